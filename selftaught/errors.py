@@ -1,0 +1,15 @@
+"""The two errors that end a command without a traceback."""
+
+
+class InputError(ValueError):
+    """The user's input is wrong; exit code 2.
+
+    The message is one line: where (file, row or option), what was found, what is allowed.
+    """
+
+
+class MachineError(RuntimeError):
+    """The machine failed (disk full, device lost); exit code 3.
+
+    The message is one line: what failed, what was saved and how to go on.
+    """

@@ -1,0 +1,81 @@
+"""Files that are either complete or absent: write beside, fsync, rename."""
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selftaught.errors import MachineError
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def machine_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a read-only folder met while writing `path` into a `MachineError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise MachineError(
+                f"{path}: disk full; what was there before is intact: free some space and "
+                "start the same command again"
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise MachineError(f"{path}: cannot be written: {error.strerror}") from error
+        raise
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the content of `path` durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, write: bytes | str | Callable[[Path], object]) -> None:
+    """Replace `path` by new content in one step; a kill at any moment leaves old or new.
+
+    Args:
+        path: the file to write; its folder must exist.
+        write: the content, or a function that writes it to the temporary path it is given.
+
+    Raises:
+        MachineError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with machine_errors(path):
+        try:
+            if isinstance(write, bytes):
+                temporary.write_bytes(write)
+            elif isinstance(write, str):
+                temporary.write_text(write, encoding="utf-8")
+            else:
+                write(temporary)
+            fsync_file(temporary)
+            os.replace(temporary, path)
+            fsync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while chunk := handle.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
