@@ -109,7 +109,7 @@ def _checked(scores: pd.DataFrame) -> pd.DataFrame:
             table[column] = _finite(scores, column)
     group = _text(scores, "group")
     # The row number, so that a blank group is a group of one image.
-    table["group"] = group.where(group != "", "\0" + pd.Series(table.index.map(str)))
+    table["group"] = [name or f"\0{row}" for row, name in enumerate(group)]
     if "study" in scores:
         table["study"] = _study(scores)
     return table
@@ -249,7 +249,9 @@ def _split_metrics(rows: pd.DataFrame, split: str, seed: int, resamples: int) ->
     reasons |= threshold.pop("reasons")
     result |= threshold
     result["body_parts"] = {
-        part: _auroc_block(group, "score", _generator_key(seed, split, "part", part), resamples)
+        part: _auroc_block(
+            group, "score", _generator_key(seed, split, "part", str(part)), resamples
+        )
         for part, group in labelled[labelled["body_part"] != ""].groupby("body_part")
     }
     if "study" in labelled and (labelled["study"] != "").any():
