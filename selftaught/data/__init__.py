@@ -1,0 +1,1 @@
+"""Manifests, splits, decoding and the pipelines that turn files into batches."""
