@@ -1,0 +1,115 @@
+"""Checkpoints that are complete or absent, checked when read.
+
+```
+checkpoints/<stage>/step-00000120/
+    weights.safetensors     the task's parameters and buffers (centres and pruning included)
+    optimizer.safetensors   Adam's moments and step counts
+    state.json              step, the loop's running figures, SHA-256 of the two files above
+```
+A checkpoint is written to a hidden folder, fsynced and renamed; the one before the previous is
+deleted only afterwards. Reading takes the newest one whose checksums hold.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from selftaught.errors import InputError
+from selftaught.files import fsync_file, fsync_folder, machine_errors, sha256
+
+KEEP = 2
+TENSORS = ("weights.safetensors", "optimizer.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a loop needs to go on: `step` optimizer steps are done."""
+
+    step: int
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    figures: dict[str, Any]
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write `checkpoint` below `folder` and drop all but the newest two.
+
+    Returns:
+        The new checkpoint's folder.
+
+    Raises:
+        MachineError: the disk is full or read-only; earlier checkpoints are intact.
+    """
+    final = folder / f"step-{checkpoint.step:08d}"
+    temporary = folder / f".{final.name}.tmp"
+    with machine_errors(final):
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            for name, tensors in zip(TENSORS, (checkpoint.weights, checkpoint.optimizer), strict=True):
+                save_file(_contiguous(tensors), temporary / name)
+            state = {
+                "step": checkpoint.step,
+                "figures": checkpoint.figures,
+                "sha256": {name: sha256(temporary / name) for name in TENSORS},
+            }
+            (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+            for path in temporary.iterdir():
+                fsync_file(path)
+            fsync_folder(temporary)
+            if final.exists():
+                shutil.rmtree(final)
+            os.rename(temporary, final)
+            fsync_folder(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    for old in _folders(folder)[:-KEEP]:
+        shutil.rmtree(old)
+    return final
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def read(path: Path) -> Checkpoint:
+    """Read one checkpoint folder.
+
+    Raises:
+        InputError: something is missing or a checksum does not hold.
+    """
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        for name in TENSORS:
+            if sha256(path / name) != state["sha256"][name]:
+                raise InputError(f"{path / name}: checksum differs from state.json: damaged file")
+        weights, optimizer = (load_file(path / name) for name in TENSORS)
+        return Checkpoint(
+            step=int(state["step"]), weights=weights, optimizer=optimizer, figures=state["figures"]
+        )
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: damaged checkpoint: {type(error).__name__}: {reason}") from error
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, and a sentence for each newer one that is not."""
+    problems = []
+    for path in reversed(_folders(folder)):
+        try:
+            return read(path), problems
+        except InputError as error:
+            problems.append(f"{error}; using the one before")
+    return None, problems

@@ -1,0 +1,304 @@
+"""Every setting of a run: frozen dataclasses that are also the command line's options."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from selftaught.data.plan import Augment, finetune_augment, pretext_augment
+from selftaught.data.split import SplitConfig
+from selftaught.errors import InputError
+
+Preset = Literal["quick", "default", "paper"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read and how.
+
+    Args:
+        manifest: CSV or parquet list of images, a folder with normal/ and abnormal/, or MURA-v1.1.
+        image_size: side of the square network input, in pixels.
+        pipeline: who executes the augmentation plan; auto takes the best there is.
+        workers: decoding and augmentation threads; auto = one for each core, 0 = none.
+        mask: auto multiplies images by the manifest's masks where it names some, none ignores them.
+        allow_outside: accept manifest paths that leave the manifest's folder.
+        cache_gib: memory for decoded images, in GiB; what does not fit is decoded every epoch.
+        evaluation_views: plain = deterministic, augmented = one random view per image as published.
+    """
+
+    manifest: str = ""
+    image_size: int = 512
+    pipeline: Literal["auto", "opencv"] = "auto"
+    workers: int | Literal["auto"] = "auto"
+    mask: Literal["auto", "none"] = "auto"
+    allow_outside: bool = False
+    cache_gib: float = 2.0
+    evaluation_views: Literal["plain", "augmented"] = "plain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The encoder and its head.
+
+    Args:
+        architecture: residual network without its classifier.
+        stem: imagenet = 7x7 stride 2 and max-pool, small = 3x3 stride 1 for images under 64 px.
+        batch_norm: affine, or plain = without scale and shift as published.
+        head: widths of the projection head after the encoder's own width.
+        weights: a ResNet state dict on this disk for pretext.method imagenet; never downloaded.
+    """
+
+    architecture: Literal["resnet18", "resnet50"] = "resnet18"
+    stem: Literal["imagenet", "small"] = "imagenet"
+    batch_norm: Literal["affine", "plain"] = "affine"
+    head: list[int] = field(default_factory=lambda: [256, 128])
+    weights: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretextConfig:
+    """Contrastive pre-training on unlabelled images (paper, Eq. 1).
+
+    Args:
+        method: ntxent = SimCLR, supcon = known abnormal images attract each other,
+            imagenet = start from model.weights, none = random weights.
+        epochs: passes over the training set.
+        batch_size: images in a global batch; divided over ranks. Each gives two views.
+        lr: Adam's learning rate.
+        milestones: epochs at which the rate is divided by ten.
+        temperature: of the softmax over similarities.
+        weight_decay: coupled L2.
+        augment: how a view is drawn.
+    """
+
+    method: Literal["ntxent", "supcon", "imagenet", "none"] = "ntxent"
+    epochs: int = 100
+    batch_size: int = 24
+    lr: float = 1e-3
+    milestones: list[int] = field(default_factory=lambda: [70, 90])
+    temperature: float = 0.5
+    weight_decay: float = 1e-6
+    augment: Augment = field(default_factory=lambda: pretext_augment("default"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Multi-centre semi-supervised fine-tuning (paper, Eq. 2).
+
+    Args:
+        centers: hypersphere centres found by k-means; 1 = uni-modal (Deep SAD).
+        gamma: a centre with fewer than gamma times the largest centre's images is removed.
+        eta: weight of known images.
+        epochs: passes over the training set.
+        batch_size: images in a global batch; divided over ranks.
+        lr: Adam's learning rate.
+        milestones: epochs at which the rate is divided by ten.
+        weight_decay: coupled L2.
+        center_epsilon: centre coordinates closer to 0 than this are pushed to +-this; 0 stays.
+        center_views: plain, or augmented = random views for k-means as published.
+        validate_every: epochs between validation AUROCs; 0 = never.
+        augment: how a view is drawn.
+    """
+
+    centers: int = 100
+    gamma: float = 0.05
+    eta: float = 1.0
+    epochs: int = 150
+    batch_size: int = 16
+    lr: float = 1e-4
+    milestones: list[int] = field(default_factory=lambda: [90, 140])
+    weight_decay: float = 1e-6
+    center_epsilon: float = 0.1
+    center_views: Literal["plain", "augmented"] = "plain"
+    validate_every: int = 1
+    augment: Augment = field(default_factory=lambda: finetune_augment("default"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How the work is carried out; nothing here changes what is computed beyond rounding.
+
+    Args:
+        kind: ddp covers one process and any number under torchrun.
+        precision: auto = bf16 autocast on GPUs that have it, fp32 elsewhere.
+        accumulate: micro-batches per optimizer step; a contrastive loss then sees only the
+            negatives of its micro-batch.
+        save_every: steps between checkpoints; 0 = at ends of epochs, at most one a minute.
+        resume: auto continues a run found in the folder, never refuses such a folder.
+    """
+
+    kind: Literal["ddp"] = "ddp"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    accumulate: int = 1
+    save_every: int = 0
+    resume: Literal["auto", "never"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Scoring.
+
+    Args:
+        neighbours: k of the mean distance to the k nearest normal training images.
+        batch_size: images in a forward pass.
+        flag_quantile: images above this quantile of normal validation scores are flagged.
+    """
+
+    neighbours: int = 100
+    batch_size: int = 64
+    flag_quantile: float = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run.
+
+    Args:
+        out: the run folder.
+        preset: default = corrected method, paper = as published, quick = for laptops.
+        seed: of weights, order of samples, augmentation and k-means.
+        data: what is read.
+        split: who trains, who tests, whose labels are known.
+        model: the network.
+        pretext: contrastive pre-training.
+        finetune: fine-tuning around centres.
+        engine: precision, checkpoints, ranks.
+        score: scoring.
+    """
+
+    out: str = ""
+    preset: Preset = "default"
+    seed: int = 1
+    data: DataConfig = field(default_factory=DataConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pretext: PretextConfig = field(default_factory=PretextConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+
+
+def preset_overrides(preset: Preset) -> dict[str, Any]:
+    """What a preset changes against the defaults, as dotted option names."""
+    if preset == "paper":
+        return {
+            "preset": "paper",
+            "data.evaluation_views": "augmented",
+            "split.scheme": "paper",
+            "model.batch_norm": "plain",
+            "pretext.augment": dataclasses.asdict(pretext_augment("paper")),
+            "finetune.augment": dataclasses.asdict(finetune_augment("paper")),
+            "finetune.center_views": "augmented",
+        }
+    if preset == "quick":
+        return {
+            "preset": "quick",
+            "data.image_size": 96,
+            "pretext.epochs": 10,
+            "pretext.milestones": [8],
+            "pretext.batch_size": 64,
+            "finetune.epochs": 10,
+            "finetune.milestones": [8],
+            "finetune.centers": 10,
+            "score.neighbours": 20,
+        }
+    return {"preset": "default"}
+
+
+def _require(option: str, value: Any, allowed: str, fine: bool) -> None:
+    if not fine:
+        raise InputError(f"{option} is {value!r}; allowed: {allowed}")
+
+
+def check(config: Config) -> Config:
+    """Refuse settings that cannot work, naming option, value and what is allowed.
+
+    Raises:
+        InputError: the first setting that is out of range.
+    """
+    _require("out", config.out, "the run folder's path", bool(config.out))
+    _require("seed", config.seed, "0 to 2**32 - 1", 0 <= config.seed < 2**32)
+    _require("data.image_size", config.data.image_size, "16 to 4096", 16 <= config.data.image_size <= 4096)
+    workers = config.data.workers
+    _require("data.workers", workers, "auto or 0 to 256", workers == "auto" or 0 <= workers <= 256)
+    _require("data.cache_gib", config.data.cache_gib, "0 or more", config.data.cache_gib >= 0)
+    head = config.model.head
+    _require("model.head", head, "one or more positive widths", bool(head) and min(head) > 0)
+    for name, stage, smallest in (("pretext", config.pretext, 2), ("finetune", config.finetune, 1)):
+        _require(f"{name}.epochs", stage.epochs, "1 or more", stage.epochs >= 1)
+        _require(f"{name}.batch_size", stage.batch_size, f"{smallest} or more", stage.batch_size >= smallest)
+        _require(f"{name}.lr", stage.lr, "above 0", stage.lr > 0)
+        _require(f"{name}.weight_decay", stage.weight_decay, "0 or more", stage.weight_decay >= 0)
+        rising = stage.milestones == sorted(set(stage.milestones))
+        _require(f"{name}.milestones", stage.milestones, "rising epochs", rising)
+    _require("pretext.temperature", config.pretext.temperature, "above 0", config.pretext.temperature > 0)
+    if config.pretext.method == "imagenet":
+        _require("model.weights", config.model.weights, "a ResNet state dict on this disk, as "
+                 "pretext.method is imagenet", bool(config.model.weights))
+    tune = config.finetune
+    _require("finetune.centers", tune.centers, "1 to 65536", 1 <= tune.centers <= 65536)
+    _require("finetune.gamma", tune.gamma, "0 to 1", 0 <= tune.gamma <= 1)
+    _require("finetune.eta", tune.eta, "above 0", tune.eta > 0)
+    _require("finetune.center_epsilon", tune.center_epsilon, "0 or more", tune.center_epsilon >= 0)
+    _require("finetune.validate_every", tune.validate_every, "0 or more", tune.validate_every >= 0)
+    _require("engine.accumulate", config.engine.accumulate, "1 or more", config.engine.accumulate >= 1)
+    _require("engine.save_every", config.engine.save_every, "0 or more", config.engine.save_every >= 0)
+    _require("score.neighbours", config.score.neighbours, "1 or more", config.score.neighbours >= 1)
+    _require("score.batch_size", config.score.batch_size, "1 or more", config.score.batch_size >= 1)
+    quantile = config.score.flag_quantile
+    _require("score.flag_quantile", quantile, "between 0 and 1", 0 < quantile < 1)
+    return config
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """All settings by dotted name."""
+    out: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            out[prefix] = list(value) if isinstance(value, tuple) else value
+
+    walk("", dataclasses.asdict(config))
+    return out
+
+
+def dump(config: Config) -> str:
+    """The resolved settings as YAML, readable by `--config`."""
+    nested: dict[str, Any] = {}
+    for name, value in flatten(config).items():
+        *groups, last = name.split(".")
+        place = nested
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = value
+    return yaml.safe_dump(nested, sort_keys=False)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file, safely.
+
+    Raises:
+        InputError: the file is missing, is not YAML or is no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; --config takes a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds {type(content).__name__}; allowed: a mapping of options")
+    return content
+
+
+def nearest_option(name: str) -> str:
+    """A hint for an unknown option: the nearest known one."""
+    near = difflib.get_close_matches(name, list(flatten(Config())), n=1, cutoff=0.5)
+    return f"; did you mean --{near[0]}?" if near else ""

@@ -1,0 +1,117 @@
+"""The run folder: one run in it, its resolved settings saved first, resumed only by the same run."""
+
+import fcntl
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from selftaught import __version__, distributed
+from selftaught.errors import InputError
+from selftaught.files import machine_errors, write_atomic
+from selftaught.training.config import Config, dump, flatten, read_yaml
+
+# Settings that change how fast, not what: a run may be resumed with other values.
+FREE = ("out", "engine.", "data.workers", "data.cache_gib", "score.batch_size")
+PACKAGES = ("torch", "torchvision", "numpy", "pandas", "opencv-python-headless", "faiss-gpu",
+            "faiss-cpu", "scikit-learn", "safetensors", "nvidia-dali-cuda130", "deepspeed")
+
+
+def lock(run: Path) -> IO[str]:
+    """Hold the folder for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        InputError: another process is running in it.
+    """
+    with machine_errors(run):
+        run.mkdir(parents=True, exist_ok=True)
+        handle = (run / ".lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise InputError(
+            f"out: {run} is in use by another run; choose another folder or wait for it to end"
+        ) from error
+    return handle
+
+
+def _value(mapping: dict[str, Any], dotted: str) -> Any:
+    for key in dotted.split("."):
+        if not isinstance(mapping, dict) or key not in mapping:
+            return None
+        mapping = mapping[key]
+    return mapping
+
+
+def claim(config: Config) -> Path:
+    """Make the run folder, or check that what is in it is this run.
+
+    Raises:
+        InputError: the folder holds other files, a run with other settings, or any run where
+            `engine.resume` is never.
+    """
+    run = Path(config.out)
+    if run.exists() and not run.is_dir():
+        raise InputError(f"out: {run} is a file; allowed: a folder that is new, empty or this run's")
+    saved = run / "config.yaml"
+    if saved.exists():
+        if config.engine.resume == "never":
+            raise InputError(f"out: {run} already holds a run and engine.resume is never; "
+                             "choose another folder")
+        there, here = read_yaml(saved), flatten(config)
+        other = [
+            f"{name} is {_value(there, name)!r} there and {value!r} here"
+            for name, value in here.items()
+            if not name.startswith(FREE) and _value(there, name) != value
+        ]
+        if other:
+            raise InputError(f"out: {run} holds a run with other settings: {'; '.join(other[:3])}"
+                             "; choose another folder or the same settings")
+    elif run.exists() and any(path.name != ".lock" for path in run.iterdir()):
+        raise InputError(f"out: {run} is not empty and holds no run; choose another folder")
+    return run
+
+
+def describe(run: Path, config: Config, image_root: Path, digest: str) -> None:
+    """Write config.yaml and environment.json of a new run.
+
+    No host name, user name or path but the images' folder is recorded.
+    """
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    cuda = torch.cuda.is_available()
+    facts = {
+        "selftaught": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": versions,
+        "device": torch.cuda.get_device_name(0) if cuda else "cpu",
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "world_size": distributed.world_size(),
+        "image_root": str(image_root),
+        "manifest_sha256": digest,
+    }
+    write_atomic(run / "environment.json", json.dumps(facts, indent=1) + "\n")
+    write_atomic(run / "config.yaml", dump(config))
+
+
+def environment(run: Path) -> dict[str, Any]:
+    """environment.json of a run.
+
+    Raises:
+        InputError: `run` is no run folder.
+    """
+    try:
+        content: dict[str, Any] = json.loads((run / "environment.json").read_text("utf-8"))
+        return content
+    except (OSError, ValueError) as error:
+        raise InputError(f"{run}: is no run folder: environment.json is missing or damaged") from error

@@ -1,0 +1,188 @@
+"""From a split table to batches on the device, and from images to embeddings, over all ranks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from selftaught import distributed
+from selftaught.data.pipeline import Pipeline, open_pipeline
+from selftaught.data.plan import PLAIN, Augment, batch_at
+from selftaught.errors import InputError
+from selftaught.models.heads import Embedder
+from selftaught.training.config import DataConfig
+from selftaught.training.engine import Batch
+from selftaught.training.progress import Reporter
+from selftaught.training.stop import Stopper
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """The rows of a split table as pixels.
+
+    Args:
+        frame: split table; a sample's id is its row number.
+        root: folder that the table's paths start from.
+        config: image size, threads, memory.
+        seed: of the augmentation plan.
+    """
+
+    frame: pd.DataFrame
+    root: Path
+    config: DataConfig
+    seed: int
+
+    @property
+    def semi_label(self) -> Tensor:
+        """(N,) int64, -1 known abnormal, +1 known normal, 0 unknown."""
+        return torch.from_numpy(self.frame["semi_label"].to_numpy(np.int64))
+
+    def paths(self, ids: Tensor) -> list[str]:
+        """Manifest paths of samples."""
+        return [str(self.frame["path"].iloc[i]) for i in ids.tolist()]
+
+    def rows(self, split: str) -> Rows:
+        """Row numbers of a set."""
+        return np.flatnonzero(self.frame["split"].to_numpy() == split).astype(np.int64)
+
+    def open(self, stage: str, augment: Augment, views: int) -> Pipeline:
+        """A pipeline over all rows; `stage` names the stream of random numbers."""
+        masks = None
+        if self.config.mask == "auto" and (self.frame["mask"] != "").any():
+            masks = [self.root / name if name else None for name in self.frame["mask"]]
+        return open_pipeline(
+            self.config.pipeline,
+            paths=[self.root / name for name in self.frame["path"]],
+            masks=masks,
+            image_size=self.config.image_size,
+            augment=augment,
+            seed=self.seed,
+            stage=stage,
+            views=views,
+            workers=self.config.workers,
+            # Two pipelines live at a time: training views and plain views.
+            cache_bytes=int(self.config.cache_gib * 2**30 / 2),
+        )
+
+
+def training_batches(
+    images: Images,
+    pipeline: Pipeline,
+    rows: Rows,
+    *,
+    stage: str,
+    batch_size: int,
+    first_step: int,
+    steps: int,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """This rank's share of each global batch, from `first_step` on.
+
+    Args:
+        images: labels and seed.
+        pipeline: executes the plan.
+        rows: training rows.
+        stage: names the order of samples.
+        batch_size: of the global batch; divisible by the number of ranks.
+        first_step: 0-based.
+        steps: the stage's number of steps.
+        device: where the tensors go.
+    """
+    world, rank = distributed.world_size(), distributed.rank()
+
+    def requests() -> Iterator[tuple[int, Rows]]:
+        for step in range(first_step, steps):
+            epoch, chosen = batch_at(images.seed, stage, step, len(rows), batch_size)
+            yield epoch, rows[np.split(chosen, world)[rank]]
+
+    semi_label = images.semi_label
+    for batch in pipeline.batches(requests()):
+        yield {
+            "views": batch.views.to(device, non_blocking=True),
+            "semi_label": semi_label[batch.ids].to(device, non_blocking=True),
+            "ids": batch.ids,
+        }
+
+
+def global_batch_size(option: str, batch_size: int, samples: int) -> int:
+    """The batch size that a training set of `samples` images allows, checked against the ranks.
+
+    Raises:
+        InputError: the global batch cannot be divided over the ranks.
+    """
+    world = distributed.world_size()
+    size = min(batch_size, samples) // world * world
+    if batch_size % world or size < world:
+        raise InputError(
+            f"{option} is {batch_size}; allowed: multiples of the {world} ranks up to the "
+            f"{samples} training images"
+        )
+    return size
+
+
+@torch.no_grad()
+def embed(
+    embedder: Embedder,
+    pipeline: Pipeline,
+    rows: Rows,
+    *,
+    batch_size: int,
+    stopper: Stopper,
+    reporter: Reporter | None = None,
+    name: str = "embed",
+) -> tuple[Tensor, Tensor]:
+    """Embeddings of `rows` in eval mode, the work divided over ranks.
+
+    Args:
+        embedder: on its device; its mode is restored afterwards.
+        pipeline: one view per image.
+        rows: (N,) row numbers.
+        batch_size: images in a forward pass.
+        stopper: asked at every batch.
+        reporter: shows the progress, if given.
+        name: of the progress.
+
+    Returns:
+        `h` (N, width) and `z` (N, D), float32 on the CPU, complete on every rank.
+
+    Raises:
+        StopRun: a signal arrived.
+    """
+    device = next(embedder.parameters()).device
+    mine = np.array_split(rows, distributed.world_size())[distributed.rank()]
+    # All ranks ask the stopper equally often, however uneven their shares are.
+    steps = -(-len(rows) // distributed.world_size() // batch_size) + 1
+    chunks = [mine[i * batch_size : (i + 1) * batch_size] for i in range(steps)]
+    source = pipeline.batches((0, chunk) for chunk in chunks if len(chunk))
+    training = embedder.training
+    embedder.eval()
+    if reporter:
+        reporter.start_bar(name, steps, 0)
+    parts: list[tuple[Tensor, Tensor]] = []
+    for number, chunk in enumerate(chunks, 1):
+        if len(chunk):
+            h, z = embedder(next(source).views[:, 0].to(device))
+            parts.append((h.float().cpu(), z.float().cpu()))
+        if stopper.requested(device):
+            raise stopper.exit()
+        if reporter:
+            reporter.advance(name, number, steps)
+    embedder.train(training)
+    if reporter:
+        reporter.end_bar()
+    local = tuple(torch.cat(column).numpy() for column in zip(*parts, strict=True)) if parts else None
+    gathered = [one for one in distributed.gather_objects(local) if one is not None]
+    h, z = (torch.from_numpy(np.concatenate(column)) for column in zip(*gathered, strict=True))
+    return h, z
+
+
+def open_plain(images: Images, augment: Augment = PLAIN, stage: str = "plain") -> Pipeline:
+    """One view per image for embedding: plain, or one fixed random view of each."""
+    return images.open(stage, augment, views=1)

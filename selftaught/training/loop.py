@@ -1,0 +1,240 @@
+"""THE loop: one pass over steps that trains every stage and survives being killed at any of them.
+
+Order of samples, augmentation and learning rate are functions of the step alone, so that a
+checkpoint is weights, optimizer and `step`, and a resumed run repeats an uninterrupted one.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from selftaught import distributed
+from selftaught.errors import MachineError
+from selftaught.training import checkpoint
+from selftaught.training.checkpoint import Checkpoint
+from selftaught.training.engine import Batch, Engine
+from selftaught.training.progress import Reporter
+from selftaught.training.stop import Stopper
+
+SECONDS_BETWEEN_SAVES = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast a stage learns."""
+
+    stage: str
+    epochs: int
+    steps_per_epoch: int
+    lr: float
+    milestones: tuple[int, ...]
+    accumulate: int = 1
+    save_every: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole stage."""
+        return self.epochs * self.steps_per_epoch
+
+    def epoch(self, steps_done: int) -> int:
+        """0-based epoch of the last of `steps_done` steps."""
+        return (steps_done - 1) // self.steps_per_epoch
+
+    def rate(self, step: int) -> float:
+        """Learning rate of the 0-based `step`: a tenth less after each milestone epoch."""
+        epoch = step // self.steps_per_epoch
+        return self.lr * 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+class Stage(Protocol):
+    """What the loop is given about one stage."""
+
+    schedule: Schedule
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """This rank's batches from `first_step` on, on the device."""
+
+    def close_epoch(self) -> dict[str, Any]:
+        """Change the task between epochs (pruning); runs before the save."""
+
+    def observe_epoch(self, epoch: int, step: int) -> dict[str, Any]:
+        """Look at the task without changing it (validation, guards); runs after the save."""
+
+    def files(self, ids: Tensor) -> list[str]:
+        """Paths of samples, for messages."""
+
+
+def restore(engine: Engine, folder: Path, reporter: Reporter, stage: str) -> Checkpoint | None:
+    """Load the newest whole checkpoint, if any, into task and optimizer."""
+    found, problems = checkpoint.newest(folder)
+    for problem in problems:
+        reporter.warn(stage, problem)
+    if found is not None:
+        engine.task.load_state_dict(found.weights)
+        if not distributed.is_main() and hasattr(engine.task, "counts"):
+            engine.task.counts.zero_()  # rank 0's buffer holds the sum over ranks
+        engine.load_state(found.optimizer)
+    return found
+
+
+def train(
+    engine: Engine, stage: Stage, folder: Path, reporter: Reporter, stopper: Stopper
+) -> None:
+    """Train until the schedule's end, from the newest checkpoint in `folder` on.
+
+    Args:
+        engine: how gradients move, holding the task.
+        stage: schedule, data and what happens between epochs.
+        folder: the stage's checkpoints.
+        reporter: metrics and progress.
+        stopper: asked at every step.
+
+    Raises:
+        MachineError: a loss or gradient is not finite on some rank; nothing was updated with it.
+        StopRun: a signal arrived; the state was saved first.
+    """
+    plan, device = stage.schedule, next(engine.task.parameters()).device
+    found = restore(engine, folder, reporter, plan.stage)
+    step = found.step if found else 0
+    figures: dict[str, Any] = found.figures if found else _new_figures()
+    reporter.forget_after(plan.stage, step)
+    if step and step % plan.steps_per_epoch == 0:
+        # A run killed between save and observation still owes the epoch's line.
+        if not distributed.broadcast_object(reporter.has_epoch(plan.stage, plan.epoch(step))):
+            _finish_epoch(stage, reporter, step, figures)
+        figures = _new_figures()
+    reporter.start_bar(plan.stage, plan.steps, step)
+    saved_at, clock, waited, images = time.monotonic(), time.monotonic(), 0.0, 0
+
+    source = stage.batches(step)
+    while step < plan.steps:
+        asked = time.monotonic()
+        batch = next(source)
+        waited += time.monotonic() - asked
+        images += batch["ids"].shape[0] * distributed.world_size()
+
+        loss = optimize(engine, batch, plan.rate(step), plan.accumulate, stage.files, step)
+        step += 1
+        figures["loss_sum"] += loss
+        figures["loss_steps"] += 1
+        if step <= 20 or step % max(1, plan.steps_per_epoch // 50) == 0:
+            _log_step(reporter, plan, step, loss)
+
+        epoch_done = step % plan.steps_per_epoch == 0
+        if epoch_done:
+            figures["closing"] = stage.close_epoch()
+            elapsed = max(time.monotonic() - clock, 1e-9)
+            figures["images_per_s"], figures["data_wait"] = images / elapsed, waited / elapsed
+        stopping = stopper.requested(device)
+        due = (
+            step % plan.save_every == 0
+            if plan.save_every
+            else epoch_done and time.monotonic() - saved_at > SECONDS_BETWEEN_SAVES
+        )
+        if distributed.any_rank(due, device) or stopping or step == plan.steps:
+            save(engine, folder, step, figures)
+            saved_at = time.monotonic()
+        if stopping:
+            raise stopper.exit()
+        reporter.advance(
+            plan.stage, step, plan.steps, loss=loss,
+            images_per_s=images / max(time.monotonic() - clock, 1e-9),
+            data_wait=waited / max(time.monotonic() - clock, 1e-9),
+        )
+        if epoch_done:
+            _finish_epoch(stage, reporter, step, figures)
+            figures, clock, waited, images = _new_figures(), time.monotonic(), 0.0, 0
+    reporter.end_bar()
+
+
+def optimize(
+    engine: Engine,
+    batch: Batch,
+    lr: float,
+    parts: int,
+    files: Callable[[Tensor], list[str]],
+    step: int,
+) -> float:
+    """One optimizer step over `parts` micro-batches.
+
+    Returns:
+        The loss averaged over micro-batches of this rank.
+
+    Raises:
+        MachineError: loss or gradient is not finite on some rank; raised before the update.
+    """
+    total = 0.0
+    micro = [dict(zip(batch, piece, strict=True))
+             for piece in zip(*(value.chunk(parts) for value in batch.values()), strict=True)]
+    for number, piece in enumerate(micro):
+        with engine.accumulate(last=number == len(micro) - 1):
+            loss = engine.forward(piece)["loss"]
+            engine.backward(loss, len(micro))
+        total += float(loss.detach()) / len(micro)
+    norm = float(engine.gradient_norm())
+    bad = not (math.isfinite(total) and math.isfinite(norm))
+    if distributed.any_rank(bad, batch["ids"].device):
+        report_bad_numbers(bad, total, norm, step, files(batch["ids"]))
+    engine.step(lr)
+    return total
+
+
+def report_bad_numbers(bad: bool, loss: float, norm: float, step: int, files: list[str]) -> None:
+    """Raise on every rank the error that names each rank with a non-finite figure."""
+    own = f"rank {distributed.rank()}: loss {loss:g}, gradient norm {norm:g}, files: " + ", ".join(files)
+    bad_ranks = [text for text in distributed.gather_objects(own if bad else "") if text]
+    raise MachineError(
+        f"step {step}: not finite, stopped before the update, last checkpoint intact: "
+        + "; ".join(bad_ranks)
+    )
+
+
+def save(engine: Engine, folder: Path, step: int, figures: dict[str, Any]) -> None:
+    """Write a checkpoint of `step` done steps (rank 0 writes, all ranks take part)."""
+    engine.sync_buffers()
+    merge = getattr(engine.task, "merge_counts", None)
+    if merge is not None:
+        merge()
+    if distributed.is_main():
+        weights: dict[str, Tensor] = engine.task.state_dict()
+        checkpoint.save(
+            folder,
+            Checkpoint(step=step, weights=weights, optimizer=engine.state(), figures=figures),
+        )
+    distributed.barrier()
+
+
+def _new_figures() -> dict[str, Any]:
+    return {"loss_sum": 0.0, "loss_steps": 0}
+
+
+def _log_step(reporter: Reporter, plan: Schedule, step: int, loss: float) -> None:
+    mean = sum(distributed.gather_objects(loss)) / distributed.world_size()
+    reporter.log(
+        kind="step", stage=plan.stage, epoch=plan.epoch(step), step=step, loss=mean, lr=plan.rate(step - 1)
+    )
+
+
+def _finish_epoch(stage: Stage, reporter: Reporter, step: int, figures: dict[str, Any]) -> None:
+    plan, epoch = stage.schedule, stage.schedule.epoch(step)
+    observed = stage.observe_epoch(epoch, step)
+    loss = figures["loss_sum"] / max(figures["loss_steps"], 1)
+    mean = sum(distributed.gather_objects(loss)) / distributed.world_size()
+    reporter.log(
+        kind="epoch", stage=plan.stage, epoch=epoch, step=step, loss=mean, lr=plan.rate(step - 1),
+        images_per_s=figures.get("images_per_s"), data_wait=figures.get("data_wait"),
+        **figures.get("closing", {}), **observed,
+    )
+
+
+@torch.no_grad()
+def synchronise_parameters(task: torch.nn.Module) -> None:
+    """Start all ranks from rank 0's weights."""
+    for tensor in [*task.parameters(), *task.buffers()]:
+        distributed.broadcast_tensor(tensor.data)

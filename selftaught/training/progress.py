@@ -1,0 +1,141 @@
+"""What a run tells: metrics.jsonl always, TensorBoard, and a bar or a line a minute."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from selftaught import distributed
+from selftaught.files import machine_errors, write_atomic
+
+SECONDS_BETWEEN_LINES = 60.0
+
+
+def _plain(value: Any) -> Any:
+    # JSON has no NaN; a figure that does not exist is null.
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Reporter:
+    """Writes a run's figures; on ranks other than 0 every call does nothing.
+
+    Args:
+        run: the run folder, holding metrics.jsonl and tensorboard/.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.path = run / "metrics.jsonl"
+        self.main = distributed.is_main()
+        self.console = Console(stderr=True, highlight=False)
+        self.bar: Progress | None = None
+        self.bar_task = TaskID(0)
+        self.last_line = -math.inf
+        self.board: Any = None
+        if self.main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(run / "tensorboard"), max_queue=1000, flush_secs=60)
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end_bar()
+        if self.board is not None:
+            self.board.close()
+
+    def log(self, **figures: Any) -> None:
+        """Append one line to metrics.jsonl and the numbers in it to TensorBoard.
+
+        Args:
+            figures: `kind` (step|epoch|warning|note), `stage`, `epoch`, `step` and numbers.
+        """
+        if not self.main:
+            return
+        line = json.dumps({key: _plain(value) for key, value in figures.items()})
+        with machine_errors(self.path), self.path.open("a", encoding="utf-8") as handle:
+            handle.write(line + "\n")
+        for key, value in figures.items():
+            if key not in ("epoch", "step") and isinstance(value, (int, float)) and self.board:
+                name = f"{figures.get('stage', 'run')}/{figures['kind']}/{key}"
+                self.board.add_scalar(name, value, figures.get("step", 0))
+
+    def forget_after(self, stage: str, step: int) -> None:
+        """Drop the lines of `stage` beyond `step`: a resumed run writes them again."""
+        if not self.main or not self.path.exists():
+            return
+        kept = [e for e in self.lines() if e.get("stage") != stage or e.get("step", 0) <= step]
+        write_atomic(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All whole lines written so far."""
+        if not self.path.exists():
+            return []
+        out = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                out.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue  # the torn last line of a killed run
+        return out
+
+    def has_epoch(self, stage: str, epoch: int) -> bool:
+        """Whether the line of a finished epoch is there."""
+        return any(
+            line["kind"] == "epoch" and line["stage"] == stage and line["epoch"] == epoch
+            for line in self.lines()
+        )
+
+    def say(self, text: str) -> None:
+        """Print a line for the person who watches."""
+        if self.main:
+            self.console.print(text, markup=False)
+
+    def warn(self, stage: str, message: str, **figures: Any) -> None:
+        """Print a warning and keep it for the report."""
+        self.say(f"warning: {stage}: {message}")
+        self.log(kind="warning", stage=stage, message=message, **figures)
+
+    def start_bar(self, stage: str, total: int, done: int) -> None:
+        """Begin the progress of a stage that takes `total` steps."""
+        self.end_bar()
+        self.last_line = time.monotonic()
+        if self.main and self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[figures]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self.bar.start()
+            self.bar_task = self.bar.add_task(stage, total=total, completed=done, figures="")
+
+    def advance(self, stage: str, done: int, total: int, **figures: float) -> None:
+        """Show that `done` of `total` steps are behind us."""
+        if not self.main:
+            return
+        text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        now = time.monotonic()
+        if self.bar is not None:
+            self.bar.update(self.bar_task, completed=done, figures=text)
+        elif now - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            print(f"{stage} {done}/{total} {text}", file=sys.stderr, flush=True)
+
+    def end_bar(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None

@@ -1,0 +1,268 @@
+"""A whole run: split, pretext, centres, fine-tuning, model, scores, metrics and report.
+
+Each part reads files and writes files; what is finished is not done again.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from selftaught import distributed
+from selftaught.data.manifest import read_manifest
+from selftaught.data.plan import PLAIN
+from selftaught.data.preflight import check_images
+from selftaught.data.split import format_table, make_split, read_split, write_split
+from selftaught.errors import InputError
+from selftaught.evaluation.calibration import percentiles, threshold_from_normals
+from selftaught.evaluation.metrics import evaluate
+from selftaught.evaluation.report import write_report
+from selftaught.files import write_atomic
+from selftaught.models.files import save_model
+from selftaught.search import knn_score
+from selftaught.training import folder, guards, stages
+from selftaught.training.config import Config
+from selftaught.training.inputs import Images, embed, open_plain
+from selftaught.training.progress import Reporter
+from selftaught.training.stop import Stopper
+from selftaught.training.tasks import KNOWN_ABNORMAL, FinetuneTask
+
+PARTS = ("split", "pretrain", "finetune", "score", "evaluate", "report")
+
+
+def run(config: Config, parts: Sequence[str] = PARTS) -> Path:
+    """Carry out the named parts of a run, on every rank.
+
+    Args:
+        config: checked settings.
+        parts: some of `PARTS`, in order.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        InputError: the input is wrong.
+        MachineError: the machine failed; what was saved is intact.
+        StopRun: a signal arrived; the state was saved.
+    """
+    stopper = Stopper().install()
+    device = distributed.start()
+    place = folder.claim(config)
+    held = folder.lock(place) if distributed.is_main() else None
+    distributed.barrier()
+    try:
+        images = split_images(config, place)
+        with Reporter(place) as reporter:
+            steps: dict[str, Callable[[], object]] = {
+                "split": lambda: None,
+                "pretrain": lambda: stages.pretrain(
+                    config, images, place, reporter, stopper, device
+                ),
+                "finetune": lambda: finish_finetune(
+                    config, images, place, reporter, stopper, device
+                ),
+                "score": lambda: score(config, images, place, reporter, stopper, device),
+                "evaluate": lambda: write_metrics(config, place),
+                "report": lambda: write_report(place) if distributed.is_main() else None,
+            }
+            for part in parts:
+                steps[part]()
+    finally:
+        if held is not None:
+            held.close()
+    distributed.finish()
+    return place
+
+
+def split_images(config: Config, place: Path) -> Images:
+    """Read the manifest, split it or take up the split that is there, and check every file.
+
+    Raises:
+        InputError: manifest, split or an image is wrong.
+    """
+    if not config.data.manifest:
+        raise InputError("data.manifest is missing; allowed: a CSV or parquet file, a folder with "
+                         "normal/ and abnormal/, or a MURA-v1.1 folder")
+    manifest = read_manifest(config.data.manifest, allow_outside=config.data.allow_outside)
+    root = manifest.root.resolve()
+    if distributed.is_main() and not (place / "config.yaml").exists():
+        frame = make_split(manifest, config.split)
+        used = frame[frame["split"] != "unused"]
+        check_images([root / name for name in used["path"]], workers=config.data.workers)
+        write_split(frame, place / "split.csv")
+        table = format_table(frame)
+        write_atomic(place / "split_table.txt", table + "\n")
+        folder.describe(place, config, root, manifest.digest)
+        print(table, flush=True)
+    distributed.barrier()
+    seen = folder.environment(place)["manifest_sha256"]
+    if seen != manifest.digest:
+        raise InputError(f"data.manifest: {config.data.manifest} has changed since this run began; "
+                         "choose another --out or restore the manifest")
+    frame = read_split(place / "split.csv")
+    return Images(frame=frame, root=root, config=config.data, seed=config.seed)
+
+
+def finish_finetune(
+    config: Config,
+    images: Images,
+    place: Path,
+    reporter: Reporter,
+    stopper: Stopper,
+    device: torch.device,
+) -> None:
+    """Fine-tune, then write model/ (last epoch) and model-best/ (best validated epoch)."""
+    if (place / "model" / "model.json").exists():
+        return
+    stages.finetune(config, images, place, reporter, stopper, device)
+    best = (place / "checkpoints" / "best" / "best.json").exists()
+    for which, name in [("best", "model-best"), ("last", "model")][0 if best else 1 :]:
+        task = stages.finetuned_task(config, images, place, which).to(device)
+        _write_model(config, images, place / name, task, which, stopper)
+
+
+def _write_model(
+    config: Config, images: Images, path: Path, task: FinetuneTask, which: str, stopper: Stopper
+) -> None:
+    """Calibrate on the normal validation images and save everything a scorer needs."""
+    rows = images.rows("val")
+    rows = rows[(images.frame["label"].iloc[rows] == 0).fillna(False).to_numpy(bool)]
+    scores: list[float] = []
+    if len(rows):
+        z = embed_rows(config, images, task, rows, stopper)[1]
+        scores = task.distance(z.to(task.centers.device))[0].cpu().tolist()
+    threshold = threshold_from_normals(scores, config.score.flag_quantile) if scores else None
+    facts = {
+        "preprocessing": {
+            "image_size": config.data.image_size,
+            "input_range": [0.0, 1.0],
+        },
+        "threshold": threshold,
+        "normal_scores": sorted(scores),
+        "training": {
+            "epoch": which,
+            "seed": config.seed,
+            "preset": config.preset,
+            "pretext": config.pretext.method,
+            "centers_initial": config.finetune.centers,
+            "centers_left": int(task.active.sum()),
+            "training_images": len(images.rows("train")),
+        },
+    }
+    if distributed.is_main():
+        save_model(path, task.embedder.cpu(), task.centers[task.active].cpu(), facts)
+    distributed.barrier()
+
+
+def embed_rows(
+    config: Config,
+    images: Images,
+    task: FinetuneTask,
+    rows: np.ndarray,
+    stopper: Stopper,
+    reporter: Reporter | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Embeddings of rows as evaluation sees them (plain, or one random view in preset paper)."""
+    augmented = config.data.evaluation_views == "augmented"
+    augment = config.finetune.augment if augmented else PLAIN
+    with open_plain(images, augment, "evaluation" if augmented else "plain") as pipeline:
+        return embed(
+            task.embedder, pipeline, rows, batch_size=config.score.batch_size, stopper=stopper,
+            reporter=reporter, name="score",
+        )
+
+
+def score(
+    config: Config,
+    images: Images,
+    place: Path,
+    reporter: Reporter,
+    stopper: Stopper,
+    device: torch.device,
+) -> None:
+    """Write embeddings.safetensors and scores.csv of all images that are not unused."""
+    if (place / "scores.csv").exists():
+        return
+    rows = np.flatnonzero(images.frame["split"].to_numpy() != "unused").astype(np.int64)
+    task = stages.finetuned_task(config, images, place).to(device)
+    h, z = embed_rows(config, images, task, rows, stopper, reporter)
+    distance, center = task.distance(z.to(device))
+    for problem in guards.check_scores(distance):
+        reporter.warn("score", problem)
+
+    frame = images.frame.iloc[rows].reset_index(drop=True)
+    bank = ((frame["split"] == "train") & (frame["semi_label"] != KNOWN_ABNORMAL)).to_numpy()
+    k = config.score.neighbours
+    pretext_h = _pretext_features(config, images, place, rows, stopper, reporter, device)
+    if distributed.is_main():
+        left = torch.cumsum(task.active.long(), 0).cpu() - 1
+        facts = json.loads((place / "model" / "model.json").read_text("utf-8"))
+        table = _score_table(frame, distance.cpu().numpy(), left[center.cpu()].numpy(), facts)
+        table.insert(8, "knn_score", knn_score(h, h[bank], k).numpy())
+        table.insert(9, "pretext_knn_score", knn_score(pretext_h, pretext_h[bank], k).numpy())
+        tensors = {"h": h.contiguous(), "z": z.contiguous()}
+        write_atomic(place / "embeddings.safetensors", lambda path: save_file(tensors, path))
+        write_atomic(place / "scores.csv", lambda path: table.to_csv(path, index=False))
+    distributed.barrier()
+
+
+def _pretext_features(
+    config: Config,
+    images: Images,
+    place: Path,
+    rows: np.ndarray,
+    stopper: Stopper,
+    reporter: Reporter,
+    device: torch.device,
+) -> Tensor:
+    embedder = stages.pretrained_embedder(config, images, place).to(device)
+    with open_plain(images) as pipeline:
+        return embed(
+            embedder, pipeline, rows, batch_size=config.score.batch_size, stopper=stopper,
+            reporter=reporter, name="pretext features",
+        )[0]
+
+
+def _score_table(
+    frame: pd.DataFrame, distance: np.ndarray, center: np.ndarray, facts: dict[str, object]
+) -> pd.DataFrame:
+    normal, threshold = facts["normal_scores"], facts["threshold"]
+    table = frame[["path", "split", "label", "semi_label"]].copy()
+    table["score"] = distance
+    table["center"] = center
+    table["percentile"] = percentiles(distance, normal) if normal else np.nan
+    flagged = pd.array(distance > threshold, dtype="Int8") if threshold is not None else pd.NA
+    table["flagged"] = flagged
+    for name in ("group", "patient", "body_part", "study"):
+        table[name] = frame[name]
+    return table
+
+
+def write_metrics(config: Config, place: Path) -> None:
+    """metrics.json from scores.csv.
+
+    Raises:
+        InputError: there is no scores.csv.
+    """
+    if not distributed.is_main():
+        return
+    figures = evaluate(read_scores(place / "scores.csv"), seed=config.seed)
+    write_atomic(place / "metrics.json", json.dumps(figures, indent=1) + "\n")
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """A scores.csv with text columns kept as text.
+
+    Raises:
+        InputError: it is missing.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file; run `selftaught score` first")
+    text = {name: str for name in ("path", "split", "group", "patient", "body_part", "study")}
+    table = pd.read_csv(path, dtype=text, keep_default_na=True)
+    return table.fillna({name: "" for name in text if name in table})

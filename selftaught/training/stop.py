@@ -1,0 +1,49 @@
+"""Stopping cleanly: a signal on any rank is seen by all ranks at the next step of any loop."""
+
+import signal
+import threading
+from types import FrameType
+
+import torch
+
+from selftaught import distributed
+
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+if hasattr(signal, "SIGUSR1"):
+    EXIT_CODES[signal.SIGUSR1] = 143
+
+
+class StopRun(Exception):
+    """The run was stopped by a signal, after saving; `code` is the process's exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"stopped by a signal (exit code {code})")
+        self.code = code
+
+
+class Stopper:
+    """Remembers the first signal; the second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.code = 0
+
+    def install(self) -> "Stopper":
+        """Catch TERM, INT and USR1 from now on."""
+        if threading.current_thread() is threading.main_thread():
+            for number in EXIT_CODES:
+                signal.signal(number, self._remember)
+        return self
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.code:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.code = EXIT_CODES[signal.Signals(number)]
+
+    def requested(self, device: torch.device | str = "cpu") -> bool:
+        """Whether any rank was asked to stop; all ranks get the same answer."""
+        return distributed.any_rank(bool(self.code), device)
+
+    def exit(self) -> StopRun:
+        """The exception that ends the run, with the exit code all ranks share."""
+        return StopRun(max(distributed.gather_objects(self.code)))

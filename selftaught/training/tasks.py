@@ -1,0 +1,143 @@
+"""What is learned: a Task is model plus loss, `forward(batch) -> {"loss": ...}`.
+
+Parameters are touched nowhere else. A batch is a dict of tensors: `views` (B, V, 1, S, S) float32 in
+the declared input range, `semi_label` (B,) int64 in -1, 0, +1, `ids` (B,) int64.
+"""
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from selftaught import distributed
+from selftaught.losses import mad_loss, nearest_center, ntxent_loss, supcon_loss
+from selftaught.models.heads import Embedder
+
+KNOWN_ABNORMAL = -1
+
+
+class PretextTask(nn.Module):
+    """Contrastive pre-training (paper, Eq. 1): two views of an image attract, all others repel.
+
+    Args:
+        embedder: encoder and head.
+        temperature: of the softmax.
+        method: ntxent, or supcon where known abnormal images attract each other.
+    """
+
+    def __init__(
+        self, embedder: Embedder, *, temperature: float, method: Literal["ntxent", "supcon"]
+    ) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self.temperature = temperature
+        self.method = method
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss over the global batch's 2B views.
+
+        Args:
+            batch: `views` (B, 2, 1, S, S); supcon also reads `semi_label`.
+        """
+        first_then_second = batch["views"].transpose(0, 1).flatten(0, 1)
+        z = self.embedder(first_then_second)[1]
+        z1, z2 = z.chunk(2)
+        group = distributed.world_group()
+        if self.method == "supcon":
+            # Class 0 = known abnormal; label -1 = no class: only the other view is positive.
+            labels = torch.where(batch["semi_label"] == KNOWN_ABNORMAL, 0, -1)
+            loss = supcon_loss(z1, z2, labels, self.temperature, group=group)
+        else:
+            loss = ntxent_loss(z1, z2, self.temperature, group=group)
+        return {"loss": loss}
+
+    def close_epoch(self) -> dict[str, float]:
+        """Nothing changes between epochs."""
+        return {}
+
+    def merge_counts(self) -> None:
+        """Nothing is counted."""
+
+
+class FinetuneTask(nn.Module):
+    """Multi-centre semi-supervised fine-tuning (paper, Eq. 2) with progressive pruning.
+
+    The centres never move. Images not known to be abnormal are counted at their nearest centre;
+    `close_epoch` removes for good every centre with fewer than gamma times the largest count.
+
+    Args:
+        embedder: encoder and head.
+        centers: (K, D) float32.
+        eta: weight of known images.
+        gamma: pruning share.
+    """
+
+    centers: Tensor
+    active: Tensor
+    counts: Tensor
+
+    def __init__(self, embedder: Embedder, centers: Tensor, *, eta: float, gamma: float) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self.eta = eta
+        self.gamma = gamma
+        k = centers.shape[0]
+        self.register_buffer("centers", centers.clone())
+        self.register_buffer("active", torch.ones(k, dtype=torch.bool))
+        self.register_buffer("counts", torch.zeros(k, dtype=torch.int64))
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss of a batch; counts the batch's images per centre while training.
+
+        Args:
+            batch: `views` (B, 1, 1, S, S) and `semi_label` (B,).
+        """
+        z = self.embedder(batch["views"][:, 0])[1]
+        loss, index = self._loss_and_index(z, batch["semi_label"])
+        if self.training:
+            counted = (batch["semi_label"] != KNOWN_ABNORMAL).to(self.counts.dtype)
+            self.counts.scatter_add_(0, index, counted)
+        return {"loss": loss}
+
+    def _loss_and_index(self, z: Tensor, semi_label: Tensor) -> tuple[Tensor, Tensor]:
+        loss, _, index = cast(
+            Any, mad_loss(z, self.centers, semi_label, eta=self.eta, active=self.active,
+                          return_assignment=True)
+        )
+        return loss, index
+
+    @torch.no_grad()
+    def distance(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance (not squared) to the nearest remaining centre, and its index.
+
+        Args:
+            z: (N, D) embeddings.
+
+        Returns:
+            (N,) float32 distances and (N,) int64 indices.
+        """
+        squared, index = nearest_center(z, self.centers, active=self.active)
+        return squared.sqrt(), index
+
+    @torch.no_grad()
+    def close_epoch(self) -> dict[str, float]:
+        """Prune, start counting anew and return the figures of the epoch's occupancy."""
+        counts = distributed.sum_over_ranks(self.counts)
+        largest = int(counts.max())
+        total = max(int(counts.sum()), 1)
+        empty = int(((counts == 0) & self.active).sum())
+        if largest > 0:
+            self.active &= counts >= self.gamma * largest
+        self.counts.zero_()
+        return {
+            "centers": int(self.active.sum()),
+            "occupancy_max": largest / total,
+            "empty_centers": empty,
+        }
+
+    @torch.no_grad()
+    def merge_counts(self) -> None:
+        """Move all ranks' counts to rank 0, so that rank 0's buffers hold the whole state."""
+        distributed.sum_over_ranks(self.counts)
+        if not distributed.is_main():
+            self.counts.zero_()
