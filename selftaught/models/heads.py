@@ -1,0 +1,89 @@
+"""Projection head, and the embedder that joins it to an encoder."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from selftaught.models.encoder import Encoder, EncoderConfig
+
+EMBEDDING_WIDTHS = (256, 128)
+
+
+class ProjectionHead(nn.Module):
+    """Linear layers with biases and ReLU between them, h (B, 512) -> z (B, 128) (Sec. 2.1)."""
+
+    def __init__(self, widths: Sequence[int] = (512, *EMBEDDING_WIDTHS)) -> None:
+        """Build from the widths of input, hidden layers and output.
+
+        Raises:
+            ValueError: fewer than two widths, or one below 1.
+        """
+        super().__init__()
+        self.widths = tuple(widths)
+        if len(self.widths) < 2 or min(self.widths) < 1:
+            raise ValueError(f"widths={self.widths}: must be two or more numbers, all >= 1")
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip(self.widths, self.widths[1:], strict=False):
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Embedding z (B, widths[-1]) of features h (B, widths[0])."""
+        return self.layers(h)
+
+
+class Embedder(nn.Module):
+    """Encoder and head: image -> (h, z).
+
+    Attributes:
+        encoder: to the average pool.
+        head: to the embedding in which the hyperspheres lie.
+    """
+
+    def __init__(
+        self, encoder_config: EncoderConfig, head_widths: Sequence[int] | None = None
+    ) -> None:
+        """Build with fresh weights from torch's global generator.
+
+        Args:
+            encoder_config: the encoder.
+            head_widths: input, hidden and output widths; the encoder's width, 256, 128 unless
+                given.
+
+        Raises:
+            ValueError: the head's input width is not the encoder's width.
+        """
+        super().__init__()
+        self.encoder = Encoder(encoder_config)
+        width = self.encoder.width
+        self.head = ProjectionHead(head_widths or (width, *EMBEDDING_WIDTHS))
+        if self.head.widths[0] != width:
+            raise ValueError(
+                f"head_widths={self.head.widths}: the first must be {width}, "
+                f"the width of {encoder_config.architecture}"
+            )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features h (B, width) and embedding z (B, D) of images x (B, 1, H, W)."""
+        h = self.encoder(x)
+        return h, self.head(h)
+
+
+def build_embedder(
+    config: EncoderConfig, seed: int, *, head_widths: Sequence[int] | None = None
+) -> Embedder:
+    """Embedder whose weights depend on `seed` alone; no global generator moves.
+
+    Args:
+        config: the encoder.
+        seed: of the weights.
+        head_widths: as for `Embedder`.
+
+    Returns:
+        The embedder, in training mode, on the CPU.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        # torch.manual_seed would also reseed every accelerator, which fork_rng does not undo.
+        torch.default_generator.manual_seed(seed)
+        return Embedder(config, head_widths)

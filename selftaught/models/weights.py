@@ -1,0 +1,102 @@
+"""Tensors from files: strict comparison with a module, and encoder weights trained elsewhere."""
+
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from selftaught.errors import InputError
+from selftaught.models.encoder import Encoder
+
+COUNTER = "num_batches_tracked"
+CLASSIFIER = "fc."
+
+
+def check_tensors(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: object
+) -> None:
+    """Refuse tensors that do not fit, before any weight changes.
+
+    Args:
+        found: tensors of a file.
+        expected: tensors of the module; only names, shapes and dtypes are read, so they may be
+            on the meta device.
+        where: what the message starts with, usually the file.
+
+    Raises:
+        InputError: a name is missing or too many, a shape or dtype differs (all differences are
+            counted, the first is printed with both shapes), or a value is not finite.
+    """
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} does not belong to this model" for name in found if name not in expected]
+    for name in expected.keys() & found.keys():
+        have, want = found[name], expected[name]
+        if have.shape != want.shape:
+            problems.append(
+                f"{name} has shape {tuple(have.shape)}, the model needs {tuple(want.shape)}"
+            )
+        elif have.dtype != want.dtype:
+            problems.append(f"{name} is {have.dtype}, the model needs {want.dtype}")
+    if problems:
+        shapes_first = sorted(problems, key=lambda text: ("has shape" not in text, text))
+        more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
+        raise InputError(f"{where}: {shapes_first[0]}{more}")
+    check_finite(found, where)
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: object) -> None:
+    """Raise `InputError` naming the first tensor that holds a NaN or an infinity."""
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{where}: {name} holds values that are not finite")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file or of a torch state dict, without running any code."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"weights={path}: cannot be read: {error.strerror}") from error
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise InputError(
+            f"weights={path}: neither safetensors nor a plain torch state dict: "
+            f"{_first_line(error)}"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise InputError(f"weights={path}: must hold a state dict (names to tensors)")
+    return dict(state)
+
+
+def _first_line(error: Exception) -> str:
+    lines: Iterable[str] = str(error).splitlines()
+    return next(iter(lines), type(error).__name__)
+
+
+def load_encoder_weights(encoder: Encoder, path: Path) -> None:
+    """Set an encoder to torchvision weights (ImageNet, say) that are already on disk.
+
+    Nothing is downloaded. The classifier's tensors (`fc.`) are ignored; batch counters, which
+    old files lack, may be absent; everything else must fit exactly, or nothing changes.
+
+    Args:
+        encoder: changed in place.
+        path: `.safetensors`, or a state dict written by `torch.save` (read with
+            `weights_only=True`, which runs no code).
+
+    Raises:
+        InputError: the file cannot be read, holds other things than tensors, or does not fit
+            (for example ImageNet's batch norms into `batch_norm="plain"`).
+    """
+    expected = encoder.layers.state_dict()
+    found = {name: t for name, t in _read(path).items() if not name.startswith(CLASSIFIER)}
+    for name, tensor in expected.items():
+        if name.endswith(COUNTER):
+            found.setdefault(name, torch.zeros_like(tensor))
+    check_tensors(found, expected, f"weights={path}")
+    encoder.layers.load_state_dict(found)

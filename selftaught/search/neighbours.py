@@ -1,0 +1,145 @@
+"""Exact nearest neighbours: candidates through FAISS, distances by direct differences."""
+
+import numpy as np
+import torch
+
+from selftaught.search.flat import BLOCK, Array, flat_search, map_blocks, matrix
+
+Rows = torch.Tensor | Array
+
+WIDE_MARGIN = 1024
+EXACT_BYTES = 32 << 20
+HALF_ULP = 2.0**-24
+
+
+def _exact(queries: Array, rows: Array, database: Array) -> Array:
+    """Squared distances (Q, M) in float64 of each query to its own `rows` (Q, M), directly."""
+    out = np.empty(rows.shape)
+    step = max(1, EXACT_BYTES // (8 * rows.shape[1] * queries.shape[1]))
+    for start in range(0, len(queries), step):
+        part = slice(start, start + step)
+        difference = database[rows[part]].astype(np.float64)
+        difference -= queries[part, None]
+        out[part] = np.einsum("qmd,qmd->qm", difference, difference)
+    return out
+
+
+def _best(squared: Array, rows: Array, k: int) -> tuple[Array, Array]:
+    """The k smallest per query, ordered by distance and then by row number."""
+    order = np.lexsort((rows, squared), axis=1)[:, :k]
+    return np.take_along_axis(squared, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def _all_rows(queries: Array, database: Array, k: int) -> tuple[Array, Array]:
+    """The k nearest rows without any shortcut; memory grows with the block, not with N."""
+    squared = np.empty((len(queries), 0))
+    rows = np.empty((len(queries), 0), np.int64)
+    for start in range(0, len(database), BLOCK):
+        numbers = np.arange(start, min(start + BLOCK, len(database)))
+        numbers = np.broadcast_to(numbers, (len(queries), len(numbers)))
+        distance = _exact(queries, numbers, database)
+        squared, rows = _best(
+            np.concatenate([squared, distance], 1), np.concatenate([rows, numbers], 1), k
+        )
+    return squared, rows
+
+
+def _certified(
+    queries: Array, database: Array, k: int, margin: int, pending: Array, out: tuple[Array, Array]
+) -> Array:
+    """Fill `out` for those `pending` queries that k + margin candidates settle; return the rest.
+
+    A row outside the candidates has an approximate squared distance of at least the last
+    candidate's. Rounding in |q|^2 + |x|^2 - 2qx is at most (D + 16) u (|q| + |x|)^2 with
+    u = 2^-24 (the 16 covers the centring and the sums), and only rows with |x| <= |q| + r can lie
+    within the k-th distance r. So if the last candidate beats r^2 by more than that bound,
+    nothing is missing.
+    """
+    shift = database.mean(axis=0, dtype=np.float64).astype(database.dtype)
+    centred = np.ascontiguousarray(database - shift, np.float32)
+    search = flat_search(centred, k + margin)
+
+    def settle(block: slice) -> Array:
+        ids = pending[block]
+        moved = np.ascontiguousarray(queries[ids] - shift, np.float32)
+        approximate, rows = search(moved)
+        squared, best = _best(_exact(queries[ids], rows, database), rows, k)
+        reach = 2 * np.linalg.norm(moved.astype(np.float64), axis=1) + np.sqrt(squared[:, -1])
+        bound = (queries.shape[1] + 16) * HALF_ULP * reach**2
+        sure = approximate[:, -1] - bound > squared[:, -1]
+        out[0][ids[sure]], out[1][ids[sure]] = squared[sure], best[sure]
+        return ids[~sure]
+
+    return np.concatenate(list(map_blocks(settle, len(pending))))
+
+
+def squared_knn(queries: Array, database: Array, k: int) -> tuple[Array, Array]:
+    """`knn` on checked arrays, returning squared distances (Q, k) in float64 and rows int64."""
+    out = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
+    pending = np.arange(len(queries))
+    for margin in (max(4, k // 4), WIDE_MARGIN):
+        if len(pending) and k + margin < len(database):
+            pending = _certified(queries, database, k, margin, pending, out)
+
+    def settle(block: slice) -> None:
+        ids = pending[block]
+        out[0][ids], out[1][ids] = _all_rows(queries[ids], database, k)
+
+    for _ in map_blocks(settle, len(pending), block=64):
+        pass
+    return out
+
+
+def knn(queries: Rows, database: Rows, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k nearest rows of `database` to each query, exactly.
+
+    FAISS proposes candidates on centred data; the distances returned are direct differences in
+    float64, and a query whose candidates could have missed a row is searched again with more, in
+    the end with all. So results depend neither on which queries are asked together, nor on
+    threads, nor on a common offset of the data. Equal distances are ordered by row number.
+
+    Args:
+        queries: (Q, D) floats, tensor on any device or array.
+        database: (N, D) floats.
+        k: 1 to N.
+
+    Returns:
+        Euclidean (not squared) distances (Q, k) float32 in ascending order, and row numbers
+        (Q, k) int64; tensors on the CPU.
+
+    Raises:
+        ValueError: k outside 1..N, widths differ, no rows, not floating point, not finite.
+        InputError: faiss is missing (small databases do without).
+    """
+    asked, known = matrix(queries, "queries"), matrix(database, "database")
+    if asked.shape[1] != known.shape[1]:
+        raise ValueError(
+            f"queries: width {asked.shape[1]}, must be the database's width {known.shape[1]}"
+        )
+    if not 1 <= k <= len(known):
+        raise ValueError(f"k={k}: must be 1 to {len(known)}, the number of database rows")
+    squared, rows = squared_knn(asked, known, k)
+    return torch.from_numpy(np.sqrt(squared).astype(np.float32)), torch.from_numpy(rows)
+
+
+def knn_score(queries: Rows, database: Rows, k: int = 100) -> torch.Tensor:
+    """Mean Euclidean distance to the k nearest rows: the paper's 100-NN ablation (Table 1).
+
+    With fewer than k rows in the database, all of them count: the score then is the mean distance
+    to every normal image and comparable only with scores against the same database.
+
+    Args:
+        queries: (Q, D) floats, features `h` of the images to score.
+        database: (N, D) floats, features of normal training images.
+        k: at least 1.
+
+    Returns:
+        (Q,) float32 on the CPU, higher = more abnormal.
+
+    Raises:
+        ValueError: as for `knn`, and k below 1.
+    """
+    if k < 1:
+        raise ValueError(f"k={k}: must be at least 1")
+    distances, _ = knn(queries, database, min(k, len(database)))
+    return distances.double().mean(dim=1).float()
