@@ -37,10 +37,9 @@ GPU = [
 DEV = [
     "pytest>=8",
     "pytest-timeout",
-    "ruff==0.14.*",
+    "ruff==0.17.*",
     "mypy>=1.15",
     "pandas-stubs",
-    "types-PyYAML",
     # Peers that the losses are compared with in the tests; never imported by the package.
     "lightly>=1.5",
     "pytorch-metric-learning>=2.8",

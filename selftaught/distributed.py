@@ -1,6 +1,7 @@
-"""Ranks from any launcher, and the few collectives the rest needs; nothing else calls torch.distributed.
+"""Ranks from any launcher, and the few collectives the rest needs.
 
-Every function also works in a plain process, where it is the one-rank case and communicates nothing.
+No other file calls torch.distributed. Every function also works in a plain process, where it is
+the one-rank case and communicates nothing.
 """
 
 import os
@@ -153,3 +154,8 @@ def gather_with_gradient(local: Tensor, group: Group = None) -> Tensor:
         listing = ", ".join(f"rank {r}: {n}" for r, n in enumerate(rows))
         raise ValueError(f"group: every rank must hold the same number of rows, got {listing}")
     return _Gather.apply(local, group)
+
+
+def world_group() -> Group:
+    """The group of all ranks, None in a plain process."""
+    return dist.group.WORLD if world_size() > 1 else None

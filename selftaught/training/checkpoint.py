@@ -56,7 +56,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            for name, tensors in zip(TENSORS, (checkpoint.weights, checkpoint.optimizer), strict=True):
+            for name, tensors in zip(
+                TENSORS, (checkpoint.weights, checkpoint.optimizer), strict=True
+            ):
                 save_file(_contiguous(tensors), temporary / name)
             state = {
                 "step": checkpoint.step,

@@ -124,7 +124,7 @@ class EngineConfig:
 
     Args:
         kind: ddp covers one process and any number under torchrun.
-        precision: auto = bf16 autocast on GPUs that have it, fp32 elsewhere.
+        precision: auto = bf16 autocast on GPUs and CPUs that multiply bf16, fp32 elsewhere.
         accumulate: micro-batches per optimizer step; a contrastive loss then sees only the
             negatives of its micro-batch.
         save_every: steps between checkpoints; 0 = at ends of epochs, at most one a minute.
@@ -222,7 +222,12 @@ def check(config: Config) -> Config:
     """
     _require("out", config.out, "the run folder's path", bool(config.out))
     _require("seed", config.seed, "0 to 2**32 - 1", 0 <= config.seed < 2**32)
-    _require("data.image_size", config.data.image_size, "16 to 4096", 16 <= config.data.image_size <= 4096)
+    _require(
+        "data.image_size",
+        config.data.image_size,
+        "16 to 4096",
+        16 <= config.data.image_size <= 4096,
+    )
     workers = config.data.workers
     _require("data.workers", workers, "auto or 0 to 256", workers == "auto" or 0 <= workers <= 256)
     _require("data.cache_gib", config.data.cache_gib, "0 or more", config.data.cache_gib >= 0)
@@ -230,23 +235,38 @@ def check(config: Config) -> Config:
     _require("model.head", head, "one or more positive widths", bool(head) and min(head) > 0)
     for name, stage, smallest in (("pretext", config.pretext, 2), ("finetune", config.finetune, 1)):
         _require(f"{name}.epochs", stage.epochs, "1 or more", stage.epochs >= 1)
-        _require(f"{name}.batch_size", stage.batch_size, f"{smallest} or more", stage.batch_size >= smallest)
+        _require(
+            f"{name}.batch_size",
+            stage.batch_size,
+            f"{smallest} or more",
+            stage.batch_size >= smallest,
+        )
         _require(f"{name}.lr", stage.lr, "above 0", stage.lr > 0)
         _require(f"{name}.weight_decay", stage.weight_decay, "0 or more", stage.weight_decay >= 0)
         rising = stage.milestones == sorted(set(stage.milestones))
         _require(f"{name}.milestones", stage.milestones, "rising epochs", rising)
-    _require("pretext.temperature", config.pretext.temperature, "above 0", config.pretext.temperature > 0)
+    _require(
+        "pretext.temperature", config.pretext.temperature, "above 0", config.pretext.temperature > 0
+    )
     if config.pretext.method == "imagenet":
-        _require("model.weights", config.model.weights, "a ResNet state dict on this disk, as "
-                 "pretext.method is imagenet", bool(config.model.weights))
+        _require(
+            "model.weights",
+            config.model.weights,
+            "a ResNet state dict on this disk, as pretext.method is imagenet",
+            bool(config.model.weights),
+        )
     tune = config.finetune
     _require("finetune.centers", tune.centers, "1 to 65536", 1 <= tune.centers <= 65536)
     _require("finetune.gamma", tune.gamma, "0 to 1", 0 <= tune.gamma <= 1)
     _require("finetune.eta", tune.eta, "above 0", tune.eta > 0)
     _require("finetune.center_epsilon", tune.center_epsilon, "0 or more", tune.center_epsilon >= 0)
     _require("finetune.validate_every", tune.validate_every, "0 or more", tune.validate_every >= 0)
-    _require("engine.accumulate", config.engine.accumulate, "1 or more", config.engine.accumulate >= 1)
-    _require("engine.save_every", config.engine.save_every, "0 or more", config.engine.save_every >= 0)
+    _require(
+        "engine.accumulate", config.engine.accumulate, "1 or more", config.engine.accumulate >= 1
+    )
+    _require(
+        "engine.save_every", config.engine.save_every, "0 or more", config.engine.save_every >= 0
+    )
     _require("score.neighbours", config.score.neighbours, "1 or more", config.score.neighbours >= 1)
     _require("score.batch_size", config.score.batch_size, "1 or more", config.score.batch_size >= 1)
     quantile = config.score.flag_quantile

@@ -45,13 +45,21 @@ class Engine(Protocol):
         """Take up what `state` gave."""
 
 
+def bf16_pays(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 in hardware; elsewhere autocast only costs time."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    facts = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(facts.get("avx512_bf16") or facts.get("amx_bf16"))
+
+
 class TorchEngine:
     """Adam in one process, or DistributedDataParallel where a process group is up.
 
     Args:
         task: the module to train, on its device.
         weight_decay: coupled L2, as in the paper.
-        precision: auto = bf16 autocast on CUDA devices that have it, fp32 elsewhere.
+        precision: auto = bf16 autocast where the device multiplies bf16, fp32 elsewhere.
     """
 
     def __init__(
@@ -63,12 +71,14 @@ class TorchEngine:
     ) -> None:
         self.task = task
         self.device = next(task.parameters()).device
-        native = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        self.bf16 = native if precision == "auto" else precision == "bf16"
+        self.bf16 = bf16_pays(self.device) if precision == "auto" else precision == "bf16"
         self.module: nn.Module = task
         if distributed.world_size() > 1:
             self.module = DistributedDataParallel(
-                task, device_ids=[self.device.index] if self.device.type == "cuda" else None
+                task,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                # Rank 0's buffers would overwrite the other ranks' counts per centre.
+                broadcast_buffers=False,
             )
         self.parameters = [p for p in task.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, weight_decay=weight_decay)
@@ -109,7 +119,9 @@ class TorchEngine:
         """Optimizer state, keys `<parameter number>.<name>`."""
         state = self.optimizer.state_dict()["state"]
         return {
-            f"{number}.{name}": value for number, one in state.items() for name, value in one.items()
+            f"{number}.{name}": value
+            for number, one in state.items()
+            for name, value in one.items()
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The run folder: one run in it, its resolved settings saved first, resumed only by the same run."""
+"""The run folder: one run in it, locked while it runs, resumed only with the same settings."""
 
 import fcntl
 import json
@@ -17,8 +17,25 @@ from selftaught.training.config import Config, dump, flatten, read_yaml
 
 # Settings that change how fast, not what: a run may be resumed with other values.
 FREE = ("out", "engine.", "data.workers", "data.cache_gib", "score.batch_size")
-PACKAGES = ("torch", "torchvision", "numpy", "pandas", "opencv-python-headless", "faiss-gpu",
-            "faiss-cpu", "scikit-learn", "safetensors", "nvidia-dali-cuda130", "deepspeed")
+# What a run killed before it wrote config.yaml may have left.
+BEGUN = {
+    name
+    for file in ("split.csv", "split_table.txt", "environment.json", "config.yaml")
+    for name in (file, f".{file}.tmp")
+} | {".lock"}
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "pandas",
+    "opencv-python-headless",
+    "faiss-gpu",
+    "faiss-cpu",
+    "scikit-learn",
+    "safetensors",
+    "nvidia-dali-cuda130",
+    "deepspeed",
+)
 
 
 def lock(run: Path) -> IO[str]:
@@ -56,12 +73,15 @@ def claim(config: Config) -> Path:
     """
     run = Path(config.out)
     if run.exists() and not run.is_dir():
-        raise InputError(f"out: {run} is a file; allowed: a folder that is new, empty or this run's")
+        raise InputError(
+            f"out: {run} is a file; allowed: a folder that is new, empty or this run's"
+        )
     saved = run / "config.yaml"
     if saved.exists():
         if config.engine.resume == "never":
-            raise InputError(f"out: {run} already holds a run and engine.resume is never; "
-                             "choose another folder")
+            raise InputError(
+                f"out: {run} already holds a run and engine.resume is never; choose another folder"
+            )
         there, here = read_yaml(saved), flatten(config)
         other = [
             f"{name} is {_value(there, name)!r} there and {value!r} here"
@@ -69,9 +89,11 @@ def claim(config: Config) -> Path:
             if not name.startswith(FREE) and _value(there, name) != value
         ]
         if other:
-            raise InputError(f"out: {run} holds a run with other settings: {'; '.join(other[:3])}"
-                             "; choose another folder or the same settings")
-    elif run.exists() and any(path.name != ".lock" for path in run.iterdir()):
+            raise InputError(
+                f"out: {run} holds a run with other settings: {'; '.join(other[:3])}"
+                "; choose another folder or the same settings"
+            )
+    elif run.exists() and any(path.name not in BEGUN for path in run.iterdir()):
         raise InputError(f"out: {run} is not empty and holds no run; choose another folder")
     return run
 
@@ -94,7 +116,9 @@ def describe(run: Path, config: Config, image_root: Path, digest: str) -> None:
         "system": f"{platform.system()} {platform.machine()}",
         "packages": versions,
         "device": torch.cuda.get_device_name(0) if cuda else "cpu",
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "world_size": distributed.world_size(),
         "image_root": str(image_root),
@@ -114,4 +138,6 @@ def environment(run: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((run / "environment.json").read_text("utf-8"))
         return content
     except (OSError, ValueError) as error:
-        raise InputError(f"{run}: is no run folder: environment.json is missing or damaged") from error
+        raise InputError(
+            f"{run}: is no run folder: environment.json is missing or damaged"
+        ) from error

@@ -177,7 +177,9 @@ def embed(
     embedder.train(training)
     if reporter:
         reporter.end_bar()
-    local = tuple(torch.cat(column).numpy() for column in zip(*parts, strict=True)) if parts else None
+    local = (
+        tuple(torch.cat(column).numpy() for column in zip(*parts, strict=True)) if parts else None
+    )
     gathered = [one for one in distributed.gather_objects(local) if one is not None]
     h, z = (torch.from_numpy(np.concatenate(column)) for column in zip(*gathered, strict=True))
     return h, z

@@ -83,9 +83,7 @@ def restore(engine: Engine, folder: Path, reporter: Reporter, stage: str) -> Che
     return found
 
 
-def train(
-    engine: Engine, stage: Stage, folder: Path, reporter: Reporter, stopper: Stopper
-) -> None:
+def train(engine: Engine, stage: Stage, folder: Path, reporter: Reporter, stopper: Stopper) -> None:
     """Train until the schedule's end, from the newest checkpoint in `folder` on.
 
     Args:
@@ -143,7 +141,10 @@ def train(
         if stopping:
             raise stopper.exit()
         reporter.advance(
-            plan.stage, step, plan.steps, loss=loss,
+            plan.stage,
+            step,
+            plan.steps,
+            loss=loss,
             images_per_s=images / max(time.monotonic() - clock, 1e-9),
             data_wait=waited / max(time.monotonic() - clock, 1e-9),
         )
@@ -170,8 +171,10 @@ def optimize(
         MachineError: loss or gradient is not finite on some rank; raised before the update.
     """
     total = 0.0
-    micro = [dict(zip(batch, piece, strict=True))
-             for piece in zip(*(value.chunk(parts) for value in batch.values()), strict=True)]
+    micro = [
+        dict(zip(batch, piece, strict=True))
+        for piece in zip(*(value.chunk(parts) for value in batch.values()), strict=True)
+    ]
     for number, piece in enumerate(micro):
         with engine.accumulate(last=number == len(micro) - 1):
             loss = engine.forward(piece)["loss"]
@@ -187,7 +190,9 @@ def optimize(
 
 def report_bad_numbers(bad: bool, loss: float, norm: float, step: int, files: list[str]) -> None:
     """Raise on every rank the error that names each rank with a non-finite figure."""
-    own = f"rank {distributed.rank()}: loss {loss:g}, gradient norm {norm:g}, files: " + ", ".join(files)
+    own = f"rank {distributed.rank()}: loss {loss:g}, gradient norm {norm:g}, files: " + ", ".join(
+        files
+    )
     bad_ranks = [text for text in distributed.gather_objects(own if bad else "") if text]
     raise MachineError(
         f"step {step}: not finite, stopped before the update, last checkpoint intact: "
@@ -217,7 +222,12 @@ def _new_figures() -> dict[str, Any]:
 def _log_step(reporter: Reporter, plan: Schedule, step: int, loss: float) -> None:
     mean = sum(distributed.gather_objects(loss)) / distributed.world_size()
     reporter.log(
-        kind="step", stage=plan.stage, epoch=plan.epoch(step), step=step, loss=mean, lr=plan.rate(step - 1)
+        kind="step",
+        stage=plan.stage,
+        epoch=plan.epoch(step),
+        step=step,
+        loss=mean,
+        lr=plan.rate(step - 1),
     )
 
 
@@ -227,9 +237,16 @@ def _finish_epoch(stage: Stage, reporter: Reporter, step: int, figures: dict[str
     loss = figures["loss_sum"] / max(figures["loss_steps"], 1)
     mean = sum(distributed.gather_objects(loss)) / distributed.world_size()
     reporter.log(
-        kind="epoch", stage=plan.stage, epoch=epoch, step=step, loss=mean, lr=plan.rate(step - 1),
-        images_per_s=figures.get("images_per_s"), data_wait=figures.get("data_wait"),
-        **figures.get("closing", {}), **observed,
+        kind="epoch",
+        stage=plan.stage,
+        epoch=epoch,
+        step=step,
+        loss=mean,
+        lr=plan.rate(step - 1),
+        images_per_s=figures.get("images_per_s"),
+        data_wait=figures.get("data_wait"),
+        **figures.get("closing", {}),
+        **observed,
     )
 
 

@@ -86,8 +86,10 @@ def split_images(config: Config, place: Path) -> Images:
         InputError: manifest, split or an image is wrong.
     """
     if not config.data.manifest:
-        raise InputError("data.manifest is missing; allowed: a CSV or parquet file, a folder with "
-                         "normal/ and abnormal/, or a MURA-v1.1 folder")
+        raise InputError(
+            "data.manifest is missing; allowed: a CSV or parquet file, a folder with "
+            "normal/ and abnormal/, or a MURA-v1.1 folder"
+        )
     manifest = read_manifest(config.data.manifest, allow_outside=config.data.allow_outside)
     root = manifest.root.resolve()
     if distributed.is_main() and not (place / "config.yaml").exists():
@@ -102,8 +104,10 @@ def split_images(config: Config, place: Path) -> Images:
     distributed.barrier()
     seen = folder.environment(place)["manifest_sha256"]
     if seen != manifest.digest:
-        raise InputError(f"data.manifest: {config.data.manifest} has changed since this run began; "
-                         "choose another --out or restore the manifest")
+        raise InputError(
+            f"data.manifest: {config.data.manifest} has changed since this run began; "
+            "choose another --out or restore the manifest"
+        )
     frame = read_split(place / "split.csv")
     return Images(frame=frame, root=root, config=config.data, seed=config.seed)
 
@@ -172,8 +176,13 @@ def embed_rows(
     augment = config.finetune.augment if augmented else PLAIN
     with open_plain(images, augment, "evaluation" if augmented else "plain") as pipeline:
         return embed(
-            task.embedder, pipeline, rows, batch_size=config.score.batch_size, stopper=stopper,
-            reporter=reporter, name="score",
+            task.embedder,
+            pipeline,
+            rows,
+            batch_size=config.score.batch_size,
+            stopper=stopper,
+            reporter=reporter,
+            name="score",
         )
 
 
@@ -223,8 +232,13 @@ def _pretext_features(
     embedder = stages.pretrained_embedder(config, images, place).to(device)
     with open_plain(images) as pipeline:
         return embed(
-            embedder, pipeline, rows, batch_size=config.score.batch_size, stopper=stopper,
-            reporter=reporter, name="pretext features",
+            embedder,
+            pipeline,
+            rows,
+            batch_size=config.score.batch_size,
+            stopper=stopper,
+            reporter=reporter,
+            name="pretext features",
         )[0]
 
 

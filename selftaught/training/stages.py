@@ -66,7 +66,9 @@ class _Stage:
         self.config, self.images, self.task = config, images, task
         self.reporter, self.stopper = reporter, stopper
         self.rows = images.rows("train")
-        self.batch_size = global_batch_size(f"{name}.batch_size", options.batch_size, len(self.rows))
+        self.batch_size = global_batch_size(
+            f"{name}.batch_size", options.batch_size, len(self.rows)
+        )
         self.device = next(task.parameters()).device
         self.schedule = Schedule(
             stage=name,
@@ -77,7 +79,9 @@ class _Stage:
             accumulate=config.engine.accumulate,
             save_every=config.engine.save_every,
         )
-        self.training_views = images.open(name, options.augment, views=2 if name == "pretext" else 1)
+        self.training_views = images.open(
+            name, options.augment, views=2 if name == "pretext" else 1
+        )
         self.plain_views = open_plain(images)
         self.first_spread: float | None = None
 
@@ -242,8 +246,11 @@ def pretrain(
         task, weight_decay=config.pretext.weight_decay, precision=config.engine.precision
     )
     if config.engine.accumulate > 1:
-        reporter.warn("pretext", f"engine.accumulate is {config.engine.accumulate}: each view sees "
-                      "only the negatives of its own micro-batch")
+        reporter.warn(
+            "pretext",
+            f"engine.accumulate is {config.engine.accumulate}: each view sees "
+            "only the negatives of its own micro-batch",
+        )
     stage = PretextStage(config, config.pretext, "pretext", images, task, reporter, stopper)
     try:
         train(engine, stage, folder, reporter, stopper)
@@ -316,8 +323,13 @@ def initial_centers(
     augment = options.augment if options.center_views == "augmented" else PLAIN
     with open_plain(images, augment, "centers") as pipeline:
         z = embed(
-            embedder, pipeline, rows, batch_size=config.score.batch_size, stopper=stopper,
-            reporter=reporter, name="centres",
+            embedder,
+            pipeline,
+            rows,
+            batch_size=config.score.batch_size,
+            stopper=stopper,
+            reporter=reporter,
+            name="centres",
         )[1]
     found = kmeans(z, options.centers, seed=config.seed, restarts=10)
     centers = distributed.broadcast_object(found.centers.float())
@@ -343,7 +355,9 @@ def finetune(
     options = config.finetune
     embedder = new_embedder(config, config.seed + FRESH_HEAD)
     if found is None:
-        embedder.encoder.load_state_dict(pretrained_embedder(config, images, run).encoder.state_dict())
+        embedder.encoder.load_state_dict(
+            pretrained_embedder(config, images, run).encoder.state_dict()
+        )
         embedder.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         centers = initial_centers(config, images, embedder, reporter, stopper)
     else:
@@ -359,7 +373,14 @@ def finetune(
         checkpoint.save(folder, Checkpoint(step=0, weights=weights, optimizer={}, figures=start))
     distributed.barrier()
     stage = FinetuneStage(
-        config, options, "finetune", images, task, reporter, stopper, best=run / "checkpoints" / "best"
+        config,
+        options,
+        "finetune",
+        images,
+        task,
+        reporter,
+        stopper,
+        best=run / "checkpoints" / "best",
     )
     try:
         train(engine, stage, folder, reporter, stopper)
@@ -386,4 +407,3 @@ def finetuned_task(config: Config, images: Images, run: Path, which: str = "last
     )
     task.load_state_dict(weights)
     return task.eval()
-

@@ -1,7 +1,7 @@
 """What is learned: a Task is model plus loss, `forward(batch) -> {"loss": ...}`.
 
-Parameters are touched nowhere else. A batch is a dict of tensors: `views` (B, V, 1, S, S) float32 in
-the declared input range, `semi_label` (B,) int64 in -1, 0, +1, `ids` (B,) int64.
+Parameters are touched nowhere else. A batch is a dict of tensors: `views` (B, V, 1, S, S) float32
+in the declared input range, `semi_label` (B,) int64 in -1, 0, +1, `ids` (B,) int64.
 """
 
 from typing import Any, Literal, cast
@@ -101,8 +101,15 @@ class FinetuneTask(nn.Module):
 
     def _loss_and_index(self, z: Tensor, semi_label: Tensor) -> tuple[Tensor, Tensor]:
         loss, _, index = cast(
-            Any, mad_loss(z, self.centers, semi_label, eta=self.eta, active=self.active,
-                          return_assignment=True)
+            Any,
+            mad_loss(
+                z,
+                self.centers,
+                semi_label,
+                eta=self.eta,
+                active=self.active,
+                return_assignment=True,
+            ),
         )
         return loss, index
 

@@ -1,0 +1,61 @@
+"""`selftaught doctor`: what this machine has, which backend each op takes, and why."""
+
+import importlib.util
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from selftaught import __version__
+from selftaught.cli.options import build_parser, parse
+
+# Package, module, what it is for.
+PARTS = (
+    ("torch", "torch", "tensors and losses"),
+    ("torchvision", "torchvision", "ResNet"),
+    ("triton", "triton", "GPU kernels"),
+    ("faiss-gpu", "faiss", "k-means and neighbours"),
+    ("faiss-cpu", "faiss", "k-means and neighbours where faiss-gpu does not exist"),
+    ("opencv-python-headless", "cv2", "decoding and augmentation"),
+    ("nvidia-dali-cuda130", "nvidia.dali", "GPU decoding and augmentation"),
+    ("deepspeed", "deepspeed", "ZeRO engine"),
+    ("pydicom", "pydicom", "DICOM"),
+    ("pandas", "pandas", "manifests"),
+    ("scikit-learn", "sklearn", "metrics"),
+    ("matplotlib", "matplotlib", "figures of the report"),
+    ("tensorboard", "tensorboard", "optional logger"),
+)
+
+
+def installed(package: str, module: str) -> str:
+    """A package's version, or that it is missing, without importing it."""
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    try:
+        return version(package) if found else "missing"
+    except PackageNotFoundError:
+        return "missing"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print versions, devices and backends."""
+    parse(build_parser("doctor", "What is here, which backend is taken, and why."), arguments)
+    import torch
+
+    from selftaught.kernels.dispatch import backend_table
+
+    print(f"selftaught {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    print(f"device: cpu, {cores} cores, {torch.get_num_threads()} threads")
+    for number in range(torch.cuda.device_count()):
+        print(f"device: cuda:{number}, {torch.cuda.get_device_name(number)}")
+    if not torch.cuda.is_available():
+        print(f"device: no CUDA device (torch {torch.__version__})")
+    print("\npackages")
+    for package, module, purpose in PARTS:
+        print(f"  {package:<24} {installed(package, module):<12} {purpose}")
+    print("\nkernels")
+    for row in backend_table():
+        print("  " + "  ".join(f"{key}: {value}" for key, value in row.items()))

@@ -1,0 +1,31 @@
+"""`selftaught evaluate`: the figures of a run or of any scores.csv."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from selftaught.cli.options import build_parser, parse
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write metrics.json beside the scores, or to `--out`, and print the AUROCs."""
+    parser = build_parser("evaluate", "Compute AUROC and the other figures from scores.")
+    parser.add_argument("scores", type=str, help="run folder or scores.csv")
+    parser.add_argument("--out", type=str, default="", help="file to write; metrics.json beside")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the bootstrap")
+    options = parse(parser, arguments)
+    from selftaught.evaluation.metrics import evaluate
+    from selftaught.files import write_atomic
+    from selftaught.training.run import read_scores
+
+    source = Path(options.scores)
+    table = source / "scores.csv" if source.is_dir() else source
+    figures = evaluate(read_scores(table), seed=options.seed)
+    target = Path(options.out) if options.out else table.with_name("metrics.json")
+    write_atomic(target, json.dumps(figures, indent=1) + "\n")
+    for name in ("val", "test"):
+        part = figures.get(name) or {}
+        if part.get("auroc") is not None:
+            low, high = part["auroc_ci"]
+            print(f"{name}: AUROC {part['auroc']:.4f} [{low:.4f}, {high:.4f}]")
+    print(target)

@@ -1,0 +1,17 @@
+"""`selftaught finetune`: centres and fine-tuning of a pre-trained run."""
+
+from collections.abc import Sequence
+
+from selftaught.cli.options import read_config
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Fine-tune the run in `--out` and write its model; start again to go on."""
+    config = read_config(
+        "finetune",
+        "Find centres and fine-tune the pre-trained run in --out; its settings are the defaults.",
+        arguments,
+    )
+    from selftaught.training.run import run
+
+    print(run(config, ("finetune",)) / "model")

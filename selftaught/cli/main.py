@@ -1,0 +1,102 @@
+"""Entry point: finds the command, runs it and turns errors into one line and an exit code."""
+
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+
+from selftaught import __version__
+from selftaught.errors import InputError, MachineError
+from selftaught.files import FULL_DISK
+
+COMMANDS = {
+    "demo": "synthetic radiographs, then the whole job on them, in a few minutes",
+    "synth": "write a labelled set of synthetic radiographs with ground truth",
+    "split": "grouped split and label draw of a manifest, printed and saved",
+    "run": "pretext -> centres -> fine-tuning -> score -> evaluate -> report",
+    "pretrain": "first stage of run: split and contrastive pre-training",
+    "finetune": "second stage of run: centres and fine-tuning, writes the model",
+    "score": "score a run's images, or any images with a trained model",
+    "evaluate": "AUROC and the other figures of a run or of any scores.csv",
+    "report": "report.html of a run",
+    "doctor": "versions, devices, backends with reasons, optional parts",
+}
+
+HELP = """usage: selftaught COMMAND [options]
+
+Finds abnormal radiographs with almost no labels. Start with `selftaught demo`; with images of
+your own: selftaught run --data.manifest images.csv --out my-run
+
+{commands}
+
+selftaught COMMAND --help lists a command's options. Every training command runs unchanged under
+torchrun. Exit codes: 0 done, 2 the input is wrong, 3 the machine failed (start again: the run
+continues), 130 or 143 stopped by a signal after saving."""
+
+
+def usage() -> str:
+    """The text of `selftaught --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return HELP.format(commands="\n".join(lines))
+
+
+def complain(text: str) -> None:
+    """One line on standard error."""
+    print("selftaught: " + " ".join(text.split()), file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: arguments without the program's name; the process's own by default.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        complain(f"unknown command {name!r}; allowed: {', '.join(COMMANDS)}")
+        return 2
+    return guarded(name, rest)
+
+
+def guarded(name: str, arguments: list[str]) -> int:
+    """Run one command's `main(arguments)` and translate what it raises."""
+    from selftaught.training.stop import StopRun
+
+    try:
+        importlib.import_module(f"selftaught.cli.{name}").main(arguments)
+    except InputError as error:
+        complain(str(error))
+        return 2
+    except MachineError as error:
+        complain(str(error))
+        return 3
+    except StopRun as stop:
+        complain("stopped by a signal; what was done is saved, the same command goes on")
+        return stop.code
+    except KeyboardInterrupt:
+        complain("interrupted; the same command goes on from the last checkpoint")
+        return 130
+    except OSError as error:
+        if error.errno in FULL_DISK or error.errno == errno.EIO:
+            complain(f"{error.filename or 'disk'}: {error.strerror}; the last checkpoint is intact")
+            return 3
+        raise
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("selftaught"):
+            raise
+        complain(
+            f"the package {error.name} is missing; install it by: pip install selftaught[train]"
+        )
+        return 2
+    return 0

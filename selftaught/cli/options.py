@@ -1,0 +1,101 @@
+"""The settings of a run from the command line: preset, YAML file, options, in rising order."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from jsonargparse import ArgumentParser, Namespace
+
+from selftaught.errors import InputError
+from selftaught.training.config import (
+    Config,
+    Preset,
+    check,
+    nearest_option,
+    preset_overrides,
+    read_yaml,
+)
+
+
+def build_parser(command: str, description: str) -> ArgumentParser:
+    """A parser that raises instead of exiting, with --config and --print_config."""
+    parser = ArgumentParser(
+        prog=f"selftaught {command}", description=description, exit_on_error=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file of options")
+    return parser
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """Parse, with one line of explanation where that fails.
+
+    Raises:
+        InputError: an option is unknown or its value is not allowed.
+    """
+    from argparse import ArgumentError
+
+    try:
+        return parser.parse_args(list(arguments))
+    except (ArgumentError, ValueError, TypeError) as error:
+        text = " ".join(str(error).split())
+        hint = ""
+        if "unrecognized arguments" in text or "does not accept" in text:
+            unknown = [word for word in text.replace("'", " ").split() if word.startswith("--")]
+            name = unknown[0][2:].split("=")[0] if unknown else text.split("'")[-2]
+            hint = nearest_option(name)
+        raise InputError(f"{text}{hint}; `{parser.prog} --help` lists the options") from error
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str:
+    # The preset and the run folder decide defaults, so they are looked up before parsing.
+    found = ""
+    for position, word in enumerate(arguments):
+        if word == f"--{option}" and position + 1 < len(arguments):
+            found = arguments[position + 1]
+        elif word.startswith(f"--{option}="):
+            found = word.split("=", 1)[1]
+    return found
+
+
+def _defaults(arguments: Sequence[str]) -> dict[str, Any]:
+    """Defaults from the run that is in the folder, else from the preset."""
+    file = _value_of("config", arguments)
+    given = read_yaml(Path(file)) if file else {}
+    out = _value_of("out", arguments) or given.get("out") or ""
+    preset = _value_of("preset", arguments) or given.get("preset")
+    saved = Path(out) / "config.yaml" if out else None
+    if saved is not None and preset is None and not file and saved.is_file():
+        return _flat(read_yaml(saved))
+    preset = preset or "default"
+    if preset not in get_args(Preset):
+        raise InputError(f"preset is {preset!r}; allowed: {', '.join(get_args(Preset))}")
+    return _flat(preset_overrides(cast(Preset, preset)))
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in nested.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            out |= _flat(value, name + ".")
+        else:
+            out[name] = value
+    return out
+
+
+def read_config(command: str, description: str, arguments: Sequence[str]) -> Config:
+    """The checked settings of a training command.
+
+    Where `--out` names an existing run and neither preset nor file is given, that run's settings
+    are the defaults, so that `selftaught run --out RUN` goes on with it.
+
+    Raises:
+        InputError: an option, value or file is wrong.
+    """
+    parser = build_parser(command, description)
+    parser.add_class_arguments(Config, as_group=False)
+    parser.set_defaults(_defaults(arguments))
+    namespace = parse(parser, arguments)
+    made = parser.instantiate(namespace)
+    del made["config"]
+    return check(Config(**vars(made)))

@@ -1,0 +1,56 @@
+"""`selftaught score`: anomaly scores of a run's images, or of any images with a trained model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from selftaught.cli.options import build_parser, parse
+from selftaught.errors import InputError
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write scores.csv; higher = more abnormal."""
+    parser = build_parser("score", "Score images: distance to the nearest centre.")
+    parser.add_argument("model", type=str, help="run folder, or model folder with --data.manifest")
+    parser.add_argument("--data.manifest", type=str, default="", help="images to score")
+    parser.add_argument("--data.allow_outside", type=bool, default=False, help="accept such paths")
+    parser.add_argument("--out", type=str, default="", help="scores file (CSV) to write")
+    options = parse(parser, arguments)
+    if options.data.manifest:
+        print(score_manifest(Path(options.model), options.data.manifest, options))
+        return
+    if not (Path(options.model) / "config.yaml").exists():
+        raise InputError(f"{options.model}: is no run folder; a model folder needs --data.manifest")
+    from selftaught.cli.options import read_config
+    from selftaught.training.run import run
+
+    config = read_config("score", "", ["--out", options.model])
+    print(run(config, ("score",)) / "scores.csv")
+
+
+def score_manifest(model: Path, manifest: str, options: object) -> Path:
+    """Score the images of a manifest with a model folder (or the one in a run folder).
+
+    Raises:
+        InputError: no `--out`, or the model, the manifest or an image is wrong.
+    """
+    out = getattr(options, "out", "")
+    if not out:
+        raise InputError("out is missing; allowed: the scores file (CSV) to write")
+    from selftaught.data.manifest import read_manifest
+    from selftaught.detector import Detector
+    from selftaught.files import write_atomic
+
+    folder = model / "model" if (model / "model").is_dir() else model
+    outside = bool(getattr(getattr(options, "data", None), "allow_outside", False))
+    listed = read_manifest(manifest, allow_outside=outside)
+    table = listed.table.copy()
+    masks = [listed.root / name if name else None for name in table["mask"]]
+    found = Detector.load(folder).explain(
+        [listed.root / name for name in table["path"]],
+        masks=masks if any(masks) else None,
+    )
+    for name in ("score", "center", "percentile", "flagged"):
+        table[name] = found[name].to_numpy()
+    target = Path(out)
+    write_atomic(target, lambda path: table.to_csv(path, index=False))
+    return target
