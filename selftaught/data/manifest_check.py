@@ -58,17 +58,18 @@ def coded(cells: list[str], column: str, codes: dict[str, int], where: Where) ->
     return pd.Series(pd.array(numbers, "Int8")).mask(numbers == -9)
 
 
-def split_names(cells: list[str], where: Where) -> None:
-    """Refuse a split that is not train, val, test, unused or blank.
+def split_names(cells: list[str], where: Where, *, blank: bool = True) -> None:
+    """Refuse a split that is not train, val, test, unused or, where `blank` allows it, blank.
 
     Raises:
         InputError: names the first such row.
     """
-    allowed = {"", *SETS}
+    allowed = {"", *SETS} if blank else set(SETS)
     for index, cell in enumerate(cells):
         if cell not in allowed:
             raise InputError(
-                f"{where(index)}: split is {show(cell)}; allowed: train, val, test, unused or blank"
+                f"{where(index)}: split is {show(cell)}; allowed: {', '.join(SETS)}"
+                f"{' or blank' if blank else ''}"
             )
 
 

@@ -1,0 +1,71 @@
+"""The settings of a split, each checked under the name the user types."""
+
+import math
+from dataclasses import dataclass
+
+from selftaught.errors import InputError
+
+SCHEMES = ("default", "paper")
+UNLABELLED = ("train", "unused")
+
+
+class SplitWarning(UserWarning):
+    """The split works, but not quite as asked; the message says what differs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """How images are divided and which labels training may know; formulas in `data.split`.
+
+    Attributes:
+        train_fraction: f, nominal size of the training set as a share of the labelled data.
+        known_normal: a, share of the training set that is known to be normal.
+        known_abnormal: b, share of the training set that is known to be abnormal.
+        pollution: p, share of the unknown training images that are abnormal.
+        group: manifest column whose values never cross sets.
+        scheme: `default` (counts images, fixed test set) or `paper` (counts groups of patient
+            and body part, draws as published).
+        seed: of every draw.
+        unlabelled: whether images of training groups with a blank label `train` as unknown or
+            stay `unused`.
+        val_fraction: share of the training groups that becomes validation where the manifest's
+            own split has no validation images.
+    """
+
+    train_fraction: float = 0.5
+    known_normal: float = 0.05
+    known_abnormal: float = 0.05
+    pollution: float = 0.0
+    group: str = "patient"
+    scheme: str = "default"
+    seed: int = 42
+    unlabelled: str = "train"
+    val_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        _number("train_fraction", self.train_fraction, 0.0 < self.train_fraction < 1.0, "0 < x < 1")
+        for name in ("known_normal", "known_abnormal", "pollution"):
+            value = getattr(self, name)
+            _number(name, value, 0.0 <= value < 1.0, "0 <= x < 1")
+        _number("val_fraction", self.val_fraction, 0.0 < self.val_fraction <= 0.5, "0 < x <= 0.5")
+        if self.known_normal + self.known_abnormal >= 1.0:
+            raise InputError(
+                f"split.known_normal + split.known_abnormal is {self.known_normal} + "
+                f"{self.known_abnormal}; allowed: a sum below 1"
+            )
+        if type(self.seed) is not int or not 0 <= self.seed < 2**32:
+            raise InputError(f"split.seed is {self.seed!r}; allowed: whole numbers 0 to 2^32 - 1")
+        if not isinstance(self.group, str) or not self.group:
+            raise InputError(f"split.group is {self.group!r}; allowed: a column of the manifest")
+        for name, value, allowed in (
+            ("scheme", self.scheme, SCHEMES),
+            ("unlabelled", self.unlabelled, UNLABELLED),
+        ):
+            if value not in allowed:
+                raise InputError(f"split.{name} is {value!r}; allowed: {', '.join(allowed)}")
+
+
+def _number(name: str, value: object, inside: bool, allowed: str) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(float(str(value))) or not inside:
+        raise InputError(f"split.{name} is {value!r}; allowed: {allowed}")
