@@ -1,0 +1,142 @@
+"""One page that shows a whole run: `report.html`, complete in itself."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selftaught.evaluation import plots, summary
+from selftaught.evaluation.images import grids
+from selftaught.evaluation.plots_training import training_pictures
+from selftaught.evaluation.run_files import RunFiles, flatten, read_run
+from selftaught.evaluation.tsne import tsne_pictures
+from selftaught.files import write_atomic
+
+TEMPLATE = Path(__file__).with_name("report_template.html")
+# What spreadsheets take for a formula when a cell of the page is pasted into one.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+CHIPS = (
+    ("Preset", "preset"),
+    ("Seed", "seed"),
+    ("Pretext", "pretext.method"),
+    ("Image size", "data.image_size"),
+    ("Centres", "finetune.centers"),
+    ("Pretext epochs", "pretext.epochs"),
+    ("Fine-tuning epochs", "finetune.epochs"),
+)
+
+
+def write_report(run: Path, *, image_root: Path | None = None) -> Path:
+    """Write `report.html` from the files of a run folder alone.
+
+    The page needs no network and no script. Text that came with the data is escaped. What cannot
+    be shown (no body parts, one label, images deleted since) is said in a sentence instead.
+
+    Args:
+        run: the run folder; `scores.csv` and `metrics.json` have to be there.
+        image_root: the folder that the paths of `scores.csv` are relative to. Without it the
+            `image_root` of `environment.json` counts, then the folder of `data.manifest`.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        InputError: the run folder, `scores.csv` or `metrics.json` is missing or unreadable.
+        MachineError: the disk is full or the folder cannot be written.
+    """
+    files = read_run(run)
+    page = _template().render(_context(files, image_root or find_image_root(files)))
+    target = run / "report.html"
+    write_atomic(target, page)
+    return target
+
+
+def find_image_root(run: RunFiles) -> Path | None:
+    """The folder that the image paths of a run are relative to; None when it is not recorded.
+
+    Args:
+        run: the run folder.
+    """
+    recorded = run.environment.get("image_root")
+    if isinstance(recorded, str) and recorded:
+        return Path(recorded)
+    data = run.config.get("data")
+    manifest = data.get("manifest") if isinstance(data, dict) else None
+    if not isinstance(manifest, str) or not manifest:
+        return None
+    path = Path(manifest)
+    return path if path.is_dir() else path.parent
+
+
+def cell(text: object) -> str:
+    """Foreign text that no spreadsheet takes for a formula: an apostrophe in front."""
+    line = str(text)
+    try:
+        float(line)
+    except ValueError:
+        return f"'{line}" if line.startswith(FORMULA) else line
+    return line
+
+
+def _template() -> Any:
+    """The page's template, which escapes every value."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"cell": cell, "number": summary.number, "score": "{:.4g}".format}
+    return environment.get_template(TEMPLATE.name)
+
+
+def _seed(run: RunFiles) -> int:
+    """The seed of the run, for the draw of images and the maps."""
+    seed = run.config.get("seed")
+    return seed if isinstance(seed, int) else 0
+
+
+def _threshold(run: RunFiles) -> float | None:
+    """The stored threshold, where it is a number."""
+    value = run.model.get("threshold")
+    return float(value) if isinstance(value, int | float) and np.isfinite(value) else None
+
+
+def _context(run: RunFiles, root: Path | None) -> dict[str, Any]:
+    """Everything that the template names."""
+    scores, metrics, threshold = run.scores, run.metrics, _threshold(run)
+    test = metrics.get("test") or {}
+    settings = dict(flatten(run.config))
+    maps, map_problems = tsne_pictures(scores, run.embeddings, _seed(run))
+    image_grids, image_problems = grids(scores, run.embeddings, root)
+    curves = [plots.roc(scores, metrics, threshold), plots.precision_recall(scores)]
+    histograms = [plots.histogram(scores, split, threshold) for split in ("val", "test")]
+    return {
+        "name": run.folder.resolve().name,
+        "chips": [(name, settings[key]) for name, key in CHIPS if settings.get(key)],
+        "test": test,
+        "verdict": summary.verdict(test),
+        "sentences": summary.in_words(test),
+        "warnings": summary.warnings(run),
+        "problems": run.problems,
+        "figures": summary.figure_table(metrics),
+        "ablations": summary.ablation_table(metrics),
+        "splits": summary.split_rows(run.split if run.split is not None else scores),
+        "threshold": threshold,
+        "curves": [picture for picture in curves if picture],
+        "histograms": [picture for picture in histograms if picture],
+        "parts": summary.part_table(metrics),
+        "part_picture": plots.body_parts(metrics),
+        "grids": image_grids,
+        "image_problems": image_problems,
+        "maps": maps,
+        "map_problems": map_problems,
+        "training": training_pictures(run.log),
+        "settings": settings,
+        "environment": dict(flatten(run.environment)),
+        "model": dict(flatten(run.model)),
+        "resamples": metrics.get("resamples"),
+    }
