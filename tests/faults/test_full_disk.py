@@ -1,0 +1,36 @@
+"""A file system that is really full during a save: exit 3, one line, earlier work intact."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from selftaught.training import checkpoint
+from tests.tiny import options, start, write_images
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A tmpfs of 220 MB: room for one checkpoint (about 135 MB), not for two."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=220m", "tmpfs", str(place)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
+def test_full_disk_ends_with_3_and_leaves_the_checkpoint(small_disk, tmp_path):
+    manifest = write_images(tmp_path / "images")
+    process = start(options(manifest, small_disk / "run"))
+    _, errors = process.communicate()
+    assert process.returncode == 3, errors
+    assert "disk full" in errors
+    assert "Traceback" not in errors
+    found, problems = checkpoint.newest(small_disk / "run" / "checkpoints" / "pretext")
+    assert found is not None
+    assert not problems

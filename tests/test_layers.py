@@ -1,0 +1,70 @@
+"""Modules import only from groups to their left (design: architecture, "Layers")."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1] / "selftaught"
+GROUPS = [
+    {"errors", "files", "distributed", "kernels"},
+    {"losses"},
+    {"data", "models", "search"},
+    {"detector"},
+    {"training", "baselines", "evaluation"},
+    {"cli", "__main__"},
+]
+TORCH_DISTRIBUTED_ONLY_IN = "distributed.py"
+
+
+def level(part: str) -> int:
+    return next(number for number, group in enumerate(GROUPS) if part in group)
+
+
+def imported(tree: ast.AST) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, "relative import"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_modules_import_only_to_their_left():
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if part == "__init__":
+            continue
+        for name in imported(ast.parse(path.read_text(encoding="utf-8"))):
+            pieces = name.split(".")
+            if pieces[0] != "selftaught" or len(pieces) < 2:
+                continue
+            known = any(pieces[1] in group for group in GROUPS)
+            if known and level(pieces[1]) > level(part):
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert not wrong
+
+
+def test_every_module_belongs_to_a_group():
+    for path in PACKAGE.iterdir():
+        name = path.name.removesuffix(".py")
+        if (path.is_dir() and name != "__pycache__") or path.suffix == ".py":
+            assert name == "__init__" or any(name in group for group in GROUPS), name
+
+
+def test_only_one_file_calls_torch_distributed():
+    callers = [
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        if any(
+            name.startswith("torch.distributed")
+            for name in imported(ast.parse(path.read_text(encoding="utf-8")))
+        )
+    ]
+    assert callers == [TORCH_DISTRIBUTED_ONLY_IN]
+
+
+def test_the_detector_never_imports_training():
+    names = imported(ast.parse((PACKAGE / "detector.py").read_text(encoding="utf-8")))
+    assert not any(name.startswith("selftaught.training") for name in names)

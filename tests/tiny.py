@@ -1,0 +1,65 @@
+"""A job small enough for tests of whole runs: 48 textures of 32 px, seconds long."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+
+def write_images(folder: Path, count: int = 48, seed: int = 0) -> Path:
+    """Blurred noise; every third image is abnormal: it has a bright bar. Returns the manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        image = cv2.GaussianBlur(generator.random((48, 40)).astype(np.float32), (0, 0), 4)
+        image = 60 + 100 * (image - image.min()) / (image.max() - image.min())
+        if number % 3 == 0:
+            image[20:26, 8:32] = 250
+        cv2.imwrite(str(folder / f"{number:03d}.png"), image.astype(np.uint8))
+        rows.append(
+            {"path": f"{number:03d}.png", "label": int(number % 3 == 0), "patient": f"p{number}"}
+        )
+    pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
+    return folder / "manifest.csv"
+
+
+def options(manifest: Path, out: Path, **more: object) -> list[str]:
+    """Arguments of `selftaught run` for the tiny job."""
+    given = {
+        "preset": "quick",
+        "data.manifest": manifest,
+        "data.image_size": 32,
+        "data.workers": 0,
+        "out": out,
+        "split.known_abnormal": 0.15,
+        "split.known_normal": 0.15,
+        "pretext.epochs": 3,
+        "pretext.batch_size": 8,
+        "finetune.epochs": 3,
+        "finetune.batch_size": 8,
+        "finetune.centers": 4,
+        "score.neighbours": 3,
+        "engine.save_every": 1,
+        **more,
+    }
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+
+
+def command(name: str, arguments: list[str]) -> list[str]:
+    """The command line of a fresh process."""
+    return [sys.executable, "-m", "selftaught", name, *arguments]
+
+
+def start(arguments: list[str]) -> "subprocess.Popen[str]":
+    """`selftaught run` in a process group of its own."""
+    return subprocess.Popen(
+        command("run", arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
