@@ -1,0 +1,162 @@
+"""Which backend runs an op on a device, and why.
+
+Order of choice: the `backend` argument, the environment variable `SELFTAUGHT_BACKEND`, the best
+backend measured for the device. A backend is a module `selftaught.kernels.<backend>` that holds
+
+- one function per op and one per backward, with the names and signatures of `reference`;
+- `refusal(request: Request) -> str`: "" where it can serve the request, else the reason in words.
+
+A module that is absent, or that fails to import, is an unavailable backend, never an error by
+itself: only a backend that was asked for by name has to be there.
+"""
+
+import importlib
+import importlib.util
+import logging
+import os
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+from selftaught.errors import InputError
+
+BACKENDS = ("reference", "cpp", "triton", "cuda")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+OPS = ("ntxent", "supcon", "info_nce", "nearest_center", "mad")
+VARIABLE = "SELFTAUGHT_BACKEND"
+BEST_FIRST = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}
+ABSENT = "not part of this installation"
+
+_log = logging.getLogger("selftaught.kernels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a backend must know to accept or refuse a call.
+
+    Attributes:
+        op: one of `OPS`; the backward of an op goes under the op's own name.
+        device: device of the embeddings.
+        dtype: dtype of the embeddings.
+        width: embedding width D.
+    """
+
+    op: str
+    device: torch.device
+    dtype: torch.dtype
+    width: int
+
+
+class BackendRow(NamedTuple):
+    """One line of `backend_table`: can `backend` run `op` on `device`, and is it the one chosen."""
+
+    op: str
+    backend: str
+    device: str
+    available: bool
+    reason: str
+    chosen: bool
+
+
+@cache
+def load(backend: str) -> ModuleType | str:
+    """The backend's module, or why there is none."""
+    name = f"selftaught.kernels.{backend}"
+    if importlib.util.find_spec(name) is None:
+        return ABSENT
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        return f"cannot be imported: {error}"
+
+
+def refusal(backend: str, request: Request) -> str:
+    """Why `backend` cannot serve `request`; "" where it can."""
+    module = load(backend)
+    return module if isinstance(module, str) else module.refusal(request)
+
+
+def requested(backend: str | None) -> str:
+    """The backend asked for by argument or environment, "auto" where nobody asked.
+
+    Raises:
+        InputError: the name is not one of `BACKENDS` or "auto".
+    """
+    name = backend or os.environ.get(VARIABLE) or "auto"
+    if name != "auto" and name not in BACKENDS:
+        where = "backend" if backend else VARIABLE
+        raise InputError(f"{where}: got {name!r}, allowed are auto, {', '.join(BACKENDS)}")
+    return name
+
+
+@cache
+def _say_fallback(op: str, device: str, chosen: str, why: str) -> None:
+    _log.warning("%s on %s runs on backend %r because %s", op, device, chosen, why)
+
+
+def _best(request: Request) -> str:
+    refused: list[tuple[str, str]] = []
+    for name in BEST_FIRST.get(request.device.type, ("reference",)):
+        reason = refusal(name, request)
+        if not reason:
+            # An absent module is no news to anybody; a present one that refuses is.
+            told = [f"{other}: {why}" for other, why in refused if why != ABSENT]
+            if told:
+                _say_fallback(request.op, request.device.type, name, "; ".join(told))
+            return name
+        refused.append((name, reason))
+    raise AssertionError("the reference backend refuses nothing")
+
+
+def choose(request: Request, backend: str | None = None) -> str:
+    """Name of the backend that serves `request`.
+
+    Args:
+        request: op, device, dtype and width.
+        backend: one of `BACKENDS`, "auto", or None for the environment's choice.
+
+    Raises:
+        InputError: a backend asked for by name is unknown, or cannot serve the request; the
+            message says why and lists the backends that can.
+    """
+    name = requested(backend)
+    if name == "auto":
+        return _best(request)
+    reason = refusal(name, request)
+    if reason:
+        there = [other for other in BACKENDS if not refusal(other, request)]
+        raise InputError(
+            f"backend: {name!r} cannot run {request.op} on {request.device.type} ({reason}); "
+            f"available are {', '.join(there)}"
+        )
+    return name
+
+
+def implementation(request: Request, backend: str | None = None) -> ModuleType:
+    """Module whose function `request.op` (or its backward) is to be called; see `choose`."""
+    module = load(choose(request, backend))
+    assert isinstance(module, ModuleType)
+    return module
+
+
+def backend_table() -> list[BackendRow]:
+    """Every op, backend and device here, for `selftaught doctor` (float32, width 128).
+
+    No row is `chosen` where `SELFTAUGHT_BACKEND` names a backend that cannot run the op.
+    """
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    rows = []
+    for device in devices:
+        for op in OPS:
+            request = Request(op=op, device=torch.device(device), dtype=torch.float32, width=128)
+            try:
+                chosen = choose(request)
+            except InputError:  # the environment forces a backend that is not there
+                chosen = ""
+            for backend in BACKENDS:
+                why = refusal(backend, request)
+                rows.append(BackendRow(op, backend, device, not why, why, backend == chosen))
+    return rows

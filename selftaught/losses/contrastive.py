@@ -1,0 +1,277 @@
+"""NT-Xent, SupCon and InfoNCE over the batch, on one process or on all of a group.
+
+With a group, every rank returns the loss of its own rows against the embeddings of all ranks.
+Averaged over ranks, as DDP averages gradients, a mean is the mean over the global batch, in value
+and in gradient; a sum is 1 / ranks of the global sum.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selftaught import distributed
+from selftaught.kernels import ops
+from selftaught.losses.checks import (
+    check_content,
+    check_labels,
+    check_matrix,
+    check_options,
+    check_same_rows,
+    reduce,
+    split_temperature,
+)
+
+
+def _same_dtype(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(first.dtype, second.dtype)
+    return first.to(dtype), second.to(dtype)
+
+
+def _gather(local: Tensor, group: Any) -> tuple[Tensor, int]:
+    """Rows of every rank of `group` and the position of this rank's first."""
+    if group is None:
+        return local, 0
+    group = None if group == "world" else group
+    rank = distributed.rank(group)
+    if rank < 0:
+        raise ValueError("group: this process is not one of its ranks")
+    return distributed.gather_with_gradient(local, group), rank * local.shape[0]
+
+
+def _paired(
+    names: tuple[str, str], first: Tensor, second: Tensor, group: Any
+) -> tuple[Tensor, Tensor, int]:
+    """Check the two halves of the pairs and gather them in one collective.
+
+    Rows and entries are looked at after gathering, so that all ranks raise and none waits.
+    """
+    check_matrix(names[0], first)
+    check_matrix(names[1], second, (names[0], first))
+    check_same_rows(names[1], second, names[0], first)
+    first, second = _same_dtype(first, second)
+    position = 0
+    if group is not None:
+        both, position = _gather(torch.stack([first, second], 1), group)
+        first, second = both.unbind(1)
+    check_content(names[0], first)
+    check_content(names[1], second)
+    return first, second, position
+
+
+def ntxent_loss(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float | Tensor = 0.5,
+    *,
+    normalize: bool = True,
+    reduction: str = "mean",
+    group: Any = None,
+    backend: str | None = None,
+    precision: str = "auto",
+) -> Tensor:
+    """NT-Xent, the InfoNCE loss over two views of every image (paper, Eq. 1; SimCLR).
+
+    Every view has one positive, the other view of its image; all other views of the batch are
+    negatives. The denominator holds the positive and the negatives, not the view itself.
+
+    Args:
+        z1: (B, D) embeddings of the first views; fp64, fp32, bf16 or fp16, of any length.
+        z2: (B, D) embeddings of the second views.
+        temperature: number or 0-d tensor above 0; a tensor may require grad.
+        normalize: divide every row by its length; a zero row stays zero and gets no gradient.
+        reduction: "mean" or "sum" over the 2B rows, or "none": (2B,), view 1 then view 2.
+        group: process group, or "world", whose embeddings all act as negatives; None: this
+            process alone.
+        backend: one of `selftaught.kernels.BACKENDS`; None: SELFTAUGHT_BACKEND or the best.
+        precision: lowest precision of matrix products: auto (the input's own), fp32, fp16, bf16.
+
+    Returns:
+        0-d or (2B,) tensor, float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: an argument is wrong (no rows, widths that differ, integers, non-finite
+            entries, temperature not above 0, an unknown option); the message names it. Entries
+            are checked on the CPU in eager mode only, elsewhere they give a NaN loss.
+    """
+    backend = check_options(backend, precision, reduction)
+    scale, fixed = split_temperature(temperature, ("z1", z1))
+    count = z1.shape[0]
+    z1, z2, first = _paired(("z1", "z2"), z1, z2, group)
+    loss = ops.ntxent(z1, z2, scale, fixed, first, count, normalize, precision, backend)
+    return reduce(loss, reduction)
+
+
+def supcon_loss(
+    z1: Tensor,
+    z2: Tensor,
+    labels: Tensor,
+    temperature: float | Tensor = 0.5,
+    *,
+    normalize: bool = True,
+    reduction: str = "mean",
+    group: Any = None,
+    backend: str | None = None,
+    precision: str = "auto",
+) -> Tensor:
+    """Supervised contrastive loss over two views of every image (Khosla et al. 2020, L_out).
+
+    The positives of a view are the other view of its image and all views of images of the same
+    class. Its loss is minus the mean over positives of the log-probability, whose denominator
+    holds all other views, positives included.
+
+    Args:
+        z1: (B, D) embeddings of the first views.
+        z2: (B, D) embeddings of the second views.
+        labels: (B,) integer classes; -1: no class, only its own other view is positive.
+        temperature: as in `ntxent_loss`.
+        normalize: as in `ntxent_loss`.
+        reduction: as in `ntxent_loss`.
+        group: as in `ntxent_loss`; images of one class on different ranks are positives too.
+        backend: as in `ntxent_loss`.
+        precision: as in `ntxent_loss`.
+
+    Returns:
+        0-d or (2B,) tensor, float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: as in `ntxent_loss`, and labels that are not (B,) integers of -1 or above.
+    """
+    backend = check_options(backend, precision, reduction)
+    scale, fixed = split_temperature(temperature, ("z1", z1))
+    check_matrix("z1", z1)
+    check_matrix("z2", z2, ("z1", z1))
+    check_same_rows("z2", z2, "z1", z1)
+    labels = check_labels("labels", labels, z1.shape[0], ("z1", z1), None)
+    count = z1.shape[0]
+    z, first = _gather(torch.cat(_same_dtype(z1, z2)), group)
+    check_content("z1 and z2", z)
+    labels, _ = _gather(labels, group)
+    # An image without class is a class of its own, below all labels.
+    alone = -1 - torch.arange(labels.shape[0], device=labels.device)
+    classes = torch.where(labels < 0, alone, labels)
+    classes = classes.view(-1, 1, count).expand(-1, 2, count).reshape(-1)
+    loss = ops.supcon(z, classes, scale, fixed, first, 2 * count, normalize, precision, backend)
+    return reduce(loss, reduction)
+
+
+def info_nce_loss(
+    query: Tensor,
+    key: Tensor,
+    *,
+    negatives: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    symmetric: bool = False,
+    normalize: bool = True,
+    reduction: str = "mean",
+    group: Any = None,
+    backend: str | None = None,
+    precision: str = "auto",
+) -> Tensor:
+    """InfoNCE between queries and keys; `symmetric=True` is the CLIP loss.
+
+    Key i is the positive of query i; all other keys, and all `negatives`, are its negatives. The
+    denominator holds all keys and negatives. Queries are not compared with queries.
+
+    Args:
+        query: (B, D) embeddings.
+        key: (B, D) embeddings.
+        negatives: (M, D) further keys, such as a queue. With a group they are used as they are,
+            so they should be the same on every rank.
+        temperature: as in `ntxent_loss`.
+        symmetric: the mean of the loss of queries against keys and of keys against queries.
+        normalize: as in `ntxent_loss`, for the negatives too.
+        reduction: over the B rows, 2B if symmetric (queries, then keys), as in `ntxent_loss`.
+        group: as in `ntxent_loss`.
+        backend: as in `ntxent_loss`.
+        precision: as in `ntxent_loss`.
+
+    Returns:
+        0-d, (B,) or (2B,) tensor, float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: as in `ntxent_loss`, and `negatives` together with `symmetric`.
+    """
+    backend = check_options(backend, precision, reduction)
+    scale, fixed = split_temperature(temperature, ("query", query))
+    if negatives is not None:
+        if symmetric:
+            raise ValueError("negatives: must be None where symmetric=True, they have no queries")
+        check_matrix("negatives", negatives, ("query", query))
+        check_content("negatives", negatives)
+    count = query.shape[0]
+    query, key, first = _paired(("query", "key"), query, key, group)
+    if negatives is not None:
+        negatives = negatives.to(query.dtype)
+    loss = ops.info_nce(
+        query, key, negatives, scale, fixed, first, count, symmetric, normalize, precision, backend
+    )
+    return reduce(loss, reduction)
+
+
+class _Contrastive(nn.Module):
+    """The settings the three losses share.
+
+    A `temperature` that is an `nn.Parameter` becomes a parameter of the module.
+    """
+
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.5,
+        *,
+        normalize: bool = True,
+        reduction: str = "mean",
+        group: Any = None,
+        backend: str | None = None,
+        precision: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_options(backend, precision, reduction)
+        if not isinstance(temperature, Tensor):
+            split_temperature(temperature, ("z1", torch.empty(0)))
+        self.temperature = temperature
+        self.normalize = normalize
+        self.reduction = reduction
+        self.group = group
+        self.backend = backend
+        self.precision = precision
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("temperature", "normalize", "reduction", "group", "backend", "precision")
+        return {name: getattr(self, name) for name in names}
+
+    def extra_repr(self) -> str:
+        """Settings in the module's printed form."""
+        return f"temperature={float(self.temperature):g}, reduction={self.reduction!r}"
+
+
+class NTXentLoss(_Contrastive):
+    """`ntxent_loss` as a module; the settings are that function's keywords."""
+
+    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """Loss of two (B, D) views; see `ntxent_loss`."""
+        return ntxent_loss(z1, z2, **self._settings())
+
+
+class SupConLoss(_Contrastive):
+    """`supcon_loss` as a module; the settings are that function's keywords."""
+
+    def forward(self, z1: Tensor, z2: Tensor, labels: Tensor) -> Tensor:
+        """Loss of two (B, D) views with (B,) labels; see `supcon_loss`."""
+        return supcon_loss(z1, z2, labels, **self._settings())
+
+
+class InfoNCELoss(_Contrastive):
+    """`info_nce_loss` as a module; the settings are that function's keywords."""
+
+    def __init__(
+        self, temperature: float | Tensor = 0.1, *, symmetric: bool = False, **settings: Any
+    ) -> None:
+        super().__init__(temperature, **settings)
+        self.symmetric = symmetric
+
+    def forward(self, query: Tensor, key: Tensor, negatives: Tensor | None = None) -> Tensor:
+        """Loss of (B, D) queries and keys; see `info_nce_loss`."""
+        return info_nce_loss(
+            query, key, negatives=negatives, symmetric=self.symmetric, **self._settings()
+        )
