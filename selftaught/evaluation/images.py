@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from selftaught.errors import MachineError
 from selftaught.evaluation.plot_style import data_uri
 
 LARGE, SMALL = (220, 260), (96, 112)
@@ -95,7 +96,7 @@ class Thumbnails:
             if not file.is_relative_to(self.root) or not file.is_file():
                 return None
             return encode(read_grey(file), size)
-        except (OSError, ValueError):
+        except (OSError, ValueError, MachineError):
             return None
 
 

@@ -45,6 +45,27 @@ def evaluate(scores: pd.DataFrame, *, seed: int, resamples: int = 1000) -> dict[
     return result | {"seed": seed, "resamples": resamples}
 
 
+def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve: how often an abnormal image scores above a normal one.
+
+    Args:
+        labels: (N,) 0 normal, 1 abnormal; both have to occur.
+        scores: (N,) finite, higher = more abnormal; ties count half.
+
+    Returns:
+        In [0, 1].
+
+    Raises:
+        ValueError: only one label, or a score that is not finite.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    why = _why_not(np.asarray(labels))
+    if why:
+        raise ValueError(f"labels: {why}")
+    return float(roc_auc_score(labels, scores))
+
+
 def _numbers(table: pd.DataFrame, column: str) -> pd.Series:
     """`column` as float64; what is not a number becomes NaN."""
     values = pd.to_numeric(table[column], errors="coerce")
@@ -142,13 +163,11 @@ def _generator_key(seed: int, *names: str) -> list[int]:
 
 def _auroc_block(rows: pd.DataFrame, column: str, seed: list[int], resamples: int) -> dict:
     """Counts, AUROC and interval of one column of scores."""
-    from sklearn.metrics import roc_auc_score
-
     labels, values = rows["label"].to_numpy(), rows[column].to_numpy()
     block: dict[str, Any] = {"n": len(rows), "abnormal": int((labels == 1).sum())}
     reasons: dict[str, str] = {}
     why = _why_not(labels)
-    block["auroc"] = None if why else float(roc_auc_score(labels, values))
+    block["auroc"] = None if why else auroc(labels, values)
     groups = rows["group"].to_numpy()
     interval = (
         None if why else auroc_interval(labels, values, groups, seed=seed, resamples=resamples)
@@ -204,8 +223,6 @@ def _study_blocks(rows: pd.DataFrame) -> dict[str, Any]:
 
     A study is abnormal when one of its images is; images without a study are left out.
     """
-    from sklearn.metrics import roc_auc_score
-
     studies = (
         rows[rows["study"] != ""]
         .groupby("study")
@@ -216,8 +233,8 @@ def _study_blocks(rows: pd.DataFrame) -> dict[str, Any]:
     return {
         "n": len(studies),
         "abnormal": int((labels == 1).sum()),
-        "auroc_max": None if why else float(roc_auc_score(labels, studies["max"])),
-        "auroc_mean": None if why else float(roc_auc_score(labels, studies["mean"])),
+        "auroc_max": None if why else auroc(labels, studies["max"].to_numpy()),
+        "auroc_mean": None if why else auroc(labels, studies["mean"].to_numpy()),
         "reasons": dict.fromkeys(("auroc_max", "auroc_mean"), why) if why else {},
     }
 

@@ -214,5 +214,5 @@ def body_parts(metrics: dict[str, Any]) -> Picture | None:
         caption="Number of test images in brackets. A long bar means few patients, not a worse "
         "model."
         + (f" The {MOST_PARTS} largest parts are drawn." if len(found) > len(parts) else ""),
-        size=(7.2, 1.3 + 0.38 * len(parts)),
+        size=(6.0, 1.3 + 0.36 * len(parts)),
     )

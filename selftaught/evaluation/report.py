@@ -23,6 +23,8 @@ CHIPS = (
     ("Centres", "finetune.centers"),
     ("Pretext epochs", "pretext.epochs"),
     ("Fine-tuning epochs", "finetune.epochs"),
+    ("Device", "device"),
+    ("Version", "selftaught"),
 )
 
 
@@ -109,14 +111,15 @@ def _context(run: RunFiles, root: Path | None) -> dict[str, Any]:
     """Everything that the template names."""
     scores, metrics, threshold = run.scores, run.metrics, _threshold(run)
     test = metrics.get("test") or {}
-    settings = dict(flatten(run.config))
+    settings, environment = dict(flatten(run.config)), dict(flatten(run.environment))
+    known = environment | settings
     maps, map_problems = tsne_pictures(scores, run.embeddings, _seed(run))
     image_grids, image_problems = grids(scores, run.embeddings, root)
     curves = [plots.roc(scores, metrics, threshold), plots.precision_recall(scores)]
     histograms = [plots.histogram(scores, split, threshold) for split in ("val", "test")]
     return {
         "name": run.folder.resolve().name,
-        "chips": [(name, settings[key]) for name, key in CHIPS if settings.get(key)],
+        "chips": [(name, known[key]) for name, key in CHIPS if known.get(key)],
         "test": test,
         "verdict": summary.verdict(test),
         "sentences": summary.in_words(test),
@@ -136,7 +139,7 @@ def _context(run: RunFiles, root: Path | None) -> dict[str, Any]:
         "map_problems": map_problems,
         "training": training_pictures(run.log),
         "settings": settings,
-        "environment": dict(flatten(run.environment)),
+        "environment": environment,
         "model": dict(flatten(run.model)),
         "resamples": metrics.get("resamples"),
     }

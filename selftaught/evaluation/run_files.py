@@ -13,6 +13,7 @@ import yaml
 from selftaught.errors import InputError
 
 NUMBERS = ("label", "semi_label", "score", "center", "percentile", "knn_score", "pretext_knn_score")
+LONGEST_LIST = 24
 NEXT_COMMAND = {"scores.csv": "selftaught score", "metrics.json": "selftaught evaluate"}
 
 
@@ -92,11 +93,13 @@ def read_run(folder: Path) -> RunFiles:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted name and text of every leaf of a nested mapping."""
+    """Dotted name and text of every leaf of a nested mapping; of a long list only its length."""
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and value:
             yield from flatten(value, f"{name}.")
+        elif isinstance(value, list) and len(value) > LONGEST_LIST:
+            yield name, f"{len(value)} values"
         else:
             yield name, value if isinstance(value, str) else json.dumps(value, default=str)
 

@@ -94,7 +94,7 @@ def _colourings(rows: pd.DataFrame) -> list[tuple[str, list[tuple[str, np.ndarra
     found = [
         ("label", [(f"{n} ({m.sum()})", m, color) for n, m, color in by_label if m.any()]),
     ]
-    if "body_part" in rows and (rows["body_part"] != "").any():
+    if "body_part" in rows and rows["body_part"].nunique() > 1:
         found.append(("body part", _categories(rows["body_part"].tolist())))
     if "center" in rows and rows["center"].notna().any():
         centers = ["" if np.isnan(c) else f"centre {c:.0f}" for c in rows["center"]]
@@ -161,6 +161,6 @@ def _scatter(
     return render(
         draw,
         alt=f"t-SNE map of the {space} of {len(points)} test images, coloured by {title}.",
-        size=(4.2, 4.6),
+        size=(3.8, 4.2),
         vector=False,
     )
