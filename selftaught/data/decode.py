@@ -3,6 +3,8 @@
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +48,11 @@ def check_header(path: Path | str) -> tuple[int, int]:
         MachineError: the disk cannot be read.
     """
     path = Path(path)
-    kind = _kind(path)
-    if kind == "DICOM":
-        return dicom.header(path)
-    return png.header(path) if kind == "PNG" else raster.header(path, kind)
+    with _file_errors(path):
+        kind = _kind(path)
+        if kind == "DICOM":
+            return dicom.header(path)
+        return png.header(path) if kind == "PNG" else raster.header(path, kind)
 
 
 def read_grey(path: Path | str) -> np.ndarray:
@@ -71,13 +74,14 @@ def read_grey(path: Path | str) -> np.ndarray:
         MachineError: the disk cannot be read.
     """
     path = Path(path)
-    kind = _kind(path)
-    if kind == "DICOM":
-        grey = dicom.read(path)
-    elif kind == "PNG":
-        grey = png.read(path)
-    else:
-        grey = raster.read(path, kind)
+    with _file_errors(path):
+        kind = _kind(path)
+        if kind == "DICOM":
+            grey = dicom.read(path)
+        elif kind == "PNG":
+            grey = png.read(path)
+        else:
+            grey = raster.read(path, kind)
     return np.require(grey, requirements=["C", "W"])
 
 
@@ -117,21 +121,26 @@ def _first_bytes(path: Path) -> bytes:
     """The first 132 bytes of a regular, non-empty file of at most `MAX_BYTES`."""
     try:
         facts = os.stat(path)
-        if not stat.S_ISREG(facts.st_mode):
-            raise BadImage(path, "is not a regular file")
-        if facts.st_size == 0:
-            raise BadImage(path, "is empty (0 bytes)")
-        if facts.st_size > MAX_BYTES:
-            raise BadImage(path, f"has {facts.st_size} bytes; allowed up to {MAX_BYTES}")
-        with open(path, "rb") as handle:
-            return handle.read(132)
+    except ValueError:
+        raise BadImage(repr(str(path)), "is not a valid file name") from None
+    if not stat.S_ISREG(facts.st_mode):
+        raise BadImage(path, "is not a regular file")
+    if facts.st_size == 0:
+        raise BadImage(path, "is empty (0 bytes)")
+    if facts.st_size > MAX_BYTES:
+        raise BadImage(path, f"has {facts.st_size} bytes; allowed up to {MAX_BYTES}")
+    with open(path, "rb") as handle:
+        return handle.read(132)
+
+
+@contextmanager
+def _file_errors(path: Path) -> Iterator[None]:
+    """What the file system says: the user's mistake, or the machine's failure."""
+    try:
+        yield
     except OSError as error:
         if error.errno == errno.ENOENT:
             raise BadImage(path, "is missing") from None
         if error.errno in USER_ERRNOS:
             raise BadImage(path, f"cannot be opened: {error.strerror}") from None
         raise MachineError(f"{path}: cannot be read: {error.strerror}") from error
-    except BadImage:
-        raise
-    except ValueError:
-        raise BadImage(repr(str(path)), "is not a valid file name") from None

@@ -1,0 +1,232 @@
+"""Executes augmentation plans on CPU threads; OpenCV releases the interpreter lock."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+
+from selftaught.data.augment import Augment
+from selftaught.data.pipeline import Batch, Request, composed, published
+from selftaught.data.pipeline.sample import Sample, load
+from selftaught.data.plan import PARAMETERS, draw
+from selftaught.errors import InputError, MachineError
+
+CACHE_BYTES = 2**31
+
+
+class _Started(NamedTuple):
+    """A batch whose views are being made."""
+
+    batch: Batch
+    work: list[Future[None]]
+
+
+def worker_count(workers: int | Literal["auto"]) -> int:
+    """Number of threads for `data.workers`: auto = the cores this process may use.
+
+    Raises:
+        InputError: neither "auto" nor a number from 0 to 1024.
+    """
+    if workers == "auto":
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+    if isinstance(workers, bool) or not isinstance(workers, int) or not 0 <= workers <= 1024:
+        raise InputError(f"data.workers {workers!r}: allowed: auto, or 0 (no threads) to 1024")
+    return workers
+
+
+class OpenCVPipeline:
+    """Decodes, caches and augments on CPU threads.
+
+    A view depends on (seed, stage, epoch, sample id, view number) and on the files, on nothing
+    else: not on workers, batch sizes, order of requests or the cache. Images above `cache_bytes`
+    in all are decoded again each time.
+
+    Opening one sets OpenCV's own threads to none, for the process: parallel is over images.
+
+    Args:
+        paths: image files; a sample's id is its position.
+        masks: for each image its mask file or None; None = no masks at all. A missing mask
+            leaves the whole frame.
+        image_size: S, side of the square views in pixels.
+        augment: what may happen to a view.
+        seed: the run's seed.
+        stage: name of the stream of random numbers.
+        views: V, views per image.
+        workers: threads; "auto" = available cores, 0 = work in the calling thread.
+        return_masks: give the views' masks in [0, 1] too; without a mask file, the image's frame.
+        cache_bytes: memory for prepared images.
+        prefetch: batches prepared ahead of the consumer.
+
+    Raises:
+        InputError: an option outside its range.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        masks: Sequence[Path | None] | None = None,
+        image_size: int,
+        augment: Augment,
+        seed: int,
+        stage: str,
+        views: int = 1,
+        workers: int | Literal["auto"] = "auto",
+        return_masks: bool = False,
+        cache_bytes: int = CACHE_BYTES,
+        prefetch: int = 2,
+    ):
+        if not 8 <= image_size <= 8192:
+            raise InputError(f"data.image_size {image_size}: allowed 8 to 8192")
+        if views < 1:
+            raise InputError(f"views {views}: allowed from 1")
+        if masks is not None and len(masks) != len(paths):
+            raise InputError(f"{len(masks)} masks for {len(paths)} images; one for each is needed")
+        if cache_bytes < 0 or prefetch < 0:
+            raise InputError(f"cache_bytes {cache_bytes}, prefetch {prefetch}: allowed from 0")
+        cv2.setNumThreads(0)
+        self._paths = [Path(path) for path in paths]
+        self._masks = [None] * len(paths) if masks is None else list(masks)
+        self._size = image_size
+        self._augment = augment
+        self._draw = partial(draw, augment, seed=seed, stage=stage, views=views)
+        self._views = views
+        self._return_masks = return_masks
+        self._cache: dict[int, Sample] = {}
+        self._cache_left = cache_bytes
+        self._lock = threading.Lock()
+        threads = worker_count(workers)
+        self._prefetch = prefetch if threads else 0
+        self._closed = False
+        self._pool = (
+            ThreadPoolExecutor(threads, thread_name_prefix="selftaught-views") if threads else None
+        )
+
+    def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
+        """Batches in the order of the requests, up to `prefetch` prepared ahead.
+
+        Args:
+            requests: (epoch, ids) with ids (B,) integers; taken only as they are needed.
+
+        Yields:
+            `Batch`, owned by the consumer.
+
+        Raises:
+            BadImage: the first file of a batch, in its order, that cannot be used.
+            MachineError: the disk cannot be read.
+            RuntimeError: a view could not be made for another reason; names the file.
+            ValueError: an id outside the images.
+        """
+        started: deque[_Started] = deque()
+        try:
+            for epoch, ids in requests:
+                started.append(self._start(epoch, np.asarray(ids, np.int64).reshape(-1)))
+                if len(started) > self._prefetch:
+                    yield _finish(started.popleft())
+            while started:
+                yield _finish(started.popleft())
+        finally:
+            for _, work in started:
+                _cancel(work)
+
+    def close(self) -> None:
+        """Drop work that has not begun, join the threads, free the cache."""
+        self._closed = True
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._cache.clear()
+
+    def __enter__(self) -> "OpenCVPipeline":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _start(self, epoch: int, ids: np.ndarray) -> _Started:
+        """Submit a batch; without threads, make it."""
+        if self._closed:
+            raise RuntimeError("the pipeline is closed")
+        if ids.size and not 0 <= ids.min() <= ids.max() < len(self._paths):
+            raise ValueError(f"ids {ids.min()} to {ids.max()}: allowed 0 to {len(self._paths) - 1}")
+        plan = self._draw(epoch=epoch, samples=ids)
+        shape = (ids.size, self._views, 1, self._size, self._size)
+        views = np.empty(shape, np.float32)
+        masks = np.empty(shape, np.float32) if self._return_masks else None
+        work: list[Future[None]] = []
+        for i, sample in enumerate(ids.tolist()):
+            arguments = (sample, plan[i], views[i, :, 0], None if masks is None else masks[i, :, 0])
+            if self._pool is None:
+                self._fill(*arguments)
+            else:
+                work.append(self._pool.submit(self._fill, *arguments))
+        made = None if masks is None else torch.from_numpy(masks)
+        return _Started(Batch(torch.from_numpy(views), made, torch.from_numpy(ids.copy())), work)
+
+    def _fill(
+        self, sample: int, plan: np.ndarray, views: np.ndarray, masks: np.ndarray | None
+    ) -> None:
+        """Make all views of one image; plan (V, P), views and masks (V, S, S)."""
+        render = published.render if self._augment.order == "published" else composed.render
+        masked = self._masks[sample] is not None
+        try:
+            base = self._base(sample)
+            for v in range(self._views):
+                row = dict(zip(PARAMETERS, plan[v].astype(float).tolist(), strict=True))
+                mask = None if masks is None else masks[v]
+                render(base, row, self._augment, views[v], mask, masked=masked)
+        except (InputError, MachineError, MemoryError):
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise MachineError(
+                f"{self._paths[sample]}: view could not be made: {reason}"
+            ) from error
+
+    def _base(self, sample: int) -> Sample:
+        """The prepared image, from memory where it is there."""
+        base = self._cache.get(sample)
+        if base is not None:
+            return base
+        base = load(self._paths[sample], self._masks[sample], cutoff=self._augment.autocontrast)
+        if self._augment.order == "composed":
+            base = composed.canvas(base, self._size, frame=self._return_masks)
+        elif base.mask is None and self._return_masks:
+            base = Sample(base.image, np.full(base.image.shape, 255, np.uint8))
+        with self._lock:
+            # First come, first kept: over shuffled epochs, evicting would only lower the hits.
+            if sample not in self._cache and base.nbytes <= self._cache_left:
+                self._cache[sample] = base
+                self._cache_left -= base.nbytes
+        return base
+
+
+def _finish(started: _Started) -> Batch:
+    """Wait for a batch; the first failure in its order is raised, the rest dropped."""
+    try:
+        for future in started.work:
+            future.result()
+    except BaseException:
+        _cancel(started.work)
+        raise
+    return started.batch
+
+
+def _cancel(work: Sequence[Future[None]]) -> None:
+    for future in work:
+        future.cancel()
