@@ -3,13 +3,14 @@
 ```
 model/
     encoder.safetensors   encoder and head
-    centers.safetensors   `centers` (K, D) and `normal_scores` (M,), both float32
-    model.json            format, architecture, preprocessing, threshold, training, SHA-256s
+    centers.safetensors   `centers` (K, D) float32
+    model.json            format, architecture, facts (preprocessing, threshold, ...), SHA-256s
 ```
 """
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -32,8 +33,7 @@ FORMAT = 1
 ENCODER, CENTERS, FACTS = "encoder.safetensors", "centers.safetensors", "model.json"
 RESERVED = ("format", "architecture", "sha256")
 HEADER_BYTES = 1 << 20
-FACTS_BYTES = 16 << 20
-SCORES_BYTES = 64 << 20
+FACTS_BYTES = 64 << 20
 
 
 class LoadedModel(NamedTuple):
@@ -42,7 +42,7 @@ class LoadedModel(NamedTuple):
     Attributes:
         embedder: in evaluation mode.
         centers: (K, D) float32.
-        facts: as given to `save_model`; `normal_scores` is a sorted float32 tensor (M,).
+        facts: as given to `save_model`, with its defaults filled in.
     """
 
     embedder: Embedder
@@ -57,11 +57,12 @@ def save_model(folder: Path, embedder: Embedder, centers: Tensor, facts: Mapping
 
     Args:
         folder: the model folder; its parent must exist.
-        embedder: encoder and head; any device, dtype float32.
+        embedder: encoder and head on any device; stored as float32.
         centers: (K, D) with D the head's output width.
-        facts: `preprocessing` (with `image_size` int and `input_range` [low, high]) is required;
-            `threshold` (float or None), `normal_scores` (scores of normal validation images, any
-            order), `training` and further keys are kept; everything but the scores must be JSON.
+        facts: JSON values. `preprocessing` is required, with `image_size` (int) and
+            `input_range` ([low, high]); `threshold` (float, default None), `normal_scores`
+            (scores of normal validation images, any order, default none), `training` (default
+            empty) and any further keys are kept.
 
     Returns:
         `folder`.
@@ -72,20 +73,22 @@ def save_model(folder: Path, embedder: Embedder, centers: Tensor, facts: Mapping
         MachineError: the disk is full or read-only; the earlier model is intact.
     """
     folder = Path(folder)
-    kept = dict(facts)
-    scores = torch.as_tensor(kept.pop("normal_scores", ()), dtype=torch.float32).flatten()
     centers = torch.as_tensor(centers).detach()
     width = embedder.head.widths[-1]
     if centers.ndim != 2 or len(centers) < 1 or centers.shape[1] != width:
         raise ValueError(f"centers: shape {tuple(centers.shape)}, must be (K >= 1, {width})")
-    if taken := [key for key in RESERVED if key in kept]:
+    if taken := [key for key in RESERVED if key in facts]:
         raise ValueError(f"facts: {taken[0]!r} is written by save_model, must not be given")
-    kept.setdefault("threshold", None)
-    kept.setdefault("training", {})
+    kept = {"threshold": None, "training": {}, **facts}
+    kept["normal_scores"] = sorted(float(score) for score in facts.get("normal_scores", ()))
+    try:
+        kept = json.loads(json.dumps(kept, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"facts: must be JSON values: {error}") from error
     _check_facts(kept, "facts", ValueError)
     contents = {
         ENCODER: _bytes(embedder.state_dict()),
-        CENTERS: _bytes({"centers": centers.float(), "normal_scores": scores.sort().values}),
+        CENTERS: _bytes({"centers": centers.float()}),
     }
     architecture = {
         "encoder": asdict(embedder.encoder.config),
@@ -103,6 +106,7 @@ def save_model(folder: Path, embedder: Embedder, centers: Tensor, facts: Mapping
 def _bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """A safetensors file's content; raises ValueError for values that are not finite."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain = {name: t.float() if t.is_floating_point() else t for name, t in plain.items()}
     check_finite(plain, "model not written")
     return save(plain)
 
@@ -115,25 +119,25 @@ def _digest(document: Mapping[str, Any]) -> str:
 
 
 def _check_facts(document: Mapping[str, Any], where: str, kind: type[ValueError]) -> None:
-    """Raise `kind` unless preprocessing and threshold are what a scorer needs."""
+    """Raise `kind` unless the facts that a scorer relies on are there and sensible."""
     preprocessing = document.get("preprocessing")
     if not isinstance(preprocessing, Mapping):
         raise kind(f"{where}: preprocessing={preprocessing!r}, must be an object")
-    size = preprocessing.get("image_size")
+    size, limits = preprocessing.get("image_size"), preprocessing.get("input_range")
     if type(size) is not int or size < 1:
         raise kind(f"{where}: preprocessing.image_size={size!r}, must be a whole number >= 1")
-    limits = preprocessing.get("input_range")
-    if not _is_range(limits):
+    pair = list(limits) if isinstance(limits, (list, tuple)) else []
+    if len(pair) != 2 or not all(_is_number(v) for v in pair) or pair[0] >= pair[1]:
         raise kind(f"{where}: preprocessing.input_range={limits!r}, must be [low, high]")
-    threshold = document.get("threshold")
-    if threshold is not None and not isinstance(threshold, (int, float)):
-        raise kind(f"{where}: threshold={threshold!r}, must be a number or null")
+    threshold, scores = document.get("threshold"), document.get("normal_scores")
+    if threshold is not None and not _is_number(threshold):
+        raise kind(f"{where}: threshold={threshold!r}, must be a finite number or null")
+    if not isinstance(scores, list) or not all(_is_number(score) for score in scores):
+        raise kind(f"{where}: normal_scores must be a list of finite numbers")
 
 
-def _is_range(limits: Any) -> bool:
-    if not isinstance(limits, (list, tuple)) or len(limits) != 2:
-        return False
-    return all(isinstance(v, (int, float)) for v in limits) and limits[0] < limits[1]
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _aside(folder: Path, kind: str) -> Path:
@@ -144,6 +148,8 @@ def _replace_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Write `contents` beside `folder`, then rename; the earlier one waits as `.NAME.previous`."""
     temporary, previous = _aside(folder, "tmp"), _aside(folder, "previous")
     with machine_errors(folder):
+        if folder.is_file():
+            raise InputError(f"{folder}: is a file, must be absent, empty or a model folder")
         if folder.exists():
             others = sorted({entry.name for entry in folder.iterdir()} - {ENCODER, CENTERS, FACTS})
             if others:
@@ -186,22 +192,18 @@ def load_model(folder: Path) -> LoadedModel:
         # A writer was killed between its two renames; the earlier model is complete.
         folder = previous
     document = _read_facts(folder / FACTS)
-    where = folder / ENCODER
     embedder = _empty_embedder(document, folder / FACTS)
+    where = folder / CENTERS
+    shape = (document["architecture"]["centers"], embedder.head.widths[-1])
+    tensors = _read_tensors(where, document["sha256"][CENTERS], 4 * shape[0] * shape[1])
+    check_tensors(tensors, {"centers": torch.empty(shape, device="meta")}, where)
+    where = folder / ENCODER
     expected = embedder.state_dict()
-    limit = sum(t.numel() * t.element_size() for t in expected.values())
+    limit = sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
     state = _read_tensors(where, document["sha256"][ENCODER], limit)
     check_tensors(state, expected, where)
     embedder.load_state_dict(state, assign=True)
-    where = folder / CENTERS
-    shape = (document["architecture"]["centers"], embedder.head.widths[-1])
-    limit = 4 * shape[0] * shape[1] + SCORES_BYTES
-    tensors = _read_tensors(where, document["sha256"][CENTERS], limit)
-    scores = tensors.get("normal_scores", torch.empty(0))
-    shapes = {"centers": shape, "normal_scores": (scores.numel(),)}
-    check_tensors(tensors, {n: torch.empty(s, device="meta") for n, s in shapes.items()}, where)
     facts = {key: value for key, value in document.items() if key not in RESERVED}
-    facts["normal_scores"] = tensors["normal_scores"]
     return LoadedModel(embedder.eval(), tensors["centers"], facts)
 
 
@@ -245,8 +247,8 @@ def _empty_embedder(document: Mapping[str, Any], where: Path) -> Embedder:
     try:
         architecture = document["architecture"]
         widths = [int(width) for width in architecture["head_widths"]]
-        if type(architecture["centers"]) is not int:
-            raise ValueError("centers must be a whole number")
+        if type(architecture["centers"]) is not int or architecture["centers"] < 1:
+            raise ValueError(f"centers={architecture['centers']!r}: must be a whole number >= 1")
         with torch.device("meta"):
             return Embedder(EncoderConfig(**architecture["encoder"]), widths)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -8,6 +8,8 @@ blocks do not depend on the number of threads, neither does any result.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 from selftaught.errors import InputError
 
 BLOCK = 4096
+LARGEST = 1e17
 GPU_NEIGHBOURS = 2048
 GPU_SCRATCH_BYTES = 256 << 20
 
@@ -44,7 +47,8 @@ def matrix(values: torch.Tensor | Array, name: str) -> Array:
     """`values` as a finite (N, D) float32 or float64 array in C order.
 
     Raises:
-        ValueError: not a matrix, no rows or columns, not floating point, or not finite.
+        ValueError: not a matrix, no rows or columns, not floating point, not finite, or so large
+            that squares overflow in float32.
     """
     tensor = torch.as_tensor(values).detach().cpu()
     if tensor.ndim != 2 or 0 in tensor.shape:
@@ -54,9 +58,13 @@ def matrix(values: torch.Tensor | Array, name: str) -> Array:
     if tensor.dtype not in (torch.float32, torch.float64):
         tensor = tensor.float()
     array = np.ascontiguousarray(tensor.numpy())
-    finite = np.isfinite(array).all(axis=1)
-    if not finite.all():
-        raise ValueError(f"{name}: row {int(finite.argmin())} holds values that are not finite")
+    # A comparison with NaN is false, so one pass finds all three kinds.
+    good = (np.abs(array) <= LARGEST).all(axis=1)
+    if not good.all():
+        raise ValueError(
+            f"{name}: row {int(good.argmin())} holds a value that is not finite or not within "
+            f"+-{LARGEST:g}"
+        )
     return array
 
 
@@ -93,21 +101,32 @@ def flat_search(database: Array, k: int) -> Search:
         return _gpu_search(faiss, database, k)
 
     def search(queries: Array) -> tuple[Array, Array]:
-        # The setting is per thread, so torch's and the caller's teams keep theirs.
-        threads = faiss.omp_get_max_threads()
-        faiss.omp_set_num_threads(1)
-        try:
+        with _one_thread(faiss):
             return faiss.knn(queries, database, k)
-        finally:
-            faiss.omp_set_num_threads(threads)
 
     return search
 
 
+def squared_distances(queries: Array, database: Array) -> Array:
+    """All squared distances (Q, N) float32, to the precision of `flat_search`, on the CPU."""
+    faiss = load_faiss()
+    with _one_thread(faiss):
+        return faiss.pairwise_distances(queries, database)
+
+
+@contextmanager
+def _one_thread(faiss: Any) -> Iterator[None]:
+    """Keep FAISS single-threaded in the calling thread; the setting is per thread."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
 def _gpu_search(faiss: Any, database: Array, k: int) -> Search:
     """`flat_search` on torch's current device; calls from several threads take turns."""
-    from threading import Lock
-
     resources = faiss.StandardGpuResources()
     resources.setTempMemory(GPU_SCRATCH_BYTES)
     device = torch.cuda.current_device() if torch.cuda.is_available() else 0

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from selftaught.search.flat import Array, flat_search, map_blocks, matrix
+from selftaught.search.flat import Array, flat_search, map_blocks, matrix, squared_distances
 from selftaught.search.neighbours import Rows, squared_knn
 
 
@@ -26,25 +26,35 @@ class KMeansResult(NamedTuple):
 
 
 def _start(x: Array, k: int, generator: np.random.Generator) -> Array:
-    """k-means++ start: up to k distinct rows of `x`, fewer if there are fewer (k', D)."""
-    rows = [int(generator.integers(len(x)))]
+    """Greedy k-means++ start: up to k distinct rows of `x`, fewer if there are fewer (k', D).
+
+    Each row is the best of 2 + log k drawn in proportion to the squared distance to the rows
+    chosen before (Arthur and Vassilvitskii 2007, the trials as in its Sec. 5).
+    """
+    trials = 2 + int(np.log(k))
     nearest = np.full(len(x), np.inf)
+    row, rows = int(generator.integers(len(x))), []
+
+    def update(block: slice) -> None:
+        # Direct differences: a repeated row is at 0 exactly and is never drawn again.
+        difference = x[block] - x[row]
+        squared = np.einsum("nd,nd->n", difference, difference, dtype=np.float64)
+        np.minimum(nearest[block], squared, out=nearest[block])
+
+    def potentials(block: slice) -> Array:
+        squared = squared_distances(x[block], x[drawn])
+        return np.minimum(squared, nearest[block, None]).sum(axis=0)
+
     while True:
-        last = x[rows[-1]]
-
-        def update(block: slice, last: Array = last) -> None:
-            # Direct differences: a repeated row is at 0 exactly and is never drawn again.
-            difference = x[block] - last
-            squared = np.einsum("nd,nd->n", difference, difference, dtype=np.float64)
-            np.minimum(nearest[block], squared, out=nearest[block])
-
+        rows.append(row)
         for _ in map_blocks(update, len(x)):
             pass
         total = np.cumsum(nearest)
         if len(rows) == k or total[-1] == 0:
             return x[rows]
-        drawn = int(np.searchsorted(total, generator.random() * total[-1], side="right"))
-        rows.append(drawn if drawn < len(x) else int(nearest.argmax()))
+        drawn = np.searchsorted(total, generator.random(trials) * total[-1], side="right")
+        drawn = np.minimum(drawn, np.flatnonzero(nearest)[-1])
+        row = int(drawn[np.sum(list(map_blocks(potentials, len(x))), axis=0).argmin()])
 
 
 def _nearest(x: Array, centers: Array) -> tuple[Array, Array]:

@@ -13,14 +13,14 @@ HALF_ULP = 2.0**-24
 
 
 def _exact(queries: Array, rows: Array, database: Array) -> Array:
-    """Squared distances (Q, M) in float64 of each query to its own `rows` (Q, M), directly."""
-    out = np.empty(rows.shape)
-    step = max(1, EXACT_BYTES // (8 * rows.shape[1] * queries.shape[1]))
+    """Squared distances (Q, M) in float64 of each query to its `rows` (Q, M) or (M,), directly."""
+    out = np.empty((len(queries), rows.shape[-1]))
+    step = max(1, EXACT_BYTES // (8 * rows.shape[-1] * queries.shape[1]))
     for start in range(0, len(queries), step):
         part = slice(start, start + step)
-        difference = database[rows[part]].astype(np.float64)
-        difference -= queries[part, None]
-        out[part] = np.einsum("qmd,qmd->qm", difference, difference)
+        near = database[rows[part] if rows.ndim == 2 else rows].astype(np.float64)
+        difference = near - queries[part, None]
+        np.einsum("qmd,qmd->qm", difference, difference, out=out[part])
     return out
 
 
@@ -36,11 +36,11 @@ def _all_rows(queries: Array, database: Array, k: int) -> tuple[Array, Array]:
     rows = np.empty((len(queries), 0), np.int64)
     for start in range(0, len(database), BLOCK):
         numbers = np.arange(start, min(start + BLOCK, len(database)))
-        numbers = np.broadcast_to(numbers, (len(queries), len(numbers)))
-        distance = _exact(queries, numbers, database)
-        squared, rows = _best(
-            np.concatenate([squared, distance], 1), np.concatenate([rows, numbers], 1), k
-        )
+        squared = np.concatenate([squared, _exact(queries, numbers, database)], axis=1)
+        rows = np.concatenate([rows, np.broadcast_to(numbers, (len(rows), len(numbers)))], axis=1)
+        # Row numbers ascend among equal distances, so a stable sort keeps them in order.
+        order = np.argsort(squared, axis=1, kind="stable")[:, :k]
+        squared, rows = np.take_along_axis(squared, order, 1), np.take_along_axis(rows, order, 1)
     return squared, rows
 
 
@@ -55,7 +55,8 @@ def _certified(
     within the k-th distance r. So if the last candidate beats r^2 by more than that bound,
     nothing is missing.
     """
-    shift = database.mean(axis=0, dtype=np.float64).astype(database.dtype)
+    # Any shift is correct; the median of some rows stays amid the data when a few are far out.
+    shift = np.median(database[:: -(-len(database) // BLOCK)], axis=0).astype(database.dtype)
     centred = np.ascontiguousarray(database - shift, np.float32)
     search = flat_search(centred, k + margin)
 
