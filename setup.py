@@ -39,7 +39,6 @@ DEV = [
     "pytest-timeout",
     "ruff==0.17.*",
     "mypy>=1.15",
-    "pandas-stubs",
     # Peers that the losses are compared with in the tests; never imported by the package.
     "lightly>=1.5",
     "pytorch-metric-learning>=2.8",

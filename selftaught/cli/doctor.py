@@ -58,4 +58,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"  {package:<24} {installed(package, module):<12} {purpose}")
     print("\nkernels")
     for row in backend_table():
-        print("  " + "  ".join(f"{key}: {value}" for key, value in row.items()))
+        mark = "*" if row.chosen else " "
+        state = "available" if row.available else row.reason
+        print(f"  {mark} {row.op:<15} {row.device:<5} {row.backend:<10} {state}")
+    print("  * = taken; SELFTAUGHT_BACKEND or the argument `backend` chooses another")

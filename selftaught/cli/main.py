@@ -3,6 +3,7 @@
 import errno
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 
 from selftaught import __version__
@@ -69,10 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(name, rest)
 
 
+def one_line(message: Warning | str, *_: object) -> str:
+    """A warning as the person at the terminal needs it: what, not where in our code."""
+    return "selftaught: warning: " + " ".join(str(message).split()) + "\n"
+
+
 def guarded(name: str, arguments: list[str]) -> int:
     """Run one command's `main(arguments)` and translate what it raises."""
     from selftaught.training.stop import StopRun
 
+    warnings.formatwarning = one_line
     try:
         importlib.import_module(f"selftaught.cli.{name}").main(arguments)
     except InputError as error:

@@ -108,7 +108,7 @@ def read(path: Path) -> Checkpoint:
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and a sentence for each newer one that is not."""
-    problems = []
+    problems: list[str] = []
     for path in reversed(_folders(folder)):
         try:
             return read(path), problems

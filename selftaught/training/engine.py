@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from selftaught import distributed
+from selftaught.training.tasks import Task
 
 Batch = dict[str, Tensor]
 
@@ -18,7 +19,7 @@ Batch = dict[str, Tensor]
 class Engine(Protocol):
     """What the loop needs; an engine never knows which stage it trains."""
 
-    task: nn.Module
+    task: Task
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The task's outputs, `loss` among them."""
@@ -49,7 +50,7 @@ def bf16_pays(device: torch.device) -> bool:
     """Whether the device multiplies bf16 in hardware; elsewhere autocast only costs time."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    facts = getattr(torch.cpu, "get_capabilities", dict)()
+    facts: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(facts.get("avx512_bf16") or facts.get("amx_bf16"))
 
 
@@ -64,7 +65,7 @@ class TorchEngine:
 
     def __init__(
         self,
-        task: nn.Module,
+        task: Task,
         *,
         weight_decay: float,
         precision: Literal["auto", "fp32", "bf16"] = "auto",
@@ -96,7 +97,7 @@ class TorchEngine:
 
     def backward(self, loss: Tensor, parts: int) -> None:
         """Add the gradient of `loss / parts`."""
-        (loss / parts).backward()  # type: ignore[no-untyped-call]
+        (loss / parts).backward()
 
     def gradient_norm(self) -> Tensor:
         """Euclidean norm of the gradient, 0-d."""

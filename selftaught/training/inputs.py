@@ -42,7 +42,7 @@ class Images:
     @property
     def semi_label(self) -> Tensor:
         """(N,) int64, -1 known abnormal, +1 known normal, 0 unknown."""
-        return torch.from_numpy(self.frame["semi_label"].to_numpy(np.int64))
+        return torch.tensor(self.frame["semi_label"].to_numpy(np.int64))
 
     def paths(self, ids: Tensor) -> list[str]:
         """Manifest paths of samples."""

@@ -77,8 +77,7 @@ def restore(engine: Engine, folder: Path, reporter: Reporter, stage: str) -> Che
         reporter.warn(stage, problem)
     if found is not None:
         engine.task.load_state_dict(found.weights)
-        if not distributed.is_main() and hasattr(engine.task, "counts"):
-            engine.task.counts.zero_()  # rank 0's buffer holds the sum over ranks
+        engine.task.after_load()
         engine.load_state(found.optimizer)
     return found
 
@@ -203,9 +202,7 @@ def report_bad_numbers(bad: bool, loss: float, norm: float, step: int, files: li
 def save(engine: Engine, folder: Path, step: int, figures: dict[str, Any]) -> None:
     """Write a checkpoint of `step` done steps (rank 0 writes, all ranks take part)."""
     engine.sync_buffers()
-    merge = getattr(engine.task, "merge_counts", None)
-    if merge is not None:
-        merge()
+    engine.task.before_save()
     if distributed.is_main():
         weights: dict[str, Tensor] = engine.task.state_dict()
         checkpoint.save(

@@ -6,6 +6,7 @@ Each part reads files and writes files; what is finished is not done again.
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -243,7 +244,7 @@ def _pretext_features(
 
 
 def _score_table(
-    frame: pd.DataFrame, distance: np.ndarray, center: np.ndarray, facts: dict[str, object]
+    frame: pd.DataFrame, distance: np.ndarray, center: np.ndarray, facts: dict[str, Any]
 ) -> pd.DataFrame:
     normal, threshold = facts["normal_scores"], facts["threshold"]
     table = frame[["path", "split", "label", "semi_label"]].copy()

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -33,7 +33,7 @@ from selftaught.training.inputs import (
 from selftaught.training.loop import Schedule, synchronise_parameters, train
 from selftaught.training.progress import Reporter
 from selftaught.training.stop import Stopper
-from selftaught.training.tasks import KNOWN_ABNORMAL, FinetuneTask, PretextTask
+from selftaught.training.tasks import KNOWN_ABNORMAL, FinetuneTask, PretextTask, Task
 
 # The fine-tuning head is drawn from a seed of its own: it must not repeat the pretext head.
 FRESH_HEAD = 1_000_003
@@ -50,7 +50,10 @@ def new_embedder(config: Config, seed: int) -> Embedder:
     return build_embedder(encoder, seed, head_widths=widths)
 
 
-class _Stage:
+TaskType = TypeVar("TaskType", bound=Task)
+
+
+class _Stage(Generic[TaskType]):
     """What both stages share: training rows, the plain probe images and the schedule."""
 
     def __init__(
@@ -59,7 +62,7 @@ class _Stage:
         options: PretextConfig | FinetuneConfig,
         name: str,
         images: Images,
-        task: PretextTask | FinetuneTask,
+        task: TaskType,
         reporter: Reporter,
         stopper: Stopper,
     ) -> None:
@@ -149,11 +152,11 @@ class _Stage:
         return z
 
 
-class PretextStage(_Stage):
+class PretextStage(_Stage[PretextTask]):
     """Contrastive pre-training; nothing happens between epochs but the guards."""
 
 
-class FinetuneStage(_Stage):
+class FinetuneStage(_Stage[FinetuneTask]):
     """Fine-tuning: pruning between epochs, validation AUROC, the best epoch kept beside."""
 
     def __init__(self, *args: Any, best: Path) -> None:
@@ -215,9 +218,10 @@ class FinetuneStage(_Stage):
 
 def pretext_task(config: Config, device: torch.device) -> PretextTask:
     """The task of stage 1 with fresh weights."""
-    method = "supcon" if config.pretext.method == "supcon" else "ntxent"
     task = PretextTask(
-        new_embedder(config, config.seed), temperature=config.pretext.temperature, method=method
+        new_embedder(config, config.seed),
+        temperature=config.pretext.temperature,
+        method="supcon" if config.pretext.method == "supcon" else "ntxent",
     )
     return task.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

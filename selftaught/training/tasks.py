@@ -4,19 +4,35 @@ Parameters are touched nowhere else. A batch is a dict of tensors: `views` (B, V
 in the declared input range, `semi_label` (B,) int64 in -1, 0, +1, `ids` (B,) int64.
 """
 
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from selftaught import distributed
-from selftaught.losses import mad_loss, nearest_center, ntxent_loss, supcon_loss
+from selftaught.losses import mad_loss_with_assignment, nearest_center, ntxent_loss, supcon_loss
 from selftaught.models.heads import Embedder
 
 KNOWN_ABNORMAL = -1
 
 
-class PretextTask(nn.Module):
+class Task(nn.Module):
+    """What the loop asks of a task beyond `forward`."""
+
+    embedder: Embedder
+
+    def close_epoch(self) -> dict[str, float]:
+        """Change between epochs; return figures of the epoch."""
+        return {}
+
+    def before_save(self) -> None:
+        """Move state that ranks hold apart to rank 0."""
+
+    def after_load(self) -> None:
+        """Take up a state that rank 0 held for all ranks."""
+
+
+class PretextTask(Task):
     """Contrastive pre-training (paper, Eq. 1): two views of an image attract, all others repel.
 
     Args:
@@ -51,15 +67,8 @@ class PretextTask(nn.Module):
             loss = ntxent_loss(z1, z2, self.temperature, group=group)
         return {"loss": loss}
 
-    def close_epoch(self) -> dict[str, float]:
-        """Nothing changes between epochs."""
-        return {}
 
-    def merge_counts(self) -> None:
-        """Nothing is counted."""
-
-
-class FinetuneTask(nn.Module):
+class FinetuneTask(Task):
     """Multi-centre semi-supervised fine-tuning (paper, Eq. 2) with progressive pruning.
 
     The centres never move. Images not known to be abnormal are counted at their nearest centre;
@@ -93,25 +102,13 @@ class FinetuneTask(nn.Module):
             batch: `views` (B, 1, 1, S, S) and `semi_label` (B,).
         """
         z = self.embedder(batch["views"][:, 0])[1]
-        loss, index = self._loss_and_index(z, batch["semi_label"])
+        found = mad_loss_with_assignment(
+            z, self.centers, batch["semi_label"], eta=self.eta, active=self.active
+        )
         if self.training:
             counted = (batch["semi_label"] != KNOWN_ABNORMAL).to(self.counts.dtype)
-            self.counts.scatter_add_(0, index, counted)
-        return {"loss": loss}
-
-    def _loss_and_index(self, z: Tensor, semi_label: Tensor) -> tuple[Tensor, Tensor]:
-        loss, _, index = cast(
-            Any,
-            mad_loss(
-                z,
-                self.centers,
-                semi_label,
-                eta=self.eta,
-                active=self.active,
-                return_assignment=True,
-            ),
-        )
-        return loss, index
+            self.counts.scatter_add_(0, found.center, counted)
+        return {"loss": found.loss}
 
     @torch.no_grad()
     def distance(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,8 +140,13 @@ class FinetuneTask(nn.Module):
         }
 
     @torch.no_grad()
-    def merge_counts(self) -> None:
+    def before_save(self) -> None:
         """Move all ranks' counts to rank 0, so that rank 0's buffers hold the whole state."""
         distributed.sum_over_ranks(self.counts)
+        self.after_load()
+
+    @torch.no_grad()
+    def after_load(self) -> None:
+        """Leave the counts to rank 0."""
         if not distributed.is_main():
             self.counts.zero_()
