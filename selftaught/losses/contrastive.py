@@ -39,16 +39,19 @@ def _gather(local: Tensor, group: Any) -> tuple[Tensor, int]:
     return distributed.gather_with_gradient(local, group), rank * local.shape[0]
 
 
-def _paired(
-    names: tuple[str, str], first: Tensor, second: Tensor, group: Any
-) -> tuple[Tensor, Tensor, int]:
-    """Check the two halves of the pairs and gather them in one collective.
-
-    Rows and entries are looked at after gathering, so that all ranks raise and none waits.
-    """
+def _check_pair(names: tuple[str, str], first: Tensor, second: Tensor) -> None:
     check_matrix(names[0], first)
     check_matrix(names[1], second, (names[0], first))
     check_same_rows(names[1], second, names[0], first)
+
+
+def _gather_pair(
+    names: tuple[str, str], first: Tensor, second: Tensor, group: Any
+) -> tuple[Tensor, Tensor, int]:
+    """Both halves of all pairs in one collective, and the position of this rank's first.
+
+    Rows and entries are looked at after gathering, so that all ranks raise and none waits.
+    """
     first, second = _same_dtype(first, second)
     position = 0
     if group is not None:
@@ -95,9 +98,10 @@ def ntxent_loss(
             are checked on the CPU in eager mode only, elsewhere they give a NaN loss.
     """
     backend = check_options(backend, precision, reduction)
+    _check_pair(("z1", "z2"), z1, z2)
     scale, fixed = split_temperature(temperature, ("z1", z1))
     count = z1.shape[0]
-    z1, z2, first = _paired(("z1", "z2"), z1, z2, group)
+    z1, z2, first = _gather_pair(("z1", "z2"), z1, z2, group)
     loss = ops.ntxent(z1, z2, scale, fixed, first, count, normalize, precision, backend)
     return reduce(loss, reduction)
 
@@ -138,10 +142,8 @@ def supcon_loss(
         ValueError: as in `ntxent_loss`, and labels that are not (B,) integers of -1 or above.
     """
     backend = check_options(backend, precision, reduction)
+    _check_pair(("z1", "z2"), z1, z2)
     scale, fixed = split_temperature(temperature, ("z1", z1))
-    check_matrix("z1", z1)
-    check_matrix("z2", z2, ("z1", z1))
-    check_same_rows("z2", z2, "z1", z1)
     labels = check_labels("labels", labels, z1.shape[0], ("z1", z1), None)
     count = z1.shape[0]
     z, first = _gather(torch.cat(_same_dtype(z1, z2)), group)
@@ -193,6 +195,7 @@ def info_nce_loss(
         ValueError: as in `ntxent_loss`, and `negatives` together with `symmetric`.
     """
     backend = check_options(backend, precision, reduction)
+    _check_pair(("query", "key"), query, key)
     scale, fixed = split_temperature(temperature, ("query", query))
     if negatives is not None:
         if symmetric:
@@ -200,7 +203,7 @@ def info_nce_loss(
         check_matrix("negatives", negatives, ("query", query))
         check_content("negatives", negatives)
     count = query.shape[0]
-    query, key, first = _paired(("query", "key"), query, key, group)
+    query, key, first = _gather_pair(("query", "key"), query, key, group)
     if negatives is not None:
         negatives = negatives.to(query.dtype)
     loss = ops.info_nce(
