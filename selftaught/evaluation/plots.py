@@ -33,8 +33,9 @@ def usable_splits(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
         scores: columns `split`, `label` (0, 1, NaN), `score`.
     """
     found = {}
+    usable = scores["label"].notna() & np.isfinite(scores["score"])
     for split in SPLIT_COLORS:
-        rows = scores[(scores["split"] == split) & scores["label"].notna()]
+        rows = scores[(scores["split"] == split) & usable]
         if rows["label"].nunique() == 2:
             found[split] = rows
     return found
