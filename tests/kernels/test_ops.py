@@ -1,0 +1,130 @@
+"""Registration of the ops: opcheck, derivatives of both orders, and what is refused."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from selftaught.kernels import dispatch, ops
+from tests.losses.formulas import views
+
+LABELS = torch.tensor([0, 1, 0, 3, 3])
+SEMI = torch.tensor([0, 1, -1, -1, 0])
+ACTIVE = torch.tensor([True, False, True, True, True])
+
+
+def leaf(seed: int, rows: int = 5) -> torch.Tensor:
+    return views(rows, 7, 0.5, seed=seed)[0].requires_grad_()
+
+
+def temperature() -> torch.Tensor:
+    return torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+
+
+def cases():
+    """Op, its differentiable inputs, and how they become its arguments; rows 1 to 3 are wanted."""
+    z1, z2, negatives, tau = leaf(0), leaf(1), leaf(2, 4), temperature()
+    last = ("auto", "auto")
+    return {
+        "ntxent": (ops.ntxent, (z1, z2, tau), lambda a, b, t: (a, b, t, 0.0, 1, 3, True, *last)),
+        "ntxent, fixed": (
+            ops.ntxent,
+            (z1, z2),
+            lambda a, b: (a, b, None, 0.4, 0, 5, False, *last),
+        ),
+        "supcon": (ops.supcon, (z1, tau), lambda a, t: (a, LABELS, t, 0.0, 1, 3, True, *last)),
+        "info_nce": (
+            ops.info_nce,
+            (z1, z2, negatives, tau),
+            lambda a, b, n, t: (a, b, n, t, 0.0, 1, 3, False, True, *last),
+        ),
+        "clip": (
+            ops.info_nce,
+            (z1, z2, tau),
+            lambda a, b, t: (a, b, None, t, 0.0, 1, 3, True, False, *last),
+        ),
+        "nearest_center": (ops.nearest_center, (z1, z2), lambda a, b: (a, b, ACTIVE, *last)),
+        "mad": (ops.mad, (z1, z2), lambda a, b: (a, b, SEMI, ACTIVE, 0.7, 1e-2, *last)),
+    }
+
+
+def first_output(op, arguments):
+    def function(*inputs):
+        result = op(*arguments(*inputs))
+        return result[0] if isinstance(result, tuple) else result
+
+    return function
+
+
+@pytest.mark.parametrize("name", cases())
+def test_opcheck(name):
+    op, inputs, arguments = cases()[name]
+    torch.library.opcheck(op, arguments(*inputs))
+
+
+@pytest.mark.parametrize("name", cases())
+def test_opcheck_of_transposed_half_precision(name):
+    op, inputs, arguments = cases()[name]
+    low = [v.detach().float() for v in inputs]
+    low = [v if v.ndim == 0 else v.bfloat16().T.contiguous().T for v in low]
+    torch.library.opcheck(op, arguments(*(v.requires_grad_() for v in low)))
+
+
+@pytest.mark.parametrize("name", cases())
+def test_opcheck_of_the_backward(name):
+    op, inputs, arguments = cases()[name]
+    *passed, backend = arguments(*(v.detach() for v in inputs))
+    outputs = op(*passed, backend)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    family = next(f for f in ops.FAMILIES if op.name() == f"selftaught::{f.name}")
+    backward = getattr(torch.ops.selftaught, f"{family.name}_backward").default
+    grad = torch.ones_like(outputs[0])
+    for wanted in (True, False):
+        needs = [isinstance(passed[p], torch.Tensor) and wanted for p in family.differentiable]
+        torch.library.opcheck(backward, (grad, *passed, *outputs, needs, backend))
+
+
+@pytest.mark.parametrize("name", cases())
+def test_both_derivatives(name):
+    op, inputs, arguments = cases()[name]
+    function = first_output(op, arguments)
+    assert gradcheck(function, inputs)
+    assert gradgradcheck(function, inputs)
+
+
+def test_second_derivatives_where_a_row_has_no_negatives_or_positives():
+    tau = temperature()
+    alone = torch.tensor([0, 0, 1])
+    assert gradgradcheck(
+        lambda a, t: ops.supcon(a, alone, t, 0.0, 0, 3, True, "auto", "auto"), (leaf(0, 3), tau)
+    )
+    z = leaf(0, 1), leaf(1, 1)
+    first = torch.autograd.grad(
+        ops.ntxent(*z, tau, 0.0, 0, 1, True, "auto", "auto").sum(), z, create_graph=True
+    )
+    second = torch.autograd.grad(sum(g.sum() for g in first), z)
+    assert all(torch.equal(g, torch.zeros_like(g)) for g in (*first, *second))
+
+
+def test_only_the_gradients_that_are_needed_are_returned():
+    z1, z2 = leaf(0), leaf(1).detach()
+    loss = ops.ntxent(z1, z2, None, 0.4, 0, 5, True, "auto", "auto")
+    loss.sum().backward()
+    assert z1.grad is not None and z2.grad is None
+
+
+def test_rerun_is_bit_equal():
+    for op, inputs, arguments in cases().values():
+        function = first_output(op, arguments)
+        runs = [torch.autograd.grad(function(*inputs).sum(), inputs) for _ in range(2)]
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_second_derivative_elsewhere_is_a_clear_error(monkeypatch):
+    """A backend that is no reference, made of the reference's functions."""
+    reference = dispatch.load("reference")
+    monkeypatch.setattr(dispatch, "load", lambda backend: reference)
+    z1, z2 = leaf(0), leaf(1)
+    loss = ops.ntxent(z1, z2, None, 0.4, 0, 5, True, "auto", "cpp")
+    (gradient,) = torch.autograd.grad(loss.sum(), z1, create_graph=True)
+    with pytest.raises(NotImplementedError, match="ntxent exist only with backend='reference'"):
+        gradient.sum().backward()

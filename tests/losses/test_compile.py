@@ -1,0 +1,89 @@
+"""torch.compile takes every loss as one graph; one case goes through the real compiler."""
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from selftaught.losses import (
+    MADLoss,
+    NTXentLoss,
+    info_nce_loss,
+    mad_loss_with_assignment,
+    nearest_center,
+    supcon_loss,
+)
+from tests.losses.formulas import views
+
+LABELS = torch.tensor([0, 1, -1, 0, 2, -1, 2, 0])
+
+
+def call_supcon(a, b, t):
+    return supcon_loss(a, b, LABELS, t)
+
+
+def call_info_nce(a, b, t):
+    return info_nce_loss(a, b, negatives=a[:3], temperature=t)
+
+
+def call_clip(a, b, t):
+    return info_nce_loss(a, b, temperature=t, symmetric=True, reduction="sum")
+
+
+def call_mad(a, b, t):
+    active = torch.arange(len(b)) != 2
+    loss, squared, index = mad_loss_with_assignment(a, b, LABELS % 3 - 1, active=active)
+    return loss * t + squared.mean() + index.sum()
+
+
+def call_nearest(a, b, t):
+    squared, index = nearest_center(a, b)
+    return (squared * (index + 1)).sum() / t
+
+
+CALLS = [call_supcon, call_info_nce, call_clip, call_mad, call_nearest]
+
+
+def evaluate(function, dtype=torch.float64):
+    inputs = [v.to(dtype).requires_grad_() for v in views(8, 16, 0.5)]
+    inputs.append(torch.tensor(0.3, dtype=dtype, requires_grad=True))
+    loss = function(*inputs)
+    return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+
+@pytest.mark.parametrize("function", CALLS, ids=[f.__name__ for f in CALLS])
+def test_one_graph(function):
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(evaluate(compiled), evaluate(function))
+
+
+class Step(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.linear = nn.Linear(16, 12)
+        self.ntxent = NTXentLoss(nn.Parameter(torch.tensor(0.3)))
+        self.mad = MADLoss(torch.randn(5, 12))
+
+    def forward(self, x1, x2):
+        with torch.autocast("cpu", torch.bfloat16):
+            z1, z2 = self.linear(x1), self.linear(x2)
+            return self.ntxent(z1, z2) + self.mad(z1.float(), LABELS[: len(x1)] % 3 - 1)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
+def test_training_step_through_the_real_compiler():
+    torch._dynamo.reset()
+    step = Step()
+    compiled = torch.compile(step, fullgraph=True, dynamic=True)
+    for images in (8, 5):
+        x = [v.float() for v in views(images, 16, 0.5)]
+        found = []
+        for function in (step, compiled):
+            step.zero_grad()
+            loss = function(*x)
+            loss.backward()
+            found.append([loss.detach(), *(p.grad.clone() for p in step.parameters())])
+        torch.testing.assert_close(found[1], found[0], rtol=2e-2, atol=1e-3)

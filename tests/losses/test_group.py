@@ -1,0 +1,165 @@
+"""Losses over several ranks equal one process on the global batch, gradients included.
+
+Every rank computes both and compares; the gradient goes through DDP, which averages it.
+"""
+
+import socket
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from selftaught.losses import (
+    NTXentLoss,
+    cached_backward,
+    compat,
+    info_nce_loss,
+    ntxent_loss,
+    supcon_loss,
+)
+from tests.losses.formulas import views
+
+IMAGES, WIDTH = 6, 9
+
+
+def losses(labels, queue, group):
+    """Name, function of two views and a temperature; `labels` are this process's rows."""
+    return {
+        "ntxent": partial(ntxent_loss, group=group),
+        "supcon": lambda a, b, t: supcon_loss(a, b, labels, t, group=group),
+        "info_nce": lambda a, b, t: info_nce_loss(
+            a, b, negatives=queue, temperature=t, group=group
+        ),
+        "clip": lambda a, b, t: info_nce_loss(a, b, temperature=t, symmetric=True, group=group),
+        "normalize off": lambda a, b, t: ntxent_loss(a, b, 10 * t, normalize=False, group=group),
+    }
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.linear = nn.Linear(WIDTH, 5).double()
+        self.temperature = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def forward(self, x1, x2):
+        return self.linear(x1), self.linear(x2), self.temperature
+
+
+def gradients(module):
+    found = {name.removeprefix("module."): p.grad.clone() for name, p in module.named_parameters()}
+    module.zero_grad()
+    return found
+
+
+def compare(rank, ranks, group, device_rows):
+    x1, x2 = views(IMAGES, WIDTH, 0.5)
+    labels = torch.tensor([0, 1, -1, 0, 2, -1])
+    queue = views(4, 5, 0.5, seed=9)[0]
+    whole, sharded = Model(), DistributedDataParallel(Model())
+    everyone = losses(labels, queue, None)
+    mine = losses(labels[device_rows], queue, group)
+    for name, function in everyone.items():
+        expected = function(*whole(x1, x2))
+        expected.backward()
+        value = mine[name](*sharded(x1[device_rows], x2[device_rows]))
+        value.backward()
+        mean = value.detach().clone()
+        dist.all_reduce(mean)
+        torch.testing.assert_close(mean / ranks, expected.detach(), msg=lambda m: f"{name} {m}")
+        torch.testing.assert_close(
+            gradients(sharded), gradients(whole), msg=lambda m: f"{name} {m}"
+        )
+
+
+def compare_rows(rank, ranks, rows):
+    z1, z2 = views(IMAGES, WIDTH, 0.5)
+    expected = ntxent_loss(z1, z2, reduction="none").view(2, -1)[:, rows].flatten()
+    found = ntxent_loss(z1[rows], z2[rows], reduction="none", group="world")
+    torch.testing.assert_close(found, expected)
+    total = ntxent_loss(z1[rows], z2[rows], reduction="sum", group="world")
+    torch.testing.assert_close(total, expected.sum())
+
+
+def compare_clip(rank, ranks, rows):
+    """Value and gradient of both settings of `local_loss`."""
+    z = [nn.functional.normalize(v) for v in views(IMAGES, WIDTH, 0.5)]
+    leaves = [v.clone().requires_grad_() for v in z]
+    expected = compat.ClipLoss()(*leaves, 5.0)
+    expected.backward()
+    for local in (True, False):
+        parts = [v[rows].clone().requires_grad_() for v in z]
+        loss = compat.ClipLoss(local, True, rank=rank, world_size=ranks)(*parts, 5.0)
+        loss.backward()
+        if not local:
+            torch.testing.assert_close(loss, expected)
+        for part, leaf in zip(parts, leaves, strict=True):
+            torch.testing.assert_close(part.grad / ranks, leaf.grad[rows])
+
+
+def compare_cached(rank, ranks, rows):
+    """Chunks within a rank, negatives from all ranks, one averaging by DDP."""
+    x1, x2 = views(IMAGES, WIDTH, 0.5)
+    torch.manual_seed(5)
+    whole = nn.Linear(WIDTH, 5).double()
+    torch.manual_seed(5)
+    sharded = DistributedDataParallel(nn.Linear(WIDTH, 5).double())
+    ntxent_loss(whole(x1), whole(x2), 0.2).backward()
+    cached_backward(sharded, [x1[rows], x2[rows]], NTXentLoss(0.2, group="world"), chunk_size=1)
+    torch.testing.assert_close(gradients(sharded), gradients(whole))
+
+
+def refusals(rank, ranks):
+    """Every rank raises, so none is left waiting."""
+    z = torch.randn(2 + (rank == 1), WIDTH)
+    with pytest.raises(ValueError, match="rank 0: 2, rank 1: 3"):
+        ntxent_loss(z, z, group="world")
+    with pytest.raises(ValueError, match="rank 0: 2, rank 1: 3"):
+        supcon_loss(z, z, torch.zeros(len(z), dtype=torch.int64), group="world")
+    with pytest.raises(ValueError, match="rank 1: 0"):
+        info_nce_loss(z[: 2 * (rank != 1)], z[: 2 * (rank != 1)], group="world")
+    z = torch.full((2, WIDTH), float("nan") if rank == 1 else 1.0)
+    with pytest.raises(ValueError, match="z1: must be finite, but row 2"):
+        ntxent_loss(z, z, group="world")
+
+
+def work(rank, ranks, port):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://localhost:{port}", world_size=ranks, rank=rank)
+    per_rank = IMAGES // ranks
+    rows = slice(rank * per_rank, (rank + 1) * per_rank)
+    compare(rank, ranks, dist.group.WORLD, rows)
+    compare_rows(rank, ranks, rows)
+    compare_clip(rank, ranks, rows)
+    compare_cached(rank, ranks, rows)
+    refusals(rank, ranks)
+    if ranks == 3:
+        pair = dist.new_group([0, 2])
+        z1, z2 = views(4, WIDTH, 0.5)
+        if rank == 1:
+            with pytest.raises(ValueError, match="not one of its ranks"):
+                ntxent_loss(z1, z2, group=pair)
+        else:
+            half = slice(0, 2) if rank == 0 else slice(2, 4)
+            value = ntxent_loss(z1[half], z2[half], reduction="none", group=pair)
+            expected = ntxent_loss(z1, z2, reduction="none").view(2, -1)[:, half].flatten()
+            torch.testing.assert_close(value, expected)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_equal_one_process(ranks):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    spawn(work, args=(ranks, port), nprocs=ranks)
+
+
+def test_world_of_one_process():
+    z1, z2 = views(5, 8, 0.5)
+    assert torch.equal(ntxent_loss(z1, z2, group="world"), ntxent_loss(z1, z2))

@@ -1,0 +1,254 @@
+"""Detector: scores against the formula, paths against tensors, batches, refusals, imports."""
+
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from selftaught import Detector
+from selftaught.data.pipeline import open_pipeline
+from selftaught.data.plan import PLAIN
+from selftaught.errors import InputError
+from selftaught.models import EncoderConfig, build_embedder, load_model, save_model
+
+SIZE = 32
+PREPROCESSING = {"image_size": SIZE, "input_range": [0.0, 1.0]}
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    made = build_embedder(EncoderConfig(), 0)
+    made.train()
+    with torch.no_grad():
+        for _ in range(20):
+            made(torch.rand(16, 1, SIZE, SIZE))
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def centers(embedder):
+    with torch.no_grad():
+        return embedder(torch.rand(4, 1, SIZE, SIZE))[1]
+
+
+@pytest.fixture(scope="module")
+def folder(embedder, centers, tmp_path_factory):
+    facts = {"preprocessing": PREPROCESSING, "threshold": 0.2, "normal_scores": [0.1, 0.2, 0.3]}
+    return save_model(tmp_path_factory.mktemp("run") / "model", embedder, centers, facts)
+
+
+@pytest.fixture(scope="module")
+def detector(folder):
+    return Detector.load(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    place, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    found = []
+    for i, (height, width) in enumerate([(40, 60), (64, 33), (32, 32), (50, 50), (90, 20)]):
+        blobs = cv2.GaussianBlur(rng.random((height, width)).astype("f4"), (0, 0), 2)
+        grey = cv2.normalize(blobs, None, 0, 255, cv2.NORM_MINMAX).astype("u1")
+        found.append(place / f"{i}.png")
+        cv2.imwrite(str(found[-1]), grey)
+    return found
+
+
+def wanted_scores(embedder, centers, x):
+    """Eq. 2's distance to the nearest centre, in float64."""
+    with torch.no_grad():
+        z = embedder(x)[1].double()
+    distance = (z[:, None] - centers.double()[None]).norm(dim=-1)
+    return distance.min(1)
+
+
+def test_scores_are_distances_to_the_nearest_centre(detector, embedder, centers):
+    x = torch.rand(9, 1, SIZE, SIZE)
+    wanted = wanted_scores(embedder, centers, x)
+    scores = detector.score(x)
+    assert scores.shape == (9,) and scores.dtype == torch.float32 and scores.device.type == "cpu"
+    np.testing.assert_allclose(scores, wanted.values, rtol=1e-5)
+    assert detector.explain(x)["center"].tolist() == wanted.indices.tolist()
+    h, z = detector.embed(x)
+    assert h.shape == (9, 512) and z.shape == (9, 128)
+    torch.testing.assert_close((h, z), embedder(x), rtol=1e-4, atol=1e-6)
+
+
+def test_the_whole_path_from_the_folder(folder, embedder, centers, paths):
+    detector = Detector.load(str(folder))
+    scores = detector.score([str(path) for path in paths], batch_size=2)
+    with open_pipeline(
+        "opencv", paths=paths, image_size=SIZE, augment=PLAIN, seed=9, stage="x"
+    ) as pipeline:
+        x = next(iter(pipeline.batches([(3, np.arange(5))]))).views[:, 0]
+    np.testing.assert_allclose(scores, wanted_scores(embedder, centers, x).values, rtol=1e-4)
+    np.testing.assert_allclose(scores, detector.score(x), rtol=1e-4)
+    assert len(set(scores.tolist())) == 5
+    torch.testing.assert_close(detector.score(paths[::-1]).flip(0), scores, rtol=1e-4, atol=0)
+    assert torch.equal(detector.score(paths, batch_size=2), scores)
+
+
+def test_masks_reach_the_network(detector, paths, tmp_path):
+    half, body = tmp_path / "mask.png", np.zeros((40, 60), "u1")
+    body[:, :30] = 255
+    cv2.imwrite(str(half), body)
+    masks = [half, None, None, None, None]
+    scores, plain = detector.score(paths, masks=masks), detector.score(paths)
+    torch.testing.assert_close(scores[1:], plain[1:], rtol=1e-4, atol=0)
+    with open_pipeline(
+        "opencv", paths=paths, masks=masks, image_size=SIZE, augment=PLAIN, seed=0, stage="x"
+    ) as pipeline:
+        x = next(iter(pipeline.batches([(0, np.arange(1))]))).views[:, 0]
+    assert (x[..., 17:] == 0).all() and (x[..., :14] > 0).any()
+    torch.testing.assert_close(scores[:1], detector.score(x), rtol=1e-4, atol=0)
+    assert abs(scores[0] - plain[0]) > 1e-3 * plain[0]
+    with pytest.raises(ValueError, match="masks: 1 for 5 images"):
+        detector.score(paths, masks=[half])
+    with pytest.raises(ValueError, match="masks: only with paths"):
+        detector.score(torch.zeros(1, 1, SIZE, SIZE), masks=[half])
+
+
+def test_a_model_of_masked_images_says_so(embedder, centers, paths):
+    facts = {"preprocessing": {**PREPROCESSING, "masked": True}}
+    detector = Detector(embedder, centers, facts, device="cpu")
+    with pytest.warns(UserWarning, match="scoring without masks"):
+        detector.score(paths[:1])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 100])
+def test_batches_change_rounding_only(detector, batch_size):
+    x = torch.rand(7, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        detector.score(x, batch_size=batch_size), detector.score(x), rtol=1e-5, atol=0
+    )
+
+
+def test_results_may_enter_other_computations(detector):
+    h, z = detector.embed(torch.rand(2, 1, SIZE, SIZE))
+    weight = torch.ones(512, requires_grad=True)
+    (h @ weight).sum().backward()
+    assert torch.equal(weight.grad, h.sum(0)) and not z.is_inference()
+    assert not detector.embedder.training
+    assert not any(parameter.requires_grad for parameter in detector.embedder.parameters())
+
+
+def test_explain_tells_what_a_score_means(embedder, centers, paths, monkeypatch):
+    facts = {
+        "preprocessing": PREPROCESSING,
+        "threshold": 2.0,
+        "normal_scores": [1.0, 2.0, 2.0, 5.0],
+    }
+    detector = Detector(embedder, centers, facts, device="cpu")
+    monkeypatch.setattr(
+        detector, "_nearest", lambda z: (torch.tensor([0.5, 1, 2, 3, 9]), torch.arange(5))
+    )
+    table = detector.explain(paths)
+    assert list(table.columns) == ["path", "score", "center", "percentile", "flagged"]
+    assert table["path"].tolist() == [str(path) for path in paths]
+    assert table["percentile"].tolist() == [0, 25, 75, 75, 100]
+    assert table["flagged"].tolist() == [0, 0, 0, 1, 1]
+    assert table["flagged"].dtype == "Int8"
+    from selftaught.evaluation.calibration import percentiles
+
+    np.testing.assert_array_equal(
+        table["percentile"], percentiles(table["score"], facts["normal_scores"])
+    )
+
+
+def test_explain_without_calibration(embedder, centers):
+    facts = {"preprocessing": PREPROCESSING, "threshold": None, "normal_scores": []}
+    table = Detector(embedder, centers, facts, device="cpu").explain(torch.rand(2, 1, SIZE, SIZE))
+    assert table["percentile"].isna().all() and table["flagged"].isna().all()
+    assert table["path"].tolist() == ["", ""] and table["score"].notna().all()
+
+
+def test_no_images(detector):
+    for images in ([], torch.zeros(0, 1, SIZE, SIZE)):
+        assert detector.score(images).shape == (0,)
+        assert detector.embed(images)[0].shape == (0, 512)
+        table = detector.explain(images)
+        assert isinstance(table, pd.DataFrame) and len(table) == 0
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 1, SIZE, SIZE + 1), r"shape \(2, 1, 32, 33\), must be \(N, 1, 32, 32\)"),
+        (torch.zeros(2, 3, SIZE, SIZE), r"shape \(2, 3, 32, 32\)"),
+        (torch.zeros(1, SIZE, SIZE), r"shape \(1, 32, 32\)"),
+        (torch.zeros(1, 1, SIZE, SIZE, dtype=torch.uint8), "torch.uint8, must be floating"),
+        (torch.full((1, 1, SIZE, SIZE), 255.0), r"values from 255 to 255, must be within \[0, 1\]"),
+        (torch.full((1, 1, SIZE, SIZE), -0.1), "values from -0.1"),
+        (torch.full((1, 1, SIZE, SIZE), torch.nan), "values from nan"),
+        ("image.png", "'image.png' is one path, must be a list"),
+    ],
+)
+def test_wrong_images_are_named(detector, images, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        detector.score(images)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        detector.score(images, batch_size=0)
+
+
+def test_one_bad_pixel_in_a_later_image_is_seen(detector):
+    x = torch.rand(50, 1, SIZE, SIZE)
+    x[49, 0, 3, 3] = torch.nan
+    with pytest.raises(ValueError, match="must be within"):
+        detector.score(x)
+
+
+def test_an_unreadable_image_is_named(detector, paths, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(paths[0].read_bytes()[:100])
+    for path in (broken, tmp_path / "absent.png"):
+        with pytest.raises(InputError, match=path.name):
+            detector.score([*paths, path])
+
+
+def test_a_range_that_the_files_cannot_have_is_refused(embedder, centers, paths):
+    facts = {"preprocessing": {"image_size": SIZE, "input_range": [0.0, 255.0]}}
+    detector = Detector(embedder, centers, facts, device="cpu")
+    with pytest.raises(InputError, match="input_range"):
+        detector.score(paths)
+    assert detector.score(torch.full((1, 1, SIZE, SIZE), 255.0)).shape == (1,)
+    scaled = {"preprocessing": {**facts["preprocessing"], "mask_scale": 255}}
+    assert Detector(embedder, centers, scaled, device="cpu").score(paths).shape == (5,)
+
+
+def test_a_detector_of_the_loaded_parts_is_the_same(folder, detector):
+    x = torch.rand(2, 1, SIZE, SIZE)
+    assert torch.equal(Detector(*load_model(folder), device="cpu").score(x), detector.score(x))
+
+
+def test_a_wrong_folder_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="model.json: cannot be read"):
+        Detector.load(tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_gpu_gives_the_same_scores(folder, detector):
+    x = torch.rand(40, 1, SIZE, SIZE)
+    scores = Detector.load(folder).score(x)
+    torch.testing.assert_close(scores, detector.score(x), rtol=2e-3, atol=1e-4)
+
+
+def test_scoring_files_never_loads_training(folder, paths):
+    code = f"""
+import sys
+from selftaught import Detector
+Detector.load({str(folder)!r}, device="cpu").explain([{str(paths[0])!r}])
+banned = ("selftaught.training", "selftaught.evaluation", "deepspeed", "faiss",
+          "pytorch_lightning", "sklearn", "matplotlib", "nvidia.dali", "onnx")
+print([name for name in banned if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
