@@ -1,0 +1,216 @@
+"""What a user ends with: a trained model that scores radiographs."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from selftaught.errors import InputError
+from selftaught.losses import nearest_center
+from selftaught.models import Embedder, load_model
+
+if TYPE_CHECKING:
+    from selftaught.data.augment import Augment
+
+PREPARATION = ("autocontrast", "order", "mask_scale")
+SLACK = 1e-6  # of the input range: resampling in float32 may overshoot by rounding
+Paths = Sequence[str | PathLike[str]]
+Masks = Sequence[str | PathLike[str] | None]
+
+
+class Detector:
+    """Scores images by their distance to the nearest hypersphere centre (paper, Sec. 2.3).
+
+    All methods take either paths of images (any format that training reads; preprocessed
+    deterministically as in training) or a tensor (N, 1, S, S) that already is network input,
+    where S is `image_size`. Results are tensors on the CPU, rows in the order of the images.
+
+    Attributes:
+        image_size: S, in pixels.
+        input_range: lowest and highest allowed value of a tensor, [0, 1].
+        centers: (K, D) float32.
+        facts: what was stored with the model: preprocessing, threshold, normal scores, training.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        centers: Tensor,
+        facts: dict,
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Wrap parts that are in memory; `Detector.load` reads them from a model folder."""
+        default = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device or default)
+        self.embedder = embedder.to(self.device).eval().requires_grad_(False)
+        self.centers = centers.to(self.device, torch.float32)
+        self.facts = facts
+        self.image_size: int = facts["preprocessing"]["image_size"]
+        low, high = facts["preprocessing"]["input_range"]
+        self.input_range = (float(low), float(high))
+
+    @classmethod
+    def load(
+        cls, folder: str | PathLike[str], *, device: torch.device | str | None = None
+    ) -> "Detector":
+        """Read a model folder.
+
+        Args:
+            folder: written by `selftaught run` (RUN/model) or `save_model`.
+            device: where to compute; a GPU if there is one unless given.
+
+        Raises:
+            InputError: the folder is incomplete, damaged or holds another kind of model.
+        """
+        return cls(*load_model(Path(folder)), device=device)
+
+    def score(
+        self, images: Paths | Tensor, *, masks: Masks | None = None, batch_size: int = 32
+    ) -> Tensor:
+        """Anomaly scores.
+
+        Args:
+            images: N paths, or a float tensor (N, 1, S, S) within `input_range`.
+            masks: N paths of body masks (None where there is none); only with paths.
+            batch_size: images at a time; changes results by rounding only.
+
+        Returns:
+            (N,) float32, higher = more abnormal.
+
+        Raises:
+            ValueError: a tensor of another shape or type, outside the range or not finite; masks
+                that do not match.
+            InputError: an image cannot be read.
+        """
+        return self._nearest(self.embed(images, masks=masks, batch_size=batch_size)[1])[0]
+
+    def embed(
+        self, images: Paths | Tensor, *, masks: Masks | None = None, batch_size: int = 32
+    ) -> tuple[Tensor, Tensor]:
+        """Features h (N, 512) and embeddings z (N, D), float32; arguments as for `score`."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        if isinstance(images, Tensor):
+            self._check(images, masks)
+            batches: Iterator[Tensor] = iter(images.split(batch_size)) if len(images) else iter(())
+        else:
+            batches = self._read(images, masks, batch_size)
+        # Filled outside inference mode, so that the results may enter other computations.
+        h = torch.empty(len(images), self.embedder.encoder.width)
+        z = torch.empty(len(images), self.embedder.head.widths[-1])
+        done = 0
+        for batch in batches:
+            with torch.inference_mode():
+                features, embedding = self.embedder(batch.to(self.device, torch.float32))
+                part = slice(done, done + len(batch))
+                h[part], z[part] = features, embedding
+            done += len(batch)
+        return h, z
+
+    def explain(
+        self, images: Paths | Tensor, *, masks: Masks | None = None, batch_size: int = 32
+    ) -> pd.DataFrame:
+        """Scores with what they mean; arguments and errors as for `score`.
+
+        Returns:
+            One row per image: `path` (str, "" for a tensor's rows), `score` (float32), `center`
+            (int64, number of the nearest centre), `percentile` (share of normal validation images
+            that score no higher, 0-100; NaN if the model has none) and `flagged` (Int8, 1 when
+            the score is above the stored threshold; missing if the model has none).
+        """
+        score, center = self._nearest(self.embed(images, masks=masks, batch_size=batch_size)[1])
+        values = score.double().numpy()
+        normal, threshold = np.sort(self.facts["normal_scores"]), self.facts["threshold"]
+        percentile = np.full(len(values), np.nan)
+        if len(normal):
+            percentile = 100.0 * np.searchsorted(normal, values, side="right") / len(normal)
+        flagged = [pd.NA] * len(values) if threshold is None else values > threshold
+        paths = [""] * len(values) if isinstance(images, Tensor) else [fspath(p) for p in images]
+        return pd.DataFrame(
+            {
+                "path": pd.Series(paths, dtype=str),
+                "score": score.numpy(),
+                "center": center.numpy(),
+                "percentile": percentile,
+                "flagged": pd.array(flagged, dtype="boolean").astype("Int8"),
+            }
+        )
+
+    def _nearest(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance (N,) float32 and number (N,) int64 of the nearest centre."""
+        if not len(z):
+            return torch.empty(0), torch.empty(0, dtype=torch.int64)
+        squared, center = nearest_center(z.to(self.device), self.centers)
+        return squared.sqrt().cpu(), center.cpu()
+
+    def _check(self, images: Tensor, masks: Masks | None) -> None:
+        """Refuse a tensor that is not this model's network input."""
+        if masks is not None:
+            raise ValueError("masks: only with paths; a tensor is network input already")
+        wanted = (1, self.image_size, self.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
+            raise ValueError(
+                f"images: shape {tuple(images.shape)}, must be "
+                f"(N, 1, {self.image_size}, {self.image_size})"
+            )
+        if not images.is_floating_point():
+            raise ValueError(f"images: {images.dtype}, must be floating point")
+        if not images.numel():
+            return
+        low, high = (float(value) for value in images.aminmax())
+        least, most = self.input_range
+        slack = SLACK * (most - least)
+        if not (least - slack <= low and high <= most + slack):
+            raise ValueError(
+                f"images: values from {low:g} to {high:g}, must be within [{least:g}, {most:g}]"
+            )
+
+    def _read(self, images: Paths, masks: Masks | None, batch_size: int) -> Iterator[Tensor]:
+        """Images (b, 1, S, S) from files, as evaluation during training saw them."""
+        from selftaught.data.pipeline import open_pipeline
+
+        if isinstance(images, (str, bytes, PathLike)):
+            raise ValueError(f"images: {images!r} is one path, must be a list of paths")
+        paths = [Path(path) for path in images]
+        covers = None if masks is None else [None if m is None else Path(m) for m in masks]
+        if covers is not None and len(covers) != len(paths):
+            raise ValueError(f"masks: {len(covers)} for {len(paths)} images, must be as many")
+        if covers is None and self.facts["preprocessing"].get("masked"):
+            warnings.warn("trained on masked images, scoring without masks", stacklevel=3)
+        if not paths:
+            return
+        ids = np.arange(len(paths), dtype=np.int64)
+        requests = ((0, ids[i : i + batch_size]) for i in range(0, len(ids), batch_size))
+        with open_pipeline(
+            "auto",
+            paths=paths,
+            masks=covers,
+            image_size=self.image_size,
+            augment=self._preparation(),
+            seed=0,
+            stage="plain",
+            views=1,
+            cache_bytes=0,
+        ) as pipeline:
+            for batch in pipeline.batches(requests):
+                yield batch.views[:, 0]
+
+    def _preparation(self) -> "Augment":
+        """The stored preprocessing without randomness, checked against the stored range."""
+        from selftaught.data.augment import Augment
+
+        stored = self.facts["preprocessing"]
+        augment = Augment(**{name: stored[name] for name in PREPARATION if name in stored})
+        if augment.input_range != self.input_range:
+            raise InputError(
+                f"model: input_range {self.input_range}, but its preprocessing gives "
+                f"{augment.input_range}; pass tensors instead of paths"
+            )
+        return augment
