@@ -46,13 +46,18 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the table's content; the order of rows and columns does not count."""
-        table = self.table.iloc[np.argsort(self.table["path"].to_numpy(object), kind="stable")]
+        """SHA-256 of the table's content; neither order nor wholly blank columns count."""
+        order = self.table["path"].argsort(kind="stable").to_numpy()
         digest = hashlib.sha256()
-        for column in sorted(table.columns):
-            cells = table[column].astype(object).where(table[column].notna(), "").astype(str)
-            lengths = np.array([len(cell) for cell in cells], np.int64)
-            for part in (column.encode(), lengths.tobytes(), "".join(cells).encode()):
+        for column in sorted(self.table.columns):
+            cells = self.table[column].iloc[order]
+            if cells.dtype == "Int8":
+                cells = cells.astype("str").where(cells.notna(), "")
+            texts = cells.tolist()
+            if not any(texts):
+                continue
+            lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+            for part in (column.encode(), lengths.tobytes(), "".join(texts).encode()):
                 digest.update(len(part).to_bytes(8, "little") + part)
         return digest.hexdigest()
 
@@ -104,9 +109,9 @@ def _read_folder(folder: Path) -> Source:
 def _checked(read: Source, allow_outside: bool, check_files: bool) -> Manifest:
     """Turn the cells of a source into the manifest's table, or raise on the first wrong row."""
     columns = dict(read.columns)
-    blank = [""] * len(columns["path"])
-    for name in check.COLUMNS:
-        columns.setdefault(name, blank)
+    count = len(columns["path"])
+    absent = [name for name in check.COLUMNS if name not in columns]
+    columns |= dict.fromkeys(absent, [""] * count)
 
     def where(index: int) -> str:
         if read.rows is None:
@@ -124,7 +129,10 @@ def _checked(read: Source, allow_outside: bool, check_files: bool) -> Manifest:
         for name in ("path", "mask"):
             check.files_exist(read.root, columns[name], name, allow_outside, where)
     others = [name for name in columns if name not in check.COLUMNS]
-    table = pd.DataFrame(
-        {name: pd.Series(columns[name], dtype="str") for name in (*check.COLUMNS, *others)}
-    ).assign(label=label, semi_label=semi_label)
+    blank = pd.Series("", index=range(count), dtype="str")
+    texts = {
+        name: blank if name in absent else pd.Series(columns[name], dtype="str")
+        for name in (*check.COLUMNS, *others)
+    }
+    table = pd.DataFrame({**texts, "label": label, "semi_label": semi_label})
     return Manifest(read.root, table, read.name, read.rows)

@@ -3,6 +3,8 @@
 import csv
 import io
 import os
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ from selftaught.data.manifest_check import COLUMNS, show
 from selftaught.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
+BLOCK = 2_000
 
 
 class Source(NamedTuple):
@@ -55,40 +58,63 @@ def read_text(path: Path) -> str:
     return text
 
 
-def csv_records(path: Path) -> tuple[list[list[str]], np.ndarray]:
-    """All records of a CSV file and their row numbers; rows with only blank cells are dropped.
+def csv_columns(path: Path) -> tuple[list[list[str]], np.ndarray]:
+    """The columns of a CSV file as text, header cells first; never evaluated.
+
+    Rows with only blank cells are dropped.
+
+    Returns:
+        (columns, rows): equally long columns and the row number of every cell in them.
 
     Raises:
-        InputError: the file is not UTF-8, a quote is never closed, or a cell is too long.
+        InputError: the file is not UTF-8, empty, has a stray quote or a cell that is too long, or
+            a row with more or fewer cells than the first one.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    records: list[list[str]] = []
+    columns: list[list[str]] = []
+    rows: list[int] = []
+    start = 1
+    # In blocks, because a million small lists at once keep the garbage collector busy.
+    while block := _next_block(reader, path.name, start):
+        numbers = list(range(start, start + len(block)))
+        start += len(block)
+        if not all(map(any, block)):
+            kept = [i for i, record in enumerate(block) if any(record)]
+            block, numbers = [block[i] for i in kept], [numbers[i] for i in kept]
+        width = len(columns or (block and block[0]))
+        for row, record in zip(numbers, block, strict=True):
+            if len(record) != width:
+                raise InputError(
+                    f"{path.name} row {row}: {len(record)} cells; the header has {width}"
+                )
+        columns = columns or [[] for _ in range(width)]
+        for position, cells in enumerate(zip(*block, strict=True)):
+            columns[position].extend(cells)
+        rows.extend(numbers)
+    if not columns:
+        raise InputError(f"{path.name}: empty; allowed: a header line, then one row an image")
+    return columns, np.array(rows, np.int64)
+
+
+def _next_block(reader: Iterator[list[str]], name: str, start: int) -> list[list[str]]:
+    block: list[list[str]] = []
     try:
-        records.extend(reader)
+        block.extend(islice(reader, BLOCK))
     except csv.Error as error:
-        raise InputError(f"{path.name} row {len(records) + 1}: not valid CSV: {error}") from error
-    kept = [row for row, record in enumerate(records) if any(record)]
-    return [records[row] for row in kept], np.array(kept, np.int64) + 1
+        row = start + len(block)
+        raise InputError(f"{name} row {row}: not valid CSV: {error}") from error
+    return block
 
 
 def read_csv(path: Path) -> Source:
-    """Read a CSV manifest; cells stay text and are never evaluated.
+    """Read a CSV manifest.
 
     Raises:
-        InputError: no header, no rows, or a row with more or fewer cells than the header.
+        InputError: as `csv_columns` and `check_header`, or no rows.
     """
-    records, rows = csv_records(path)
-    if not records:
-        raise InputError(
-            f'{path.name}: empty; allowed: a header with "path", then one row an image'
-        )
-    header = records[0]
-    width = len(header)
-    for record, row in zip(records, rows, strict=True):
-        if len(record) != width:
-            raise InputError(f"{path.name} row {row}: {len(record)} cells; the header has {width}")
-    cells = [list(column) for column in zip(*records[1:], strict=True)] or [[] for _ in header]
-    columns = list(zip(header, cells, strict=True))
+    cells, rows = csv_columns(path)
+    header = [column.pop(0) for column in cells]
+    columns = [(name, column) for name, column in zip(header, cells, strict=True)]
     columns = [(name, column) for name, column in columns if name or any(column)]
     check_header([name for name, _ in columns], path.name)
     return _source(path, dict(columns), rows[1:])

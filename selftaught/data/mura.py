@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from selftaught.data.manifest_check import show
-from selftaught.data.manifest_read import Source, csv_records, list_files
+from selftaught.data.manifest_read import Source, csv_columns, list_files
 from selftaught.errors import InputError
 
 PARTS = ("train", "valid")
@@ -67,11 +67,9 @@ def _image_lines(folder: Path, part: str) -> list[tuple[str, str]]:
     if not path.is_file():
         found = [name for name in list_files(folder, part) if name.count("/") == 4]
         return [(folder.name, name) for name in found]
-    records, rows = csv_records(path)
-    lines = [
-        (f"{path.name} row {row}", record[0]) for record, row in zip(records, rows, strict=True)
-    ]
-    has_header = bool(lines) and "/" not in lines[0][1]
+    columns, rows = csv_columns(path)
+    lines = [(f"{path.name} row {row}", line) for row, line in zip(rows, columns[0], strict=True)]
+    has_header = "/" not in lines[0][1]
     return lines[1:] if has_header else lines
 
 

@@ -1,6 +1,6 @@
 """The settings of a split, each checked under the name the user types."""
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from selftaught.errors import InputError
@@ -43,11 +43,10 @@ class SplitConfig:
     val_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        _number("train_fraction", self.train_fraction, 0.0 < self.train_fraction < 1.0, "0 < x < 1")
+        _number("train_fraction", self.train_fraction, "0 < x < 1", lambda x: 0 < x < 1)
         for name in ("known_normal", "known_abnormal", "pollution"):
-            value = getattr(self, name)
-            _number(name, value, 0.0 <= value < 1.0, "0 <= x < 1")
-        _number("val_fraction", self.val_fraction, 0.0 < self.val_fraction <= 0.5, "0 < x <= 0.5")
+            _number(name, getattr(self, name), "0 <= x < 1", lambda x: 0 <= x < 1)
+        _number("val_fraction", self.val_fraction, "0 < x <= 0.5", lambda x: 0 < x <= 0.5)
         if self.known_normal + self.known_abnormal >= 1.0:
             raise InputError(
                 f"split.known_normal + split.known_abnormal is {self.known_normal} + "
@@ -65,7 +64,8 @@ class SplitConfig:
                 raise InputError(f"split.{name} is {value!r}; allowed: {', '.join(allowed)}")
 
 
-def _number(name: str, value: object, inside: bool, allowed: str) -> None:
+def _number(name: str, value: object, allowed: str, inside: Callable[[float], bool]) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(float(str(value))) or not inside:
+    # NaN compares false with every bound.
+    if not number or not inside(value):  # type: ignore[arg-type]
         raise InputError(f"split.{name} is {value!r}; allowed: {allowed}")

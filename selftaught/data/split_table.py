@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from selftaught.data import manifest_check as check
-from selftaught.data.manifest_read import csv_records
+from selftaught.data.manifest_read import csv_columns
 from selftaught.errors import InputError
 from selftaught.files import write_atomic
 
@@ -72,8 +72,12 @@ def write_split(frame: pd.DataFrame, path: Path) -> None:
     """
     columns = [*FIRST, *(column for column in frame.columns if column not in FIRST)]
     cells = [frame[name].astype(object).where(frame[name].notna(), "") for name in columns]
+    # The csv module leaves a lone carriage return unquoted, yet reads it as the end of a row.
+    returns = any("\r" in str(cell) for column in cells for cell in column)
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(
+        text, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+    )
     writer.writerow(columns)
     writer.writerows(zip(*cells, strict=True))
     write_atomic(Path(path), text.getvalue().encode())
@@ -89,19 +93,12 @@ def read_split(path: Path) -> pd.DataFrame:
         InputError: the file is missing or damaged, or a cell is not allowed; names the row.
     """
     path = Path(path)
-    records, rows = csv_records(path)
-    header = records[0] if records else []
+    cells, rows = csv_columns(path)
+    header = [column.pop(0) for column in cells]
     for name in FIRST:
         if header.count(name) != 1:
             raise InputError(f"{path.name} row 1: needs the column {check.show(name)} once")
-    for record, row in zip(records, rows, strict=True):
-        if len(record) != len(header):
-            raise InputError(
-                f"{path.name} row {row}: {len(record)} cells; the header has {len(header)}"
-            )
-    columns = dict(zip(header, (list(cells) for cells in zip(*records, strict=True)), strict=True))
-    for cells in columns.values():
-        del cells[0]
+    columns = dict(zip(header, cells, strict=True))
 
     def where(index: int) -> str:
         return f"{path.name} row {rows[index + 1]}"
