@@ -20,7 +20,11 @@ from selftaught.training.config import (
 def build_parser(command: str, description: str) -> ArgumentParser:
     """A parser that raises instead of exiting, with --config and --print_config."""
     parser = ArgumentParser(
-        prog=f"selftaught {command}", description=description, exit_on_error=False
+        prog=f"selftaught {command}",
+        description=description,
+        exit_on_error=False,
+        # An abbreviation would let a misspelt option pass for another one.
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file of options")
     return parser

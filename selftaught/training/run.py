@@ -206,7 +206,8 @@ def score(
         reporter.warn("score", problem)
 
     frame = images.frame.iloc[rows].reset_index(drop=True)
-    bank = ((frame["split"] == "train") & (frame["semi_label"] != KNOWN_ABNORMAL)).to_numpy()
+    normal = (frame["split"] == "train") & (frame["semi_label"] != KNOWN_ABNORMAL)
+    bank = torch.tensor(normal.to_numpy())
     k = config.score.neighbours
     pretext_h = _pretext_features(config, images, place, rows, stopper, reporter, device)
     if distributed.is_main():

@@ -129,7 +129,8 @@ class _Stage(Generic[TaskType]):
         if self.first_spread is None:
             self.first_spread = self._logged_spread(now)
         problems = guards.check_spread(now, self.first_spread)
-        if epoch in (0, self.schedule.epochs - 1):
+        # Running statistics need some tens of steps before they can agree with anything.
+        if step >= 100 and (epoch == self.schedule.epochs - 1 or step < 100 + self.schedule.steps_per_epoch):
             problems += guards.check_batch_statistics(self._with_batch_statistics(probe), z)
         for problem in problems:
             self.reporter.warn(self.schedule.stage, problem, epoch=epoch, step=step)
