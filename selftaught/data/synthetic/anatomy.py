@@ -72,7 +72,7 @@ def hand(person: Person, shapes: np.random.Generator, pose: np.random.Generator)
     tips = [Loss(names=(f"d{n}", f"flesh_d{n}")) for n in "12345"]
     more = [Loss(names=(f"d{n}", f"flesh_d{n}", f"q{n}", f"flesh_q{n}")) for n in "2345"]
     return Scene(
-        window=(6 + float(pose.normal(0, 4)), 72 + float(pose.normal(0, 5)), 138, 215),
+        window=(9 + float(pose.normal(0, 3)), 67 + float(pose.normal(0, 4)), 152, 236),
         bones=(*bones, radius(build), ulna(build)),
         softs=(*softs, *forearm_flesh(build)),
         targets=targets,
@@ -258,7 +258,7 @@ def shoulder(person: Person, shapes: np.random.Generator, pose: np.random.Genera
     )
     return Scene(
         window=(
-            HEAD_X - 30 + float(pose.normal(0, 6)),
+            HEAD_X - 20 + float(pose.normal(0, 6)),
             HEAD_Y + 32 + float(pose.normal(0, 6)),
             190,
             200,

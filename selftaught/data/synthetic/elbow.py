@@ -56,7 +56,7 @@ def elbow_side(person: Person, shapes: np.random.Generator, pose: np.random.Gene
     )
     ring = np.linspace(0, 2 * np.pi, 12, endpoint=False)
     wheel = [(float(11.2 * np.cos(t)), float(11.2 * np.sin(t))) for t in ring]
-    trochlea = build.block("trochlea", (2.5, 0.5, 0), wheel, half_depth=12, cortex=1.2, spongy=0.24)
+    trochlea = build.block("trochlea", (2.5, 0.5, 0), wheel, half_depth=8.5, cortex=1.1, spongy=0.2)
     fossa = build.block(
         "fossa",
         (0.0, -17.0, 0),

@@ -88,7 +88,7 @@ def _plate_at_side(
         lean = along * float(generator.normal(0, 0.08))
         head = point + across * side * (half + thin * 2)
         tip = head - (across + lean) * side * half * float(generator.uniform(2.0, 2.5))
-        solids += screw(head, tip, max(width * 0.34, 0.7), metal)
+        solids += screw(head, tip, float(np.clip(width * 0.3, 0.6, 1.4)), metal)
     return solids
 
 
@@ -127,8 +127,8 @@ def wire(scene: Scene, generator: np.random.Generator, strength: float) -> Scene
         center = at(bone, place) + across * float(generator.uniform(-0.4, 0.4)) * half
         start, stop = center - way * reach * 0.8, center + way * (reach + 8)
         bend = np.array([-way[1], way[0]]) * float(generator.choice([-1, 1]))
-        hook = stop + bend * 5 - way * 1.5
-        line = np.concatenate((np.linspace(start, stop, 8), [stop + bend * 2, hook]))
+        hook = [stop + (bend + way) * radius, stop + bend * 4 * radius + way * radius]
+        line = np.concatenate((np.linspace(start, stop, 8), hook))
         solids.append(
             Solid(
                 outline=strip(line, radius), thickness=2 * radius, density=metal * 1.5, rounded=True

@@ -56,12 +56,12 @@ def draw_exposure(generator: np.random.Generator) -> Exposure:
     """Draw one exposure."""
     uniform = generator.uniform
     return Exposure(
-        heel=float(uniform(-0.12, 0.12)),
+        heel=float(uniform(-0.08, 0.08)),
         scatter=float(uniform(0.05, 0.3)),
         blur_mm=float(uniform(0.12, 0.3)),
         photons=float(10 ** uniform(4.5, 5.4)),
         electronic=float(uniform(0.001, 0.004)),
-        tissue=float(uniform(0.22, 0.46)),
+        tissue=float(uniform(0.24, 0.52)),
         brightest=float(uniform(0.98, 1.2)),
         gamma=float(uniform(0.8, 1.35)),
         sharpen=float(uniform(0.0, 0.9)),
@@ -134,8 +134,8 @@ def detect(
     """
     light = np.exp(-seen)
     light = blur(light, max(exposure.blur_mm * scale, 0.35))
-    stray = cv2.resize(np.exp(-healthy.total), (32, 32), interpolation=cv2.INTER_AREA)
-    stray = blur(stray, 3.0)
+    stray = np.exp(-cv2.resize(healthy.total, (32, 32), interpolation=cv2.INTER_AREA))
+    stray = blur(np.asarray(stray, np.float32), 3.0)
     stray = cv2.resize(stray, (seen.shape[1], seen.shape[0]), interpolation=cv2.INTER_LINEAR)
     rows = np.linspace(-1, 1, seen.shape[0], dtype=np.float32)[:, None]
     heel = 1 + np.float32(exposure.heel) * rows

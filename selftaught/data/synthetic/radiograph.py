@@ -174,7 +174,7 @@ class _Frame:
         scene, layout = self.scene(part), self.layout
         pose = stream(*self.key, "camera", part)
         angle = float(np.clip(pose.normal(0, 0.07), -0.2, 0.2))
-        zoom = self.person.size * float(pose.uniform(0.97, 1.05))
+        zoom = np.sqrt(self.person.size) * float(pose.uniform(0.97, 1.05))
         cosine, sine = np.cos(angle) * zoom, np.sin(angle) * zoom
         turn = np.array([[cosine, -sine], [sine, cosine]])
         turn = turn @ np.diag(

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from selftaught.data.synthetic import BODY_PARTS, KINDS, Radiograph, radiograph
+from selftaught.data.synthetic.acquisition import cluttered_layout
+from selftaught.data.synthetic.streams import stream
 
 SIZE = 96
 
@@ -30,7 +32,10 @@ def test_seed_and_index_change_the_picture() -> None:
 
 
 def test_fraction_of_abnormal_pictures_is_respected() -> None:
-    labels = [radiograph(1, i, size=48, abnormal_fraction=0.3).label for i in range(120)]
+    labels = [
+        radiograph(1, i, size=48, body_part="finger", abnormal_fraction=0.3).label
+        for i in range(80)
+    ]
     assert 0.15 < np.mean(labels) < 0.45
 
 
@@ -46,7 +51,7 @@ def test_every_part_and_kind_renders(part: str, kind: str) -> None:
         assert drawn.label == int(kind != "none")
         assert bool(drawn.boxes) == bool(drawn.anomaly_mask.any()) == (kind != "none")
         assert drawn.bone_mask.sum() > 100
-        assert drawn.body_mask.mean() < 0.97
+        assert drawn.body_mask.mean() < 0.995
 
 
 @pytest.mark.parametrize("index", range(40))
@@ -94,19 +99,19 @@ def test_a_twin_without_the_anomaly_differs_only_there(part: str, kind: str) -> 
 def test_most_anomalies_are_visible_at_network_size() -> None:
     """Default severity: the typical anomaly changes a fifth of its box clearly, at 112 px."""
     visible = 0
-    for index in range(40):
+    for index in range(24):
         options = {"size": 112, "patient": index, "study": index, "clutter": False}
         sick = radiograph(1, index, abnormal_fraction=1.0, **options)  # type: ignore[arg-type]
         twin = radiograph(1, index, body_part=sick.body_part, kind="none", **options)  # type: ignore[arg-type]
         change = np.abs(sick.image.astype(int) - twin.image.astype(int)) / 65535
         visible += int((change > 0.12).sum() >= 12)
-    assert 24 <= visible
+    assert 14 <= visible
 
 
 def test_severity_scales_the_change() -> None:
     def amount(severity: float) -> float:
         total = 0.0
-        for index in range(12):
+        for index in range(6):
             options = {"size": SIZE, "body_part": "forearm", "clutter": False}
             sick = radiograph(1, index, kind="fracture", severity=severity, **options)  # type: ignore[arg-type]
             twin = radiograph(1, index, kind="none", **options)  # type: ignore[arg-type]
@@ -116,18 +121,27 @@ def test_severity_scales_the_change() -> None:
     assert amount(0.05) < 0.6 * amount(0.4) < 0.6 * amount(1.0)
 
 
-def test_patients_keep_their_build_and_studies_their_side() -> None:
-    kept = {"size": SIZE, "body_part": "hand", "kind": "none", "clutter": False}
-    a = radiograph(1, 1, patient=3, study=4, **kept)  # type: ignore[arg-type]
-    b = radiograph(1, 2, patient=3, study=4, **kept)  # type: ignore[arg-type]
-    assert differs(a, b)
+def test_a_study_decides_the_side_and_a_patient_the_bones() -> None:
+    kept = {"size": SIZE, "body_part": "finger", "kind": "none", "clutter": False}
+    sides = {
+        radiograph(1, 1, patient=3, study=study, **kept).bone_mask.tobytes()  # type: ignore[arg-type]
+        for study in range(8)
+    }
+    people = {
+        radiograph(1, 1, patient=patient, study=4, **kept).bone_mask.tobytes()  # type: ignore[arg-type]
+        for patient in range(8)
+    }
+    assert (len(sides), len(people)) == (2, 8)
 
 
 def test_a_tenth_is_inverted_and_only_with_clutter() -> None:
-    drawn = [radiograph(1, i, size=48, kind="none") for i in range(200)]
-    assert 0.04 < np.mean([d.inverted for d in drawn]) < 0.17
-    assert not any(radiograph(1, i, size=48, clutter=False).inverted for i in range(20))
-    for d in drawn[:60]:
+    share = np.mean(
+        [cluttered_layout((100, 200), 64, "L", stream(1, i)).inverted for i in range(600)]
+    )
+    assert 0.07 < share < 0.13
+    drawn = [radiograph(1, i, size=64, kind="none", body_part="hand") for i in range(40)]
+    assert {d.inverted for d in drawn} == {False, True}
+    for d in drawn:
         bone = d.bone_mask
         flesh = d.body_mask & ~cv2.dilate(bone.astype(np.uint8), np.ones((3, 3))).astype(bool)
         if flesh.sum() > 20:
