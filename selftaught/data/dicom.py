@@ -185,6 +185,11 @@ def _check_codestream(path: Path, elements: "Dataset", size: tuple[int, int]) ->
         raise BadImage(path, "holds no image (no pixel data)")
     if not elements.file_meta.TransferSyntaxUID.is_compressed:
         return
+    # Run-length coding grows up to 64 times when it is undone.
+    allowed = 2 * _bytes(*size, elements) + PIECE
+    if len(elements.PixelData) > allowed:
+        found = len(elements.PixelData)
+        raise BadImage(path, f"{found} compressed bytes; its image needs at most {allowed}")
     if "JPEG" not in elements.file_meta.TransferSyntaxUID.name:
         return
     try:

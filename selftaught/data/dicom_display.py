@@ -70,13 +70,14 @@ def _to_levels(shown: np.ndarray, bits: int) -> np.ndarray:
 
 def _displayed(path: Path, elements: "Dataset", stored: np.ndarray) -> np.ndarray:
     """Every stored value's brightness in [0, 1], before polarity."""
-    from pydicom.pixels import apply_modality_lut, apply_voi
-
-    values = apply_modality_lut(stored, elements)
+    if elements.get("ModalityLUTSequence"):
+        values, _ = _look_up(elements, "ModalityLUTSequence", stored)
+    else:
+        slope, intercept = _first(elements, "RescaleSlope"), _first(elements, "RescaleIntercept")
+        values = stored * (1.0 if slope is None else slope) + (intercept or 0.0)
     if elements.get("VOILUTSequence"):
-        entry_bits = int(elements.VOILUTSequence[0].LUTDescriptor[2])
-        looked_up = apply_voi(np.rint(values).astype(np.int64), elements)
-        return looked_up / float(2**entry_bits - 1)
+        shown, bits = _look_up(elements, "VOILUTSequence", np.rint(values))
+        return shown / (2.0**bits - 1.0)
     center, width = _first(elements, "WindowCenter"), _first(elements, "WindowWidth")
     if center is None or width is None:
         lowest, highest = float(values.min()), float(values.max())
@@ -86,7 +87,23 @@ def _displayed(path: Path, elements: "Dataset", stored: np.ndarray) -> np.ndarra
         raise BadImage(path, f"VOILUTFunction {function!r}; allowed: {tuple(LEAST_WIDTH)}")
     if not (np.isfinite(center) and LEAST_WIDTH[function] <= width < np.inf):
         raise BadImage(path, f"window of center {center:g}, width {width:g} is not allowed")
-    return _window(values.astype(np.float64), center, width, function)
+    return _window(values, center, width, function)
+
+
+def _look_up(elements: "Dataset", name: str, values: np.ndarray) -> tuple[np.ndarray, int]:
+    """Values through the first table of a sequence, as float64, and the table's depth in bits.
+
+    pydicom's own modality table knows depths of 8 and 16 bits only; others are common.
+    """
+    item = elements[name].value[0]
+    _, first, bits = (int(number) for number in item.LUTDescriptor)
+    data = item.LUTData
+    if isinstance(data, bytes):
+        order = "<" if elements.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        table = np.frombuffer(data, f"{order}u2").astype(np.float64)
+    else:
+        table = np.atleast_1d(np.asarray(data, np.float64))
+    return table[np.clip(values - first, 0, table.size - 1).astype(np.int64)], bits
 
 
 def _window(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:

@@ -1,5 +1,7 @@
 """PNG, JPEG and TIFF through Pillow, in its strict mode, to grey."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,20 +67,18 @@ def read(path: Path, kind: str, *, deep_color: bool = False) -> np.ndarray:
         raise _reason(path, kind, error) from error
 
 
-def _open(path: Path, kind: str) -> "Image":
+@contextmanager
+def _open(path: Path, kind: str) -> Iterator["Image"]:
     """Open with the header read and checked; pixels are not touched yet."""
     from PIL import Image
 
-    image = Image.open(path, formats=PILLOW_FORMATS[kind])
-    try:
+    # Not by name: Pillow would map the file, and garble plain TIFFs that are to be turned by 90.
+    with path.open("rb") as handle, Image.open(handle, formats=PILLOW_FORMATS[kind]) as image:
         check_size(path, image.height, image.width)
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":
             raise BadImage(path, f"holds {frames} frames; allowed: one image per file")
-    except BaseException:
-        image.close()
-        raise
-    return image
+        yield image
 
 
 def _orientation(image: "Image") -> int:
@@ -164,5 +164,5 @@ def _reason(path: Path, kind: str, error: Exception) -> Exception:
     if "truncated" in text.lower() or isinstance(error, EOFError):
         return BadImage(path, f"truncated {kind}: {text or 'the file ends too early'}")
     if "cannot identify" in text:
-        return BadImage(path, f"damaged {kind}: the header cannot be read")
+        return BadImage(path, f"truncated or damaged {kind}: the header cannot be read")
     return BadImage(path, f"damaged {kind}: {text or type(error).__name__}")

@@ -179,6 +179,6 @@ def _normalise(image: np.ndarray, scale: float, view: np.ndarray) -> None:
     factor = scale / (high - low + EPSILON * full)
     if image.dtype == np.uint8:
         table = (np.arange(256) - low) * factor
-        np.take(np.clip(table, 0.0, scale).astype(np.float32), image, out=view)
+        cv2.LUT(image, np.clip(table, 0.0, scale).astype(np.float32), dst=view)
     else:
         np.multiply(image - np.float32(low), np.float32(factor), out=view)
