@@ -91,7 +91,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": cell, "number": summary.number, "score": "{:.4g}".format}
+    environment.filters |= {"cell": cell, "number": summary.number, "score": "{:#.4g}".format}
     return environment.get_template(TEMPLATE.name)
 
 
@@ -134,6 +134,7 @@ def _context(run: RunFiles, root: Path | None) -> dict[str, Any]:
         "parts": summary.part_table(metrics),
         "part_picture": plots.body_parts(metrics),
         "grids": image_grids,
+        "any_image": any(card.thumbnail for grid in image_grids for card in grid.cards),
         "image_problems": image_problems,
         "maps": maps,
         "map_problems": map_problems,
