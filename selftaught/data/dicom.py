@@ -188,8 +188,8 @@ def _check_codestream(path: Path, elements: "Dataset", size: tuple[int, int]) ->
     # Run-length coding grows up to 64 times when it is undone.
     allowed = 2 * _bytes(*size, elements) + PIECE
     if len(elements.PixelData) > allowed:
-        found = len(elements.PixelData)
-        raise BadImage(path, f"{found} compressed bytes; its image needs at most {allowed}")
+        length = len(elements.PixelData)
+        raise BadImage(path, f"{length} compressed bytes; its image needs at most {allowed}")
     if "JPEG" not in elements.file_meta.TransferSyntaxUID.name:
         return
     try:

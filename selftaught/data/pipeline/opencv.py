@@ -193,10 +193,7 @@ class OpenCVPipeline:
         except (InputError, MachineError, MemoryError):
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise MachineError(
-                f"{self._paths[sample]}: view could not be made: {reason}"
-            ) from error
+            raise RuntimeError(f"{self._paths[sample]}: no view could be made") from error
 
     def _base(self, sample: int) -> Sample:
         """The prepared image, from memory where it is there."""
