@@ -120,7 +120,7 @@ def split_temperature(
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+    if not (isinstance(value, int | float) and 0 < value < math.inf):
         raise ValueError(f"{name}: must be a finite number above 0, got {value!r}")
 
 

@@ -146,14 +146,17 @@ def supcon_loss(
     scale, fixed = split_temperature(temperature, ("z1", z1))
     labels = check_labels("labels", labels, z1.shape[0], ("z1", z1), None)
     count = z1.shape[0]
-    z, first = _gather(torch.cat(_same_dtype(z1, z2)), group)
-    check_content("z1 and z2", z)
+    z1, z2, first = _gather_pair(("z1", "z2"), z1, z2, group)
     labels, _ = _gather(labels, group)
     # An image without class is a class of its own, below all labels.
     alone = -1 - torch.arange(labels.shape[0], device=labels.device)
-    classes = torch.where(labels < 0, alone, labels)
-    classes = classes.view(-1, 1, count).expand(-1, 2, count).reshape(-1)
-    loss = ops.supcon(z, classes, scale, fixed, first, 2 * count, normalize, precision, backend)
+    classes = torch.where(labels < 0, alone, labels).view(-1, count)
+    # Rank by rank, and view 1 before view 2, so that this rank's rows lie together.
+    width = z1.shape[1]
+    z = torch.stack([z1.reshape(-1, count, width), z2.reshape(-1, count, width)], 1)
+    z, classes = z.reshape(-1, width), torch.stack([classes, classes], 1).reshape(-1)
+    rows = 2 * count
+    loss = ops.supcon(z, classes, scale, fixed, 2 * first, rows, normalize, precision, backend)
     return reduce(loss, reduction)
 
 

@@ -1,7 +1,7 @@
 """Choice of backend: argument, then environment, then the best that is there."""
 
 import logging
-from types import SimpleNamespace
+from types import ModuleType
 
 import pytest
 import torch
@@ -9,9 +9,7 @@ import torch
 from selftaught.errors import InputError
 from selftaught.kernels import backend_table, dispatch
 
-REQUEST = dispatch.Request(
-    op="ntxent", device=torch.device("cpu"), dtype=torch.float32, width=128
-)
+REQUEST = dispatch.Request(op="ntxent", device=torch.device("cpu"), dtype=torch.float32, width=128)
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +23,9 @@ def clean(monkeypatch):
 
 
 def backend(reason=""):
-    return SimpleNamespace(refusal=lambda request: reason)
+    module = ModuleType("backend")
+    module.refusal = lambda request: reason
+    return module
 
 
 def test_the_best_that_is_there(clean):

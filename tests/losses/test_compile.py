@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+import torch._inductor.config
 from torch import nn
 
 from selftaught.losses import (
@@ -63,27 +64,28 @@ class Step(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.linear = nn.Linear(16, 12)
-        self.ntxent = NTXentLoss(nn.Parameter(torch.tensor(0.3)))
+        self.linear = nn.Linear(16, 12).double()
+        self.ntxent = NTXentLoss(nn.Parameter(torch.tensor(0.3, dtype=torch.float64)))
         self.mad = MADLoss(torch.randn(5, 12))
 
     def forward(self, x1, x2):
-        with torch.autocast("cpu", torch.bfloat16):
-            z1, z2 = self.linear(x1), self.linear(x2)
-            return self.ntxent(z1, z2) + self.mad(z1.float(), LABELS[: len(x1)] % 3 - 1)
+        z1, z2 = self.linear(x1), self.linear(x2)
+        return self.ntxent(z1, z2) + self.mad(z1, LABELS[: len(x1)] % 3 - 1)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
-def test_training_step_through_the_real_compiler():
+def test_training_step_through_the_real_compiler(monkeypatch):
+    # One graph for both batch sizes; compiled here, because a pool of workers starts slower.
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)
     torch._dynamo.reset()
     step = Step()
     compiled = torch.compile(step, fullgraph=True, dynamic=True)
     for images in (8, 5):
-        x = [v.float() for v in views(images, 16, 0.5)]
+        x = views(images, 16, 0.5)
         found = []
         for function in (step, compiled):
             step.zero_grad()
             loss = function(*x)
             loss.backward()
             found.append([loss.detach(), *(p.grad.clone() for p in step.parameters())])
-        torch.testing.assert_close(found[1], found[0], rtol=2e-2, atol=1e-3)
+        torch.testing.assert_close(found[1], found[0])

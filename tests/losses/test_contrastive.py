@@ -44,10 +44,10 @@ def ours(loss: str, z1, z2, tau, **settings):
     if loss == "supcon":
         return supcon_loss(z1, z2, labels_for(len(z1)), tau, reduction="none", **settings)
     if loss == "clip":
-        return info_nce_loss(
-            z1, z2, temperature=tau, symmetric=True, reduction="none", **settings
-        )
-    return info_nce_loss(z1, z2, negatives=z1[:2].roll(1, 1), temperature=tau, reduction="none", **settings)
+        return info_nce_loss(z1, z2, temperature=tau, symmetric=True, reduction="none", **settings)
+    return info_nce_loss(
+        z1, z2, negatives=z1[:2].roll(1, 1), temperature=tau, reduction="none", **settings
+    )
 
 
 def theirs(loss: str, z1, z2, tau, **settings):
@@ -249,9 +249,7 @@ def test_modules_are_the_functions():
     assert [*module.parameters()] == [scale]
     assert torch.equal(module(z1, z2), ntxent_loss(z1, z2, scale, reduction="sum"))
     assert torch.equal(SupConLoss(0.2)(z1, z2, labels), supcon_loss(z1, z2, labels, 0.2))
-    assert torch.equal(
-        InfoNCELoss(symmetric=True)(z1, z2), info_nce_loss(z1, z2, symmetric=True)
-    )
+    assert torch.equal(InfoNCELoss(symmetric=True)(z1, z2), info_nce_loss(z1, z2, symmetric=True))
     assert torch.equal(InfoNCELoss()(z1, z2, z1), info_nce_loss(z1, z2, negatives=z1))
     assert "temperature=0.3" in repr(module)
 

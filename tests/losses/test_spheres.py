@@ -69,9 +69,7 @@ def test_inactive_centers_are_never_nearest():
         assert torch.equal(found, index)
         torch.testing.assert_close(squared, truth)
     loss, squared, found = mad_loss_with_assignment(x, c, semi_labels(40), active=active)
-    torch.testing.assert_close(
-        loss, formulas.mad(x, c, semi_labels(40), 1.0, 1e-6, active).mean()
-    )
+    torch.testing.assert_close(loss, formulas.mad(x, c, semi_labels(40), 1.0, 1e-6, active).mean())
     assert torch.equal(found, index)
     torch.testing.assert_close(squared, truth)
 
