@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -228,6 +229,20 @@ def test_a_detector_of_the_loaded_parts_is_the_same(folder, detector):
 def test_a_wrong_folder_is_one_line(tmp_path):
     with pytest.raises(InputError, match="model.json: cannot be read"):
         Detector.load(tmp_path)
+
+
+REAL = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real radiographs beside the checkout")
+def test_real_radiographs_get_scores_and_truncated_ones_are_named(detector):
+    knees = sorted((REAL / "knee" / "images").iterdir())[:6]
+    table = detector.explain(knees)
+    assert np.isfinite(table["score"]).all() and table["score"].nunique() > 3
+    for path in sorted((REAL / "truncated" / "images").iterdir())[:2]:
+        with pytest.raises(InputError, match=path.name):
+            detector.score([knees[0], path])
 
 
 @pytest.mark.gpu

@@ -3,13 +3,12 @@
 import numpy as np
 import torch
 
-from selftaught.search.flat import BLOCK, Array, flat_search, map_blocks, matrix
+from selftaught.search.flat import BLOCK, Array, Search, flat_search, map_blocks, matrix
 
 Rows = torch.Tensor | Array
 
-WIDE_MARGIN = 1024
+DOUBLE_BLOCK, DIRECT_BLOCK = 512, 64
 EXACT_BYTES = 32 << 20
-HALF_ULP = 2.0**-24
 
 
 def _exact(queries: Array, rows: Array, database: Array) -> Array:
@@ -44,49 +43,77 @@ def _all_rows(queries: Array, database: Array, k: int) -> tuple[Array, Array]:
     return squared, rows
 
 
-def _certified(
-    queries: Array, database: Array, k: int, margin: int, pending: Array, out: tuple[Array, Array]
-) -> Array:
-    """Fill `out` for those `pending` queries that k + margin candidates settle; return the rest.
+def _double_search(database: Array, shift: Array, k: int) -> Search:
+    """`flat_search` in float64, for data whose groups lie farther apart than they are wide."""
 
-    A row outside the candidates has an approximate squared distance of at least the last
-    candidate's. Rounding in |q|^2 + |x|^2 - 2qx is at most (D + 16) u (|q| + |x|)^2 with
-    u = 2^-24 (the 16 covers the centring and the sums), and only rows with |x| <= |q| + r can lie
-    within the k-th distance r. So if the last candidate beats r^2 by more than that bound,
-    nothing is missing.
+    def search(queries: Array) -> tuple[Array, Array]:
+        squared = np.empty((len(queries), 0))
+        rows = np.empty((len(queries), 0), np.int64)
+        for start in range(0, len(database), BLOCK):
+            part = database[start : start + BLOCK] - shift
+            distances = np.einsum("nd,nd->n", part, part) - 2 * (queries @ part.T)
+            numbers = np.broadcast_to(np.arange(start, start + len(part)), distances.shape)
+            squared = np.concatenate([squared, distances], axis=1)
+            rows = np.concatenate([rows, numbers], axis=1)
+            if squared.shape[1] > k:
+                order = np.argpartition(squared, k - 1, axis=1)[:, :k]
+                squared = np.take_along_axis(squared, order, 1)
+                rows = np.take_along_axis(rows, order, 1)
+        return squared + np.einsum("qd,qd->q", queries, queries)[:, None], rows
+
+    return search
+
+
+def _certified(
+    queries: Array, database: Array, k: int, kind: type, pending: Array, out: tuple[Array, Array]
+) -> Array:
+    """Fill `out` for those `pending` queries that k and some candidates settle; return the rest.
+
+    A row outside the candidates has an approximate squared distance of at least the farthest
+    candidate's. Rounding in |q|^2 + |x|^2 - 2qx is at most (D + 16) u (|q| + |x|)^2 with u half
+    the spacing of `kind` at 1 (the 16 covers the centring and the sums), and only rows with
+    |x| <= |q| + r can lie within the k-th distance r. So if the farthest candidate beats r^2 by
+    more than that bound, nothing is missing.
     """
     # Any shift is correct; the median of some rows stays amid the data when a few are far out.
-    shift = np.median(database[:: -(-len(database) // BLOCK)], axis=0).astype(database.dtype)
-    centred = np.ascontiguousarray(database - shift, np.float32)
-    search = flat_search(centred, k + margin)
+    shift = np.median(database[:: -(-len(database) // BLOCK)], axis=0).astype(np.float64)
+    candidates = k + max(4, k // 4)
+    if kind is np.float32:
+        centred = np.empty(database.shape, np.float32)
+        for start in range(0, len(database), BLOCK):
+            centred[start : start + BLOCK] = database[start : start + BLOCK] - shift
+        search = flat_search(centred, candidates)
+    else:
+        search = _double_search(database, shift, candidates)
+    rounding = (queries.shape[1] + 16) * np.finfo(kind).eps / 2
 
     def settle(block: slice) -> Array:
         ids = pending[block]
-        moved = np.ascontiguousarray(queries[ids] - shift, np.float32)
+        moved = (queries[ids] - shift).astype(kind)
         approximate, rows = search(moved)
         squared, best = _best(_exact(queries[ids], rows, database), rows, k)
         reach = 2 * np.linalg.norm(moved.astype(np.float64), axis=1) + np.sqrt(squared[:, -1])
-        bound = (queries.shape[1] + 16) * HALF_ULP * reach**2
-        sure = approximate[:, -1] - bound > squared[:, -1]
+        sure = approximate.max(axis=1) - rounding * reach**2 > squared[:, -1]
         out[0][ids[sure]], out[1][ids[sure]] = squared[sure], best[sure]
         return ids[~sure]
 
-    return np.concatenate(list(map_blocks(settle, len(pending))))
+    block = BLOCK if kind is np.float32 else DOUBLE_BLOCK
+    return np.concatenate(list(map_blocks(settle, len(pending), block)))
 
 
 def squared_knn(queries: Array, database: Array, k: int) -> tuple[Array, Array]:
     """`knn` on checked arrays, returning squared distances (Q, k) in float64 and rows int64."""
     out = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
     pending = np.arange(len(queries))
-    for margin in (max(4, k // 4), WIDE_MARGIN):
-        if len(pending) and k + margin < len(database):
-            pending = _certified(queries, database, k, margin, pending, out)
+    for kind in (np.float32, np.float64):
+        if len(pending) and k + max(4, k // 4) < len(database):
+            pending = _certified(queries, database, k, kind, pending, out)
 
     def settle(block: slice) -> None:
         ids = pending[block]
         out[0][ids], out[1][ids] = _all_rows(queries[ids], database, k)
 
-    for _ in map_blocks(settle, len(pending), block=64):
+    for _ in map_blocks(settle, len(pending), DIRECT_BLOCK):
         pass
     return out
 
@@ -95,9 +122,10 @@ def knn(queries: Rows, database: Rows, k: int) -> tuple[torch.Tensor, torch.Tens
     """The k nearest rows of `database` to each query, exactly.
 
     FAISS proposes candidates on centred data; the distances returned are direct differences in
-    float64, and a query whose candidates could have missed a row is searched again with more, in
-    the end with all. So results depend neither on which queries are asked together, nor on
-    threads, nor on a common offset of the data. Equal distances are ordered by row number.
+    float64, and a query whose candidates could have missed a row is searched again in float64,
+    in the end against all rows directly. So results depend neither on which queries are asked
+    together, nor on threads, nor on a common offset of the data. Equal distances are ordered by
+    row number.
 
     Args:
         queries: (Q, D) floats, tensor on any device or array.

@@ -138,6 +138,8 @@ def test_fewer_distinct_samples_than_centres_keep_the_distinct_ones():
     assert result.centers.shape == (50, 8)
     assert result.counts.tolist() == [20] * 50
     assert result.inertia == pytest.approx(0, abs=1e-6)
+    given = kmeans(x[:40] * 0 + np.repeat(distinct[:2], 20, axis=0), 4, initial=distinct[:4])
+    assert given.counts.tolist() == [20, 20]
     assert kmeans(np.full((30, 4), 7, np.float32), 3).centers.tolist() == [[7, 7, 7, 7]]
 
 

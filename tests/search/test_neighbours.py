@@ -1,5 +1,8 @@
 """Exact neighbours: float64 formula, offsets, ties, outliers, batch and thread independence."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -22,11 +25,13 @@ def data(n, d, seed=0, regime="broad"):
     if regime == "offset":
         x = 1e4 + x
     elif regime == "collapsed":
-        x = 100 * rng.standard_normal((7, d))[rng.integers(0, 7, n)] + 0.01 * x
+        groups = 100 * np.random.default_rng(99).standard_normal((7, d))
+        x = groups[rng.integers(0, 7, n)] + 0.01 * x
     elif regime == "outlier":
         x[3] *= 1e6
     elif regime == "duplicates":
-        x = x[rng.integers(0, max(1, n // 50), n)]
+        distinct = np.random.default_rng(99).standard_normal((20, d))
+        x = distinct[rng.integers(0, 20, n)]
     elif regime == "grid":
         x = np.round(x)
     return x.astype(np.float32)
@@ -50,11 +55,12 @@ def test_equals_the_definition(regime, n, d, k):
 @pytest.mark.parametrize("regime", REGIMES)
 def test_a_query_scores_the_same_in_any_company(regime):
     # FAISS switches from differences to a matrix product at 128,000 numbers asked at once.
-    x, q = data(3000, 64, regime=regime), data(2100, 64, seed=1, regime=regime)[:2100]
-    together = knn_score(q, x, 100)
-    assert torch.equal(together[:3], knn_score(q[:3], x, 100))
-    assert torch.equal(together[1999:2000], knn_score(q[1999:2000], x, 100))
-    assert torch.equal(together.flip(0), knn_score(q[::-1].copy(), x, 100))
+    x, q = data(1500, 64, regime=regime), data(2010, 64, seed=1, regime=regime)
+    together = knn_score(q, x, 20)
+    np.testing.assert_allclose(together[:50], brute(q[:50], x, 20)[0].mean(1), rtol=1e-6)
+    assert torch.equal(together[:3], knn_score(q[:3], x, 20))
+    assert torch.equal(together[1999:2000], knn_score(q[1999:2000], x, 20))
+    assert torch.equal(together[1000:].flip(0), knn_score(q[:999:-1].copy(), x, 20))
 
 
 def test_threads_change_nothing():
@@ -85,9 +91,14 @@ def test_the_callers_faiss_threads_are_left_alone():
 def test_few_candidates_and_all_rows_agree(monkeypatch):
     x, q = data(1500, 9, regime="collapsed"), data(30, 9, seed=1, regime="collapsed")
     wanted = knn(q, x, 20)
-    monkeypatch.setattr(neighbours, "_certified", lambda q, x, k, m, pending, out: pending)
+    monkeypatch.setattr(neighbours, "_certified", lambda q, x, k, kind, pending, out: pending)
     found = knn(q, x, 20)
     assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1])
+
+
+def test_equal_distances_are_ordered_by_row():
+    squared, rows = neighbours._best(np.array([[1.0, 1, 0, 1]]), np.array([[7, 3, 5, 4]]), 3)
+    assert rows.tolist() == [[5, 3, 4]] and squared.tolist() == [[0, 1, 1]]
 
 
 def test_broad_data_need_no_second_search(monkeypatch):
@@ -123,9 +134,9 @@ def test_tensors_half_precision_and_float64_are_accepted():
     half = knn_score(torch.from_numpy(q).half(), torch.from_numpy(x).half(), 10)
     torch.testing.assert_close(half, wanted, rtol=2e-3, atol=0)
     far = x.astype(np.float64) + 1e9
-    np.testing.assert_allclose(
-        knn_score(far[:7], far, 10).numpy(), brute(far[:7], far, 10)[0].mean(1), rtol=1e-6
-    )
+    for rows in (far, far.astype(np.float32)):
+        wanted = brute(rows[:7], far, 10)[0].mean(1)
+        np.testing.assert_allclose(knn_score(rows[:7], far, 10).numpy(), wanted, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +160,12 @@ def test_wrong_input_is_named(queries, database, k, message):
 
 
 def test_missing_faiss_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
+    monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(InputError, match=r"pip install selftaught\[train\]"):
         flat.load_faiss()
+
+
+def test_importing_the_package_does_not_load_faiss():
+    code = "import selftaught.search, sys; print('faiss' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
