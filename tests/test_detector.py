@@ -240,9 +240,14 @@ def test_real_radiographs_get_scores_and_truncated_ones_are_named(detector):
     knees = sorted((REAL / "knee" / "images").iterdir())[:6]
     table = detector.explain(knees)
     assert np.isfinite(table["score"]).all() and table["score"].nunique() > 3
-    for path in sorted((REAL / "truncated" / "images").iterdir())[:2]:
+    limbs = pd.read_csv(REAL / "truncated" / "manifest.csv")
+    limbs["path"] = [REAL / "truncated" / name for name in limbs["path"]]
+    whole = limbs.loc[limbs["readable"] == 1, "path"].tolist()
+    broken = limbs.loc[limbs["readable"] == 0, "path"].tolist()
+    assert len(broken) == 6 and torch.isfinite(detector.score(whole)).all()
+    for path in broken:
         with pytest.raises(InputError, match=path.name):
-            detector.score([knees[0], path])
+            detector.score([whole[0], path])
 
 
 @pytest.mark.gpu
