@@ -90,8 +90,6 @@ def cached_backward(
         for chunk in chunks:
             states.append(_random_state(chunk))
             embedded.append(encoder(chunk))
-    # Weights that autocast converted without a graph would swallow the second pass's gradient.
-    torch.clear_autocast_cache()
     rows = [view.shape[0] for view in views]
     leaves = [z.requires_grad_() for z in torch.cat(embedded).split(rows)]
     value = loss(*leaves)
