@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
-from selftaught.data.synthetic.anomalies import draw_kind
+from selftaught.data.synthetic.anomalies import KINDS, draw_kind
 from selftaught.data.synthetic.radiograph import NORMAL
 from selftaught.data.synthetic.streams import stream
 
@@ -44,7 +44,11 @@ class Entry:
 
 
 def plan(
-    seed: int, images: int, body_parts: Sequence[str], abnormal_fraction: float
+    seed: int,
+    images: int,
+    body_parts: Sequence[str],
+    abnormal_fraction: float,
+    kinds: Sequence[str] = KINDS,
 ) -> list[Entry]:
     """The first `images` pictures of the set with this seed.
 
@@ -52,10 +56,12 @@ def plan(
     some are drawn anew, so that a few patients are mixed. All pictures of a study share its
     label and its injury.
     """
-    return list(islice(_pictures(seed, body_parts, abnormal_fraction), images))
+    return list(islice(_pictures(seed, body_parts, abnormal_fraction, kinds), images))
 
 
-def _pictures(seed: int, body_parts: Sequence[str], fraction: float) -> Iterator[Entry]:
+def _pictures(
+    seed: int, body_parts: Sequence[str], fraction: float, kinds: Sequence[str]
+) -> Iterator[Entry]:
     """All pictures, without end."""
     index = study = 0
     start = float(stream(seed, "cohort").random())
@@ -69,7 +75,7 @@ def _pictures(seed: int, body_parts: Sequence[str], fraction: float) -> Iterator
                 positive = abnormal
                 if draw.random() < INDEPENDENT:
                     positive = bool(draw.random() < fraction)
-                kind = draw_kind(draw)
+                kind = draw_kind(draw, kinds)
                 for image in range(1, int(draw.choice(4, p=IMAGES_PER_STUDY)) + 2):
                     yield Entry(
                         index=index,

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -15,34 +15,17 @@ import numpy as np
 import pandas as pd
 
 from selftaught.data.synthetic.anatomy import BODY_PARTS
+from selftaught.data.synthetic.anomalies import KINDS
 from selftaught.data.synthetic.cohort import Entry, plan
-from selftaught.data.synthetic.export import FORMATS, encode
-from selftaught.data.synthetic.radiograph import LARGEST, NORMAL, SMALLEST, radiograph
-from selftaught.data.synthetic.streams import stream
-from selftaught.errors import InputError, MachineError
+from selftaught.data.synthetic.export import encode
+from selftaught.data.synthetic.folder import SetConfig, check_config, claim, format_of, paths_of
+from selftaught.data.synthetic.radiograph import NORMAL, radiograph
+from selftaught.errors import MachineError
 from selftaught.files import machine_errors, write_atomic
 
-MARK = "synthetic.json"
-LAYOUTS = ("manifest", "mura")
 CHUNK = 8
-VALID_SHARE = 0.2
 Progress = Callable[[int, int], None]
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SetConfig:
-    """What a set consists of; equal settings give bit-equal files."""
-
-    images: int
-    seed: int
-    size: int
-    abnormal_fraction: float
-    severity: float
-    clutter: bool
-    formats: tuple[str, ...]
-    body_parts: tuple[str, ...]
-    layout: str
 
 
 def write_set(
@@ -56,6 +39,7 @@ def write_set(
     clutter: bool = True,
     formats: Sequence[str] = ("png8",),
     body_parts: Sequence[str] = BODY_PARTS,
+    kinds: Sequence[str] = KINDS,
     layout: str = "manifest",
     workers: int | None = None,
     progress: Progress | None = None,
@@ -79,6 +63,7 @@ def write_set(
             collimation, a tenth inverted); False: upright films that fill the picture.
         formats: one or more of `FORMATS`, mixed at random.
         body_parts: which parts to draw from.
+        kinds: which anomalies to draw from.
         layout: "manifest" or "mura".
         workers: processes; None takes one per core, and one for small sets.
         progress: called with (images done, images wanted).
@@ -99,13 +84,14 @@ def write_set(
         clutter=clutter,
         formats=tuple(formats),
         body_parts=tuple(body_parts),
+        kinds=tuple(kinds),
         layout=layout,
     )
-    _check(config)
+    check_config(config)
     out = Path(out)
-    _claim(out, config)
-    entries = plan(seed, images, config.body_parts, abnormal_fraction)
-    for folder in {path.parent for entry in entries for path in _paths(out, config, entry)}:
+    claim(out, config)
+    entries = plan(seed, images, config.body_parts, abnormal_fraction, config.kinds)
+    for folder in {path.parent for entry in entries for path in paths_of(out, config, entry)}:
         folder.mkdir(parents=True, exist_ok=True)
     if workers is None:
         workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
@@ -118,83 +104,6 @@ def write_set(
             progress(len(records), images)
     records.sort(key=lambda record: record["index"])
     return _write_lists(out, config, records)
-
-
-def _check(config: SetConfig) -> None:
-    """Refuse settings out of range, in one line that names the option."""
-    if config.images < 1:
-        raise InputError(f"images: {config.images} is below 1")
-    if not SMALLEST <= config.size <= LARGEST:
-        raise InputError(f"size: {config.size} is not between {SMALLEST} and {LARGEST} pixels")
-    for name in ("abnormal_fraction", "severity"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise InputError(f"{name}: {getattr(config, name)} is not between 0 and 1")
-    for option, given, allowed in (
-        ("formats", config.formats, tuple(FORMATS)),
-        ("body_parts", config.body_parts, BODY_PARTS),
-        ("layout", (config.layout,), LAYOUTS),
-    ):
-        wrong = [value for value in given if value not in allowed]
-        if wrong or not given or len(set(given)) < len(given):
-            raise InputError(f"{option}: {', '.join(wrong) or given} not allowed; choose distinct "
-                             f"values from {', '.join(allowed)}")  # fmt: skip
-    if config.layout == "mura" and any(FORMATS[name][0] != ".png" for name in config.formats):
-        raise InputError(f"formats: {', '.join(config.formats)}: layout mura has PNG files only")
-
-
-def _claim(out: Path, config: SetConfig) -> None:
-    """Make `out` ours: create it, or empty it of a former set."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; give a folder that is new, empty or a synthetic set")
-    mark = out / MARK
-    if out.exists() and any(out.iterdir()) and not mark.is_file():
-        raise InputError(f"{out}: holds files that are not a synthetic set; give another folder")
-    with machine_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        if mark.is_file():
-            _remove_former(out, mark)
-    write_atomic(mark, json.dumps(asdict(config), indent=1) + "\n")
-
-
-def _remove_former(out: Path, mark: Path) -> None:
-    """Delete the files of the set that `mark` describes, and nothing else."""
-    try:
-        former = json.loads(mark.read_text(encoding="utf-8"))
-        former.update({name: tuple(former[name]) for name in ("formats", "body_parts")})
-        config = SetConfig(**former)
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{mark}: not the settings of a synthetic set: {error}") from error
-    for name in ("manifest.csv", "truth.json"):
-        (out / name).unlink(missing_ok=True)
-    for list_path in (out / "MURA-v1.1").glob("*.csv"):
-        list_path.unlink()
-    for entry in plan(config.seed, config.images, config.body_parts, config.abnormal_fraction):
-        for path in _paths(out, config, entry):
-            path.unlink(missing_ok=True)
-
-
-def _paths(out: Path, config: SetConfig, entry: Entry) -> tuple[Path, Path, Path, Path]:
-    """Image, body mask, bone mask and anomaly mask of one picture."""
-    number = f"{entry.index:06d}"
-    mask = out / "masks" / f"{number}.png"
-    truth = (out / "truth/bones" / f"{number}.png", out / "truth/anomalies" / f"{number}.png")
-    suffix = FORMATS[_format(config, entry)][0]
-    if config.layout == "manifest":
-        return out / "images" / f"{number}{suffix}", mask, *truth
-    part = (
-        "valid" if stream(config.seed, "valid", entry.patient).random() < VALID_SHARE else "train"
-    )
-    sign = "positive" if entry.label else "negative"
-    study = f"study{entry.study_of_part}_{sign}"
-    folder = out / "MURA-v1.1" / part / f"XR_{entry.body_part.upper()}"
-    image = folder / f"patient{entry.patient:05d}" / study / f"image{entry.image}{suffix}"
-    return image, mask, *truth
-
-
-def _format(config: SetConfig, entry: Entry) -> str:
-    """Format of one picture."""
-    draw = stream(config.seed, "format", entry.index)
-    return config.formats[int(draw.integers(len(config.formats)))]
 
 
 def _results(
@@ -240,8 +149,8 @@ def _write_one(out: Path, config: SetConfig, entry: Entry) -> Record:
         patient=entry.patient,
         study=entry.study,
     )
-    image, mask, bones, anomaly = _paths(out, config, entry)
-    name = _format(config, entry)
+    image, mask, bones, anomaly = paths_of(out, config, entry)
+    name = format_of(config, entry)
     with machine_errors(image):
         image.write_bytes(encode(drawn.image, name))
         for path, content in ((mask, drawn.body_mask), (bones, drawn.bone_mask)):
@@ -259,7 +168,7 @@ def _write_one(out: Path, config: SetConfig, entry: Entry) -> Record:
         "patient": patient,
         "study": f"{patient}_{entry.body_part}_study{entry.study_of_part}",
         "body_part": entry.body_part,
-        "kind": entry.kind,
+        "kind": drawn.kind,
         "view": drawn.view,
         "format": name,
         "inverted": drawn.inverted,

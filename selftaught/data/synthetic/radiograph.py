@@ -6,30 +6,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from selftaught.data.synthetic.acquisition import (
-    Layout,
-    clean_layout,
-    cluttered_layout,
-    field_cover,
-    film_cover,
-    letter_map,
-    mount,
-    part_cover,
-)
-from selftaught.data.synthetic.anatomy import BODY_PARTS, SCENES, UPWARDS
+from selftaught.data.synthetic.absorption import BODY_FROM_MM, Absorption, absorb
+from selftaught.data.synthetic.anatomy import BODY_PARTS
 from selftaught.data.synthetic.anomalies import KINDS, afflict, draw_kind
-from selftaught.data.synthetic.building import draw_person
-from selftaught.data.synthetic.physics import (
-    BODY_FROM_MM,
-    Absorption,
-    absorb,
-    detect,
-    draw_exposure,
-)
-from selftaught.data.synthetic.raster import Canvas, fine_for
-from selftaught.data.synthetic.shapes import Array, Scene
+from selftaught.data.synthetic.exposure import detect
+from selftaught.data.synthetic.frame import Frame
+from selftaught.data.synthetic.layout import Layout
+from selftaught.data.synthetic.mount import field_cover, film_cover, letter_map, mount, part_cover
+from selftaught.data.synthetic.shapes import Array
 from selftaught.data.synthetic.streams import stream
-from selftaught.data.synthetic.texture import textures, white_noise
+from selftaught.data.synthetic.texture import white_noise
 
 NORMAL = "none"
 SMALLEST, LARGEST = 48, 4096
@@ -112,7 +98,7 @@ def radiograph(
     kind = kind or drawn_kind
     patient = index if patient is None else patient
     study = index if study is None else study
-    frame = _Frame(seed, index, size, body_part, clutter, patient, study)
+    frame = Frame(seed, index, size, body_part, clutter, patient, study)
     healthy = [frame.expose(part) for part in range(frame.layout.parts)]
     before = _joined(frame.layout, [absorb(canvas, scene) for canvas, scene in healthy])
     after, changed = before, np.zeros(before.total.shape, np.bool_)
@@ -124,6 +110,7 @@ def radiograph(
         after = _joined(frame.layout, [absorb(canvas, scene) for canvas, scene in hurt])
         changed = _changed(before, after, frame.layout.scale) & cover
         if changed.sum() >= 12:
+            kind = drawn
             break
     return _finish(frame, before, after, changed, cover, kind)
 
@@ -138,65 +125,6 @@ def _check(size: int, body_part: str | None, kind: str | None, severity: float) 
         raise ValueError(f"kind: {kind!r} is not one of {', '.join((*KINDS, NORMAL))}")
     if not 0 <= severity <= 1:
         raise ValueError(f"severity: {severity} is not between 0 and 1")
-
-
-class _Frame:
-    """Everything about one picture that an anomaly does not change."""
-
-    def __init__(
-        self, seed: int, index: int, size: int, part: str, clutter: bool, patient: int, study: int
-    ) -> None:
-        self.key = (seed, index)
-        self.size = size
-        self.part = part
-        self.shape_key = (seed, "shape", patient, part)
-        self.person = draw_person(stream(seed, "person", patient))
-        self.mirrored = bool(stream(seed, "side", study, part).random() < 0.5)
-        self.view = ""
-        window = self.scene(0).window
-        page = stream(seed, "page", index)
-        extent = (window[2], window[3])
-        letter = "L" if self.mirrored else "R"
-        self.layout: Layout = (
-            cluttered_layout(extent, size, letter, page) if clutter else clean_layout(extent, size)
-        )
-        self.exposure = draw_exposure(stream(seed, "exposure", index))
-
-    def scene(self, part: int) -> Scene:
-        """The healthy anatomy of one exposure."""
-        pose = stream(*self.key, "pose", part)
-        scene = SCENES[self.part](self.person, stream(*self.shape_key), pose)
-        self.view = self.view or scene.view
-        return scene
-
-    def expose(self, part: int) -> tuple[Canvas, Scene]:
-        """The pixel grid and the anatomy of one exposure."""
-        scene, layout = self.scene(part), self.layout
-        pose = stream(*self.key, "camera", part)
-        angle = float(np.clip(pose.normal(0, 0.07), -0.2, 0.2))
-        zoom = np.sqrt(self.person.size) * float(pose.uniform(0.97, 1.05))
-        cosine, sine = np.cos(angle) * zoom, np.sin(angle) * zoom
-        turn = np.array([[cosine, -sine], [sine, cosine]])
-        turn = turn @ np.diag(
-            [-1.0 if self.mirrored else 1.0, -1.0 if self.part in UPWARDS else 1.0]
-        )
-        center = np.array([0.0, 0.0])
-        if layout.parts == 2:
-            center[0] = (-0.25 if part == 0 else 0.25) * layout.film[0]
-        linear = layout.matrix[:, :2] @ turn
-        offset = layout.pixels(center[None])[0] - linear @ np.array(scene.window[:2])
-        grain, fibres = textures(
-            stream(*self.key, "texture", part), layout.height, layout.width, layout.scale
-        )
-        canvas = Canvas(
-            height=layout.height,
-            width=layout.width,
-            matrix=np.column_stack((linear, offset)),
-            fine=fine_for(self.size),
-            grain=grain,
-            fibres=fibres,
-        )
-        return canvas, scene
 
 
 def _joined(layout: Layout, parts: list[Absorption]) -> Absorption:
@@ -233,7 +161,7 @@ def _boxes(layout: Layout, changed: Mask) -> tuple[tuple[int, int, int, int], ..
 
 
 def _finish(
-    frame: _Frame, before: Absorption, after: Absorption, changed: Mask, cover: Mask, kind: str
+    frame: Frame, before: Absorption, after: Absorption, changed: Mask, cover: Mask, kind: str
 ) -> Radiograph:
     """Expose, mount and describe."""
     layout = frame.layout

@@ -60,6 +60,7 @@ def test_pictures_are_those_of_radiograph(tmp_path: Path) -> None:
     write_set(tmp_path / "set", 3, size=64, formats=("png16",), workers=1, clutter=False)
     record = json.loads((tmp_path / "set/truth.json").read_text())["images"][2]
     stored = cv2.imread(str(tmp_path / "set" / record["path"]), cv2.IMREAD_UNCHANGED)
+    assert stored is not None
     patient = int(record["patient"].removeprefix("patient"))
     drawn = [
         radiograph(
@@ -133,6 +134,7 @@ def test_mura_layout(tmp_path: Path) -> None:
         ("formats", ("gif",)),
         ("formats", ()),
         ("body_parts", ("knee",)),
+        ("kinds", ("rust",)),
         ("layout", "tree"),
     ],
 )
@@ -147,3 +149,16 @@ def test_bad_options_are_named_in_one_line(tmp_path: Path, option: str, value: o
 def test_mura_layout_takes_png_only(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="formats: jpeg"):
         write_set(tmp_path / "set", 2, layout="mura", formats=("jpeg",))
+
+
+def test_kinds_can_be_chosen(tmp_path: Path) -> None:
+    manifest = write_set(
+        tmp_path, 6, size=48, kinds=("cast",), abnormal_fraction=1.0, workers=1, clutter=False
+    )
+    assert set(pd.read_csv(manifest)["kind"]) == {"cast"}
+
+
+def test_a_mark_of_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "synthetic.json").write_text('{"images": 3}')
+    with pytest.raises(InputError, match="delete the folder"):
+        write_set(tmp_path, 2, size=64)

@@ -1,6 +1,6 @@
 """Long bones of the arm in one straight line: wrist near y = -15 mm, elbow y = -250 mm."""
 
-from selftaught.data.synthetic.building import Builder, Row
+from selftaught.data.synthetic.anatomy.building import Builder, Row
 from selftaught.data.synthetic.shapes import Bone, Soft
 
 RADIUS: tuple[Row, ...] = (

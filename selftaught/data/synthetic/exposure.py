@@ -1,4 +1,4 @@
-"""X-ray physics: attenuation, scatter, heel effect, blur, noise and the viewing window."""
+"""X-ray physics: scatter, heel effect, blur, noise and the viewing window."""
 
 from dataclasses import dataclass
 
@@ -6,20 +6,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from selftaught.data.synthetic.raster import (
-    Canvas,
-    Map,
-    add_bone,
-    add_solid,
-    cast_map,
-    soft_thickness,
-)
-from selftaught.data.synthetic.shapes import Scene
+from selftaught.data.synthetic.absorption import BODY_FROM_MM, Absorption
+from selftaught.data.synthetic.raster import Map
 from selftaught.data.synthetic.texture import blur
-
-# Effective attenuation near 50 keV, per mm (tables of the NIST XCOM data base, rounded).
-MUSCLE, FAT, BONE = 0.0225, 0.0185, 0.062
-BODY_FROM_MM = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,53 +48,14 @@ def draw_exposure(generator: np.random.Generator) -> Exposure:
         heel=float(uniform(-0.08, 0.08)),
         scatter=float(uniform(0.05, 0.3)),
         blur_mm=float(uniform(0.12, 0.3)),
-        photons=float(10 ** uniform(4.5, 5.4)),
+        photons=float(10 ** uniform(4.8, 5.7)),
         electronic=float(uniform(0.001, 0.004)),
-        tissue=float(uniform(0.24, 0.52)),
+        tissue=float(uniform(0.26, 0.46)),
         brightest=float(uniform(0.98, 1.2)),
         gamma=float(uniform(0.8, 1.35)),
-        sharpen=float(uniform(0.0, 0.9)),
+        sharpen=float(uniform(0.0, 0.7)),
         level=float(uniform(0.2, 0.7)),
     )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Absorption:
-    """What a scene absorbs, each (height, width).
-
-    Attributes:
-        total: line integral of everything.
-        soft: line integral of the soft tissue.
-        thick: thickness of the soft tissue, mm.
-        bone: thickness of dense bone, mm.
-    """
-
-    total: Map
-    soft: Map
-    thick: Map
-    bone: Map
-
-
-def absorb(canvas: Canvas, scene: Scene) -> Absorption:
-    """Line integral of everything in a scene."""
-    softs = list(scene.softs)
-    thick, lean = soft_thickness(canvas, softs)
-    air = np.zeros_like(thick)
-    for solid in scene.extra:
-        add_solid(canvas, solid, air)
-    soft = np.float32(FAT) * thick + np.float32(MUSCLE - FAT) * lean * canvas.fibres
-    air = blur(air, max(3.0 * canvas.scale, 0.5))
-    soft = np.maximum(soft + np.minimum(air, 0), np.float32(0.35) * soft)
-    bones = np.zeros_like(soft)
-    for bone in scene.bones:
-        add_bone(canvas, bone, bones)
-    np.maximum(bones, 0, out=bones)
-    total = soft + np.float32(BONE - MUSCLE) * bones
-    for solid in scene.solids:
-        add_solid(canvas, solid, total)
-    for cast in scene.casts:
-        total += cast_map(canvas, cast, softs)
-    return Absorption(total=total, soft=soft, thick=thick, bone=bones)
 
 
 def detect(

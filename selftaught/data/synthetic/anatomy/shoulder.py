@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from selftaught.data.synthetic.building import Builder, Point
-from selftaught.data.synthetic.shapes import Bone, Soft, Solid, rounded
+from selftaught.data.synthetic.anatomy.building import Builder, Point
+from selftaught.data.synthetic.geometry import rounded
+from selftaught.data.synthetic.shapes import Bone, Soft, Solid
 
 # The centre of the humeral head in the coordinates of arm.py.
 HEAD_X, HEAD_Y = -7.0, -551.0
-
 SCAPULA: tuple[Point, ...] = (
     (-29, -18),
     (-34, -23),

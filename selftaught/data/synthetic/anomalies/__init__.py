@@ -1,12 +1,13 @@
 """The seven kinds of anomaly, by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from selftaught.data.synthetic.hardware import cast, foreign, plate, wire
-from selftaught.data.synthetic.injuries import dislocation, fracture, missing
-from selftaught.data.synthetic.shapes import Scene
+from selftaught.data.synthetic.anomalies.hardware import plate, wire
+from selftaught.data.synthetic.anomalies.injuries import dislocation, fracture, missing
+from selftaught.data.synthetic.anomalies.material import cast, foreign
+from selftaught.data.synthetic.scene import Scene
 
 Change = Callable[[Scene, np.random.Generator, float], Scene]
 CHANGES: dict[str, Change] = {
@@ -20,12 +21,13 @@ CHANGES: dict[str, Change] = {
 }
 KINDS = tuple(CHANGES)
 # How often each kind is drawn; in clinical series hardware and fractures lead.
-SHARES = (0.22, 0.12, 0.12, 0.24, 0.14, 0.08, 0.08)
+SHARES = (0.26, 0.12, 0.14, 0.20, 0.14, 0.06, 0.08)
 
 
-def draw_kind(generator: np.random.Generator) -> str:
-    """Draw one kind of anomaly."""
-    return KINDS[int(generator.choice(len(KINDS), p=SHARES))]
+def draw_kind(generator: np.random.Generator, kinds: Sequence[str] = KINDS) -> str:
+    """Draw one of `kinds` in the usual proportions."""
+    shares = np.array([SHARES[KINDS.index(kind)] for kind in kinds])
+    return kinds[int(generator.choice(len(kinds), p=shares / shares.sum()))]
 
 
 def afflict(scene: Scene, kind: str, generator: np.random.Generator, severity: float) -> Scene:

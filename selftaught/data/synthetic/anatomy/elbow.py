@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from selftaught.data.synthetic.building import Builder, Person, Point
-from selftaught.data.synthetic.shapes import Joint, Loss, Scene, Target
+from selftaught.data.synthetic.anatomy.building import Builder, Point
+from selftaught.data.synthetic.anatomy.person import Person
+from selftaught.data.synthetic.scene import Joint, Loss, Scene, Target
 
 ULNA_SIDE: tuple[Point, ...] = (
     (-12, -21),
@@ -90,7 +91,7 @@ def elbow_side(person: Person, shapes: np.random.Generator, pose: np.random.Gene
         build.soft("forearm", (0, 8, 0), (50, 14, 0), (34, 39), 0.85),
         build.soft("forearm", (50, 14, 0), (240, 16, 0), (39, 30), 0.9),
     )
-    bent = np.array([-24.0, -14.0])
+    bent = np.array([-32.0, -16.0])
     return Scene(
         window=(34 + float(pose.normal(0, 6)), -22 + float(pose.normal(0, 6)), 176, 170),
         bones=(upper, fossa, trochlea, ulna, radius),
@@ -105,7 +106,7 @@ def elbow_side(person: Person, shapes: np.random.Generator, pose: np.random.Gene
             Joint(
                 pivot=np.array([235.0, 4.0]),
                 moving=("radius",),
-                slip=np.array([0.0, -18.0]),
+                slip=np.array([0.0, -24.0]),
                 hinge=True,
             ),
         ),

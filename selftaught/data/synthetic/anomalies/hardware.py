@@ -1,20 +1,14 @@
-"""Foreign material: plates with screws, wires and nails, casts, splinters of metal and glass."""
+"""Plates with screws, wires and nails."""
 
 from dataclasses import replace
 
 import numpy as np
 
-from selftaught.data.synthetic.injuries import at, broken, frame, pick_place, visible
-from selftaught.data.synthetic.shapes import (
-    Array,
-    Bone,
-    Cast,
-    Scene,
-    Solid,
-    disc,
-    rounded,
-    strip,
-)
+from selftaught.data.synthetic.anomalies.injuries import broken
+from selftaught.data.synthetic.anomalies.places import at, frame, length_of, pick_place
+from selftaught.data.synthetic.geometry import disc, rounded, strip
+from selftaught.data.synthetic.scene import Scene
+from selftaught.data.synthetic.shapes import Array, Bone, Solid
 
 # Effective attenuation per mm; a millimetre of steel already looks white.
 STEEL, TITANIUM, GLASS = 0.9, 0.42, 0.07
@@ -23,11 +17,6 @@ STEEL, TITANIUM, GLASS = 0.9, 0.42, 0.07
 def _metal(generator: np.random.Generator) -> float:
     """Draw steel or titanium."""
     return STEEL if generator.random() < 0.6 else TITANIUM
-
-
-def _length(bone: Bone) -> float:
-    """Length of a bone's axis, mm."""
-    return float(np.linalg.norm(bone.axis[-1] - bone.axis[0]))
 
 
 def plate(scene: Scene, generator: np.random.Generator, strength: float) -> Scene:
@@ -39,10 +28,12 @@ def plate(scene: Scene, generator: np.random.Generator, strength: float) -> Scen
     point, along, across, half = frame(bone, place)
     half = min(half, 12.0)
     metal = _metal(generator)
-    span = min(half * float(generator.uniform(6, 11)) * (0.6 + 0.6 * strength), _length(bone) * 0.8)
+    span = min(
+        half * float(generator.uniform(6, 11)) * (0.6 + 0.6 * strength), length_of(bone) * 0.8
+    )
     span = max(span, 16.0)
-    start = np.clip(place - span / 2 / _length(bone), 0.04, 0.9)
-    stop = np.clip(start + span / _length(bone), 0.1, 0.97)
+    start = np.clip(place - span / 2 / length_of(bone), 0.04, 0.9)
+    stop = np.clip(start + span / length_of(bone), 0.1, 0.97)
     places = np.linspace(start, stop, 12)
     spine = np.stack([at(bone, float(p)) for p in places])
     width = float(np.clip(half * 0.55, 1.8, 5.5)) * (0.7 + 0.4 * strength)
@@ -114,12 +105,12 @@ def wire(scene: Scene, generator: np.random.Generator, strength: float) -> Scene
     if generator.random() < 0.4:
         scene = broken(scene, bone, place, generator, 0.2)
     metal = _metal(generator)
-    if _length(bone) > 180 and generator.random() < 0.5:
+    if length_of(bone) > 180 and generator.random() < 0.5:
         return replace(scene, solids=(*scene.solids, *_nail(bone, generator, metal)))
     _, along, across, half = frame(bone, place)
     solids: list[Solid] = []
     radius = float(np.clip(half * 0.11, 0.55, 1.1)) * (0.7 + 0.5 * strength)
-    reach = min(_length(bone) * 0.45, 55.0)
+    reach = min(length_of(bone) * 0.45, 55.0)
     for _ in range(int(generator.integers(1, 4)) if target.plate else 1):
         lean = float(generator.uniform(-0.35, 0.35))
         way = along * np.cos(lean) + across * np.sin(lean)
@@ -149,82 +140,3 @@ def _nail(bone: Bone, generator: np.random.Generator, metal: float) -> list[Soli
         point, _, across, half = frame(bone, p)
         solids += screw(point + across * half * 1.1, point - across * half * 1.1, 1.5, metal)
     return solids
-
-
-def cast(scene: Scene, generator: np.random.Generator, strength: float) -> Scene:
-    """Plaster or fibreglass around the limb."""
-    chains = tuple(
-        dict.fromkeys(s.chain for s in scene.softs if s.chain not in ("neck", "chest", "deltoid"))
-    )
-    x, y, width, height = scene.window
-    low, high = y - height, y + height
-    bone = next((b for b in scene.bones if b.name in ("humerus", "p3", "radius")), scene.bones[0])
-    if any(soft.name == "palm_thenar" for soft in scene.softs):
-        high = float(generator.uniform(45, 75))
-    elif generator.random() < 0.5 or bone.name == "humerus":
-        low = y + height * float(generator.uniform(-0.35, -0.05))
-    else:
-        high = y + height * float(generator.uniform(0.05, 0.4))
-    edge = np.linspace(x - width, x + width, 9)
-    waves = generator.normal(0, 2.0, (2, 9))
-    region = np.concatenate(
-        (
-            np.stack((edge, low + waves[0]), axis=1),
-            np.stack((edge[::-1], high + waves[1]), axis=1),
-        )
-    )
-    plaster = generator.random() < 0.6
-    thickness = (2.5 + 5.5 * strength * float(generator.uniform(0.6, 1.0))) * min(1, width / 90)
-    shell = Cast(
-        gap=float(generator.uniform(0.5, 2.5)) * min(1, width / 90),
-        thickness=thickness,
-        density=0.030 if plaster else 0.017,
-        region=region,
-        chains=chains,
-    )
-    return replace(scene, casts=(*scene.casts, shell))
-
-
-def foreign(scene: Scene, generator: np.random.Generator, strength: float) -> Scene:
-    """Something in the soft tissue that does not belong there."""
-    points = [_flesh_point(scene, generator) for _ in range(int(generator.integers(1, 5)))]
-    unit = scene.window[3] / 200 * (0.5 + strength)
-    kind = generator.choice(["pellets", "needle", "shards", "glass", "screw"])
-    solids: list[Solid] = []
-    turn = float(generator.uniform(0, 2 * np.pi))
-    way = np.array([np.cos(turn), np.sin(turn)])
-    if kind == "pellets":
-        size = 2.4 * unit
-        solids = [
-            Solid(outline=disc(p, size), thickness=2 * size, density=STEEL, rounded=True)
-            for p in points
-        ]
-    elif kind == "needle":
-        line = points[0] + np.outer(np.linspace(-14, 14, 4) * unit, way)
-        solids = [
-            Solid(outline=strip(line, 0.7 * unit), thickness=1.4, density=STEEL * 2, rounded=True)
-        ]
-    elif kind == "screw":
-        solids = screw(points[0] - way * 12 * unit, points[0] + way * 12 * unit, 1.8 * unit, STEEL)
-    else:
-        density = STEEL if kind == "shards" else GLASS
-        for p in points:
-            angles = np.sort(generator.uniform(0, 2 * np.pi, 6))
-            radii = generator.uniform(1.5, 5.5, 6) * unit
-            shard = p + np.stack((np.cos(angles), np.sin(angles)), axis=1) * radii[:, None]
-            solids.append(Solid(outline=shard, thickness=3 * unit, density=density))
-    return replace(scene, solids=(*scene.solids, *solids))
-
-
-def _flesh_point(scene: Scene, generator: np.random.Generator) -> Array:
-    """A visible point (2,) inside the soft tissue, mm."""
-    point = np.array(scene.window[:2])
-    for _ in range(60):
-        soft = scene.softs[int(generator.integers(len(scene.softs)))]
-        share = float(generator.uniform(0, 1))
-        radius = soft.radii[0] * (1 - share) + soft.radii[1] * share
-        offset = generator.uniform(-0.55, 0.55, 2) * radius
-        point = soft.start * (1 - share) + soft.end * share + offset
-        if visible(scene, point, 0.14):
-            break
-    return point
