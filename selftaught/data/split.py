@@ -26,8 +26,8 @@ b counts as 0. A `semi_label` column replaces steps 2 and 3: groups with known i
 the order, normals kept for training all train, of the abnormals those with a known image; outside
 train it is 0.
 
-**Scheme `paper`** (reference A4) counts groups of (patient, body part); T of them have a label.
-Each draw uses a fresh legacy NumPy generator over sorted groups. int((1 - b) f T) normal and
+**Scheme `paper`** (Spahr et al. 2021) counts groups of (patient, body part); T have a label. Each
+draw uses a fresh legacy NumPy generator over sorted groups. int((1 - b) f T) normal and
 int(b f T) abnormal groups train; the rest of each kind and the mixed groups are halved, val
 rounding down. In train int(a f T) normal groups are known and all abnormal ones; val and test are
 labelled alike with nominal size (1 - f)/2 T, which nothing in evaluation uses. The test set
@@ -35,10 +35,11 @@ depends on b.
 
 **A manifest with a `split`** (any cell filled) keeps it under both schemes. Blank cells become
 `unused`. Without val rows, the share `val_fraction` of the labelled training groups of each kind
-becomes val. With W normal and blank-label training images, S = W/w as above: a S normals and b S
-abnormals become known, p (1 - a - b) S abnormals stay as unknown, the others become `unused`
-(scheme `paper`: the same in groups). Given `semi_label` cells are kept as they are, blank ones
-being 0, and then no abnormal image is taken out.
+becomes val, with a warning; groups with a given semi label other than 0 are spared. With W normal
+and blank-label training images, S = W/w as above: a S normals and b S abnormals become known,
+p (1 - a - b) S abnormals stay as unknown, the others become `unused` (scheme `paper`: the same in
+groups). Given `semi_label` cells are kept as they are, blank ones being 0, and then no abnormal
+image is taken out.
 
 **A blank label** is never counted as normal. Such an image follows its group; in train it is
 unknown (`unlabelled="train"`) or `unused`, in val and test it is left out of evaluation.

@@ -10,7 +10,7 @@ from selftaught.errors import InputError
 def draw_paper(
     groups: Groups, truth: np.ndarray, given: np.ndarray | None, config: SplitConfig
 ) -> Assignment:
-    """Divide images as the paper did (reference section A4).
+    """Divide images as the paper did (Spahr et al. 2021).
 
     Args:
         groups: of the manifest, one for each patient and body part.
@@ -47,15 +47,13 @@ def draw_paper(
         sets[members[count:middle]] = VAL
         sets[members[middle:]] = TEST
     sets[groups.all_blank] = TRAIN
-    for which, nominal in (
-        (TRAIN, f * total),
-        (VAL, (1 - f) / 2 * total),
-        (TEST, (1 - f) / 2 * total),
-    ):
+    for which in (TRAIN, VAL, TEST):
+        share = f if which == TRAIN else (1 - f) / 2
         normal = np.flatnonzero((sets == which) & (groups.normal > 0) & (groups.abnormal == 0))
         abnormal = np.flatnonzero((sets == which) & (groups.abnormal > 0))
-        known[shuffled(normal, config.seed)[: int(a * nominal)]] = True
-        known[shuffled(abnormal, config.seed)[: int(b * nominal)]] = True
+        count = len(abnormal) if which == TRAIN else int(b * share * total)
+        known[shuffled(normal, config.seed)[: int(a * share * total)]] = True
+        known[shuffled(abnormal, config.seed)[:count]] = True
     semi = np.where(truth == 0, 1, -1) * (known[groups.codes] & (truth >= 0))
     # In a mixed group that is treated as known abnormal, a normal image is not known.
     semi[(semi == 1) & (groups.abnormal[groups.codes] > 0)] = 0

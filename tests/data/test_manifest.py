@@ -205,7 +205,7 @@ def test_files_must_exist(tmp_path):
 
 @pytest.mark.parametrize("kind", ["file", "folder", "loop", "dangling"])
 def test_links_out_of_the_folder_are_refused(tmp_path, kind):
-    inside, outside = tmp_path / "set", tmp_path / "secret"
+    inside, outside = tmp_path / "set", tmp_path / "set-secret"
     (inside / "x").mkdir(parents=True)
     outside.mkdir()
     (outside / "a.png").write_bytes(b"")

@@ -108,6 +108,16 @@ def test_given_semi_labels_are_kept_exactly():
         make_split(manifest_of(table), SplitConfig(pollution=0.1))
 
 
+def test_drawn_validation_spares_known_images():
+    table = with_split(8, val=False).table
+    known = table["patient"].str.endswith(("0", "1", "2")) & (table["split"] == "train")
+    semi = np.where(known, np.where(table["label"] == 0, 1, -1), 0)
+    frame = quiet_split(manifest_of(table.assign(semi_label=semi)), SplitConfig(val_fraction=0.3))
+    assert (frame["split"] == "val").any()
+    assert (frame["split"][known] == "train").all()
+    assert (frame["semi_label"].to_numpy() == semi).all()
+
+
 def test_unlabelled_images_of_train_may_be_left_out():
     manifest = with_split(4, blank=0.3)
     blank = manifest.table["label"].isna() & (manifest.table["split"] == "train")
