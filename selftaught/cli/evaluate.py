@@ -26,6 +26,6 @@ def main(arguments: Sequence[str]) -> None:
     for name in ("val", "test"):
         part = figures.get(name) or {}
         if part.get("auroc") is not None:
-            low, high = part["auroc_ci"]
+            low, high = part.get("auroc_ci") or (float("nan"), float("nan"))
             print(f"{name}: AUROC {part['auroc']:.4f} [{low:.4f}, {high:.4f}]")
     print(target)

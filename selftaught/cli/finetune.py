@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from selftaught.cli.options import read_config
+from selftaught.distributed import is_main
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -14,4 +15,6 @@ def main(arguments: Sequence[str]) -> None:
     )
     from selftaught.training.run import run
 
-    print(run(config, ("finetune",)) / "model")
+    place = run(config, ("finetune",))
+    if is_main():
+        print(place / "model")

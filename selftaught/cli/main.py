@@ -79,7 +79,7 @@ def guarded(name: str, arguments: list[str]) -> int:
     """Run one command's `main(arguments)` and translate what it raises."""
     from selftaught.training.stop import StopRun
 
-    warnings.formatwarning = one_line
+    warnings.formatwarning = one_line  # type: ignore[assignment]
     try:
         importlib.import_module(f"selftaught.cli.{name}").main(arguments)
     except InputError as error:

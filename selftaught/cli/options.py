@@ -100,6 +100,11 @@ def read_config(command: str, description: str, arguments: Sequence[str]) -> Con
     parser.add_class_arguments(Config, as_group=False)
     parser.set_defaults(_defaults(arguments))
     namespace = parse(parser, arguments)
-    made = parser.instantiate(namespace)
+    try:
+        made = parser.instantiate(namespace)
+    except InputError:
+        raise
+    except ValueError as error:  # a dataclass refused its values
+        raise InputError(f"{' '.join(str(error).split())}; `{parser.prog} --help`") from error
     del made["config"]
     return check(Config(**vars(made)))

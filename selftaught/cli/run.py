@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from selftaught.cli.options import read_config
+from selftaught.distributed import is_main
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -11,4 +12,5 @@ def main(arguments: Sequence[str]) -> None:
     from selftaught.training.run import run
 
     place = run(config)
-    print(place / "report.html")
+    if is_main():
+        print(place / "report.html")

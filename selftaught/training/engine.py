@@ -1,6 +1,7 @@
 """How gradients move: the Engine protocol, and the engine for one process and for DDP."""
 
 import contextlib
+import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Literal, Protocol, cast
@@ -54,6 +55,13 @@ def bf16_pays(device: torch.device) -> bool:
     return bool(facts.get("avx512_bf16") or facts.get("amx_bf16"))
 
 
+def _no_buffer_broadcast() -> dict[str, bool]:
+    # Rank 0's buffers would overwrite the other ranks' counts per centre. torch 2.15 renamed it.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    new = "forward_sync_buffers"
+    return {new if new in known else "broadcast_buffers": False}
+
+
 class TorchEngine:
     """Adam in one process, or DistributedDataParallel where a process group is up.
 
@@ -78,8 +86,7 @@ class TorchEngine:
             self.module = DistributedDataParallel(
                 task,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                # Rank 0's buffers would overwrite the other ranks' counts per centre.
-                broadcast_buffers=False,
+                **_no_buffer_broadcast(),  # type: ignore[arg-type]
             )
         self.parameters = [p for p in task.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, weight_decay=weight_decay)

@@ -1,5 +1,6 @@
 """From a split table to batches on the device, and from images to embeddings, over all ranks."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from selftaught import distributed
 from selftaught.data.pipeline import Pipeline, open_pipeline
-from selftaught.data.plan import PLAIN, Augment, batch_at
+from selftaught.data.plan import Augment, batch_at, plain
 from selftaught.errors import InputError
 from selftaught.models.heads import Embedder
 from selftaught.training.config import DataConfig
@@ -52,11 +53,19 @@ class Images:
         """Row numbers of a set."""
         return np.flatnonzero(self.frame["split"].to_numpy() == split).astype(np.int64)
 
+    @property
+    def masked(self) -> bool:
+        """Whether images are multiplied by masks of the manifest."""
+        return self.config.mask == "auto" and bool((self.frame["mask"] != "").any())
+
     def open(self, stage: str, augment: Augment, views: int) -> Pipeline:
         """A pipeline over all rows; `stage` names the stream of random numbers."""
         masks = None
-        if self.config.mask == "auto" and (self.frame["mask"] != "").any():
+        if self.masked:
             masks = [self.root / name if name else None for name in self.frame["mask"]]
+        workers = self.config.workers
+        if workers == "auto" and distributed.local_world_size() > 1:
+            workers = max(1, (os.cpu_count() or 1) // distributed.local_world_size())
         return open_pipeline(
             self.config.pipeline,
             paths=[self.root / name for name in self.frame["path"]],
@@ -66,7 +75,7 @@ class Images:
             seed=self.seed,
             stage=stage,
             views=views,
-            workers=self.config.workers,
+            workers=workers,
             # Two pipelines live at a time: training views and plain views.
             cache_bytes=int(self.config.cache_gib * 2**30 / 2),
         )
@@ -81,6 +90,7 @@ def training_batches(
     batch_size: int,
     first_step: int,
     steps: int,
+    input_range: tuple[float, float],
     device: torch.device,
 ) -> Iterator[Batch]:
     """This rank's share of each global batch, from `first_step` on.
@@ -93,6 +103,7 @@ def training_batches(
         batch_size: of the global batch; divisible by the number of ranks.
         first_step: 0-based.
         steps: the stage's number of steps.
+        input_range: lowest and highest value the stage declares.
         device: where the tensors go.
     """
     world, rank = distributed.world_size(), distributed.rank()
@@ -103,7 +114,10 @@ def training_batches(
             yield epoch, rows[np.split(chosen, world)[rank]]
 
     semi_label = images.semi_label
+    low, high = input_range
     for batch in pipeline.batches(requests()):
+        # The published stages saw inputs 255 times apart; ours declare a range and keep to it.
+        assert low <= float(batch.views.min()) and float(batch.views.max()) <= high, input_range
         yield {
             "views": batch.views.to(device, non_blocking=True),
             "semi_label": semi_label[batch.ids].to(device, non_blocking=True),
@@ -185,6 +199,6 @@ def embed(
     return h, z
 
 
-def open_plain(images: Images, augment: Augment = PLAIN, stage: str = "plain") -> Pipeline:
-    """One view per image for embedding: plain, or one fixed random view of each."""
-    return images.open(stage, augment, views=1)
+def open_plain(images: Images, augment: Augment) -> Pipeline:
+    """One deterministic view per image, prepared and scaled as `augment` says."""
+    return images.open("plain", plain(augment), views=1)

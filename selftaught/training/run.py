@@ -16,7 +16,6 @@ from torch import Tensor
 
 from selftaught import distributed
 from selftaught.data.manifest import read_manifest
-from selftaught.data.plan import PLAIN
 from selftaught.data.preflight import check_images
 from selftaught.data.split import format_table, make_split, read_split, write_split
 from selftaught.errors import InputError
@@ -142,10 +141,15 @@ def _write_model(
         z = embed_rows(config, images, task, rows, stopper)[1]
         scores = task.distance(z.to(task.centers.device))[0].cpu().tolist()
     threshold = threshold_from_normals(scores, config.score.flag_quantile) if scores else None
+    augment = config.finetune.augment
     facts = {
         "preprocessing": {
             "image_size": config.data.image_size,
-            "input_range": [0.0, 1.0],
+            "input_range": list(augment.input_range),
+            "autocontrast": augment.autocontrast,
+            "order": augment.order,
+            "mask_scale": augment.mask_scale,
+            "masked": images.masked,
         },
         "threshold": threshold,
         "normal_scores": sorted(scores),
@@ -172,10 +176,8 @@ def embed_rows(
     stopper: Stopper,
     reporter: Reporter | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings of rows as evaluation sees them (plain, or one random view in preset paper)."""
-    augmented = config.data.evaluation_views == "augmented"
-    augment = config.finetune.augment if augmented else PLAIN
-    with open_plain(images, augment, "evaluation" if augmented else "plain") as pipeline:
+    """Embeddings of rows as evaluation sees them."""
+    with stages.open_evaluation(config, images) as pipeline:
         return embed(
             task.embedder,
             pipeline,
@@ -232,7 +234,7 @@ def _pretext_features(
     device: torch.device,
 ) -> Tensor:
     embedder = stages.pretrained_embedder(config, images, place).to(device)
-    with open_plain(images) as pipeline:
+    with open_plain(images, config.finetune.augment) as pipeline:
         return embed(
             embedder,
             pipeline,
@@ -279,6 +281,8 @@ def read_scores(path: Path) -> pd.DataFrame:
     """
     if not path.exists():
         raise InputError(f"{path}: no such file; run `selftaught score` first")
+    # A body part called "NA" is text; an empty label or percentile is a missing number.
     text = {name: str for name in ("path", "split", "group", "patient", "body_part", "study")}
-    table = pd.read_csv(path, dtype=text, keep_default_na=True)
-    return table.fillna({name: "" for name in text if name in table})
+    header = pd.read_csv(path, nrows=0).columns
+    missing = {name: [""] for name in header if name not in text}
+    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)

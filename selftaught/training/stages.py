@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from selftaught import distributed
-from selftaught.data.plan import PLAIN, steps_per_epoch
+from selftaught.data.pipeline import Pipeline
+from selftaught.data.plan import plain, steps_per_epoch
 from selftaught.errors import InputError
 from selftaught.evaluation.metrics import auroc
 from selftaught.files import write_atomic
@@ -66,7 +67,7 @@ class _Stage(Generic[TaskType]):
         reporter: Reporter,
         stopper: Stopper,
     ) -> None:
-        self.config, self.images, self.task = config, images, task
+        self.config, self.options, self.images, self.task = config, options, images, task
         self.reporter, self.stopper = reporter, stopper
         self.rows = images.rows("train")
         self.batch_size = global_batch_size(
@@ -85,7 +86,7 @@ class _Stage(Generic[TaskType]):
         self.training_views = images.open(
             name, options.augment, views=2 if name == "pretext" else 1
         )
-        self.plain_views = open_plain(images)
+        self.plain_views = open_plain(images, options.augment)
         self.first_spread: float | None = None
 
     def close(self) -> None:
@@ -103,6 +104,7 @@ class _Stage(Generic[TaskType]):
             batch_size=self.batch_size,
             first_step=first_step,
             steps=self.schedule.steps,
+            input_range=self.options.augment.input_range,
             device=self.device,
         )
 
@@ -130,7 +132,9 @@ class _Stage(Generic[TaskType]):
             self.first_spread = self._logged_spread(now)
         problems = guards.check_spread(now, self.first_spread)
         # Running statistics need some tens of steps before they can agree with anything.
-        if step >= 100 and (epoch == self.schedule.epochs - 1 or step < 100 + self.schedule.steps_per_epoch):
+        if step >= 100 and (
+            epoch == self.schedule.epochs - 1 or step < 100 + self.schedule.steps_per_epoch
+        ):
             problems += guards.check_batch_statistics(self._with_batch_statistics(probe), z)
         for problem in problems:
             self.reporter.warn(self.schedule.stage, problem, epoch=epoch, step=step)
@@ -163,9 +167,7 @@ class FinetuneStage(_Stage[FinetuneTask]):
     def __init__(self, *args: Any, best: Path) -> None:
         super().__init__(*args)
         self.best = best
-        evaluation = self.config.data.evaluation_views == "augmented"
-        augment = self.config.finetune.augment if evaluation else PLAIN
-        self.validation = open_plain(self.images, augment, "evaluation") if evaluation else None
+        self.validation = open_evaluation(self.config, self.images)
         labelled = self.images.frame["label"].notna().to_numpy()
         rows = self.images.rows("val")
         self.validation_rows = rows[labelled[rows]]
@@ -174,8 +176,7 @@ class FinetuneStage(_Stage[FinetuneTask]):
     def close(self) -> None:
         """Stop the loader threads."""
         super().close()
-        if self.validation:
-            self.validation.close()
+        self.validation.close()
 
     def observe_epoch(self, epoch: int, step: int) -> dict[str, Any]:
         """The pretext stage's figures, centres left and the validation AUROC."""
@@ -196,7 +197,7 @@ class FinetuneStage(_Stage[FinetuneTask]):
     def _validation_scores(self) -> Tensor:
         z = embed(
             self.task.embedder,
-            self.validation or self.plain_views,
+            self.validation,
             self.validation_rows,
             batch_size=self.config.score.batch_size,
             stopper=self.stopper,
@@ -215,6 +216,14 @@ class FinetuneStage(_Stage[FinetuneTask]):
             write_atomic(self.best / "weights.safetensors", lambda path: save_file(weights, path))
             note = json.dumps({"epoch": epoch, "val_auroc": value})
             write_atomic(self.best / "best.json", note)
+
+
+def open_evaluation(config: Config, images: Images) -> Pipeline:
+    """Images as evaluation sees them: plain, or one random view of each in preset paper."""
+    augment = config.finetune.augment
+    if config.data.evaluation_views == "plain":
+        augment = plain(augment)
+    return images.open("evaluation", augment, views=1)
 
 
 def pretext_task(config: Config, device: torch.device) -> PretextTask:
@@ -272,7 +281,7 @@ def _untrained(
     else:
         # Random weights have no batch statistics yet; eval mode would see statistics of nothing.
         rows = images.rows("train")[:512]
-        with torch.no_grad(), open_plain(images) as pipeline:
+        with torch.no_grad(), open_plain(images, config.finetune.augment) as pipeline:
             task.train()
             for batch in pipeline.batches((0, rows[i : i + 32]) for i in range(0, len(rows), 32)):
                 task.embedder(batch.views[:, 0].to(device))
@@ -325,8 +334,8 @@ def initial_centers(
             f"finetune.centers is {options.centers}, but only {len(rows)} training images are not "
             f"known to be abnormal; allowed: 1 to {len(rows)}"
         )
-    augment = options.augment if options.center_views == "augmented" else PLAIN
-    with open_plain(images, augment, "centers") as pipeline:
+    augment = options.augment if options.center_views == "augmented" else plain(options.augment)
+    with images.open("centers", augment, views=1) as pipeline:
         z = embed(
             embedder,
             pipeline,
@@ -367,6 +376,13 @@ def finetune(
         centers = initial_centers(config, images, embedder, reporter, stopper)
     else:
         centers = found.weights["centers"]
+    ranges = [stage.augment.input_range for stage in (config.pretext, options)]
+    if ranges[0] != ranges[1]:
+        reporter.warn(
+            "finetune",
+            f"pre-training saw inputs in {ranges[0]}, fine-tuning sees {ranges[1]}: batch "
+            "statistics do not carry over (preset paper does this on purpose)",
+        )
     task = FinetuneTask(embedder, centers, eta=options.eta, gamma=options.gamma)
     task.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     synchronise_parameters(task)
