@@ -31,13 +31,18 @@ def world_size(group: Group = None) -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes the files and prints."""
-    return rank() == 0
+    """Whether this process writes the files and prints; also true to itself after `finish`."""
+    return (rank() if is_initialized() else int(os.environ.get("RANK", "0"))) == 0
 
 
 def local_rank() -> int:
     """Rank on this machine, as torchrun or SLURM tells it."""
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+
+
+def local_world_size() -> int:
+    """Number of processes of this run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def launched() -> bool:

@@ -43,7 +43,7 @@ def options(manifest: Path, out: Path, **more: object) -> list[str]:
         "finetune.batch_size": 8,
         "finetune.centers": 4,
         "score.neighbours": 3,
-        "engine.save_every": 1,
+        "engine.save_every": 2,
         **more,
     }
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]
