@@ -119,7 +119,7 @@ def test_blank_lines_count_as_rows(tmp_path):
         ('path,label\na.png,"1\n', "row 2: not valid CSV"),
         ('path,label\n"a"x.png,1\n', "row 2: not valid CSV"),
         ("path,label\na.png,1\nb.png,0\na.png,1\n", 'row 4: path "a.png" was already given in '),
-        ("path\na/b.png\na//./b.png\n", 'row 3: path "a/b.png" was already given in manifest.csv'),
+        ("path\na/b.png\na//b.png\n", 'row 3: path "a/b.png" was already given in manifest.csv'),
         ("path,split\na.png,valid\n", 'row 2: split is "valid"; allowed: train, val, test, unus'),
         ("path,split\na.png,Train\n", 'row 2: split is "Train"'),
         ("path,label,semi_label\na.png,1,2\n", 'semi_label is "2"; allowed: -1, 0, 1 or blank'),

@@ -116,6 +116,9 @@ def test_drawn_validation_spares_known_images():
     assert (frame["split"] == "val").any()
     assert (frame["split"][known] == "train").all()
     assert (frame["semi_label"].to_numpy() == semi).all()
+    all_known = table.assign(semi_label=np.where(table["label"] == 0, 1, -1))
+    with pytest.raises(InputError, match="val has no image labelled 0"):
+        quiet_split(manifest_of(all_known), SplitConfig())
 
 
 def test_unlabelled_images_of_train_may_be_left_out():
