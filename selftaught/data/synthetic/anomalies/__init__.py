@@ -21,7 +21,7 @@ CHANGES: dict[str, Change] = {
 }
 KINDS = tuple(CHANGES)
 # How often each kind is drawn; in clinical series hardware and fractures lead.
-SHARES = (0.26, 0.12, 0.14, 0.20, 0.14, 0.06, 0.08)
+SHARES = (0.30, 0.14, 0.14, 0.16, 0.12, 0.05, 0.09)
 
 
 def draw_kind(generator: np.random.Generator, kinds: Sequence[str] = KINDS) -> str:
