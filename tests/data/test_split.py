@@ -251,7 +251,7 @@ def test_given_semi_labels_are_kept_without_a_split():
         ("seed", 1.5, r"split.seed is 1.5"),
         ("group", "", r"split.group is ''; allowed: a column"),
         ("scheme", "papers", r"split.scheme is 'papers'; allowed: default, paper"),
-        ("unlabelled", "drop", r"split.unlabelled is 'drop'; allowed: train, unused"),
+        ("unlabelled", "drop", r"split.unlabelled is 'drop'; allowed: train, "),
     ],
 )
 def test_settings_out_of_range(field, value, message):
