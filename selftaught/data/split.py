@@ -42,7 +42,8 @@ groups). Given `semi_label` cells are kept as they are, blank ones being 0, and 
 image is taken out.
 
 **A blank label** is never counted as normal. Such an image follows its group; in train it is
-unknown (`unlabelled="train"`) or `unused`, in val and test it is left out of evaluation.
+unknown (`unlabelled="train"`), unknown and seen by pre-training alone (`"pretext"`, right where
+many of them may be abnormal), or `unused`; in val and test it is left out of evaluation.
 """
 
 import warnings

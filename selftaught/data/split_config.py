@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from selftaught.errors import InputError
 
 SCHEMES = ("default", "paper")
-UNLABELLED = ("train", "unused")
+UNLABELLED = ("train", "pretext", "unused")
 
 
 class SplitWarning(UserWarning):
@@ -26,8 +26,8 @@ class SplitConfig:
         scheme: `default` (counts images, fixed test set) or `paper` (counts groups of patient
             and body part, draws as published).
         seed: of every draw.
-        unlabelled: whether images of training groups with a blank label `train` as unknown or
-            stay `unused`.
+        unlabelled: images of training groups with a blank label `train` as unknown, serve the
+            `pretext` stage only (where many of them may be abnormal), or stay `unused`.
         val_fraction: share of the training groups that becomes validation where the manifest's
             own split has no validation images.
     """

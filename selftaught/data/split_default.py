@@ -79,7 +79,7 @@ def _labels(
     """Fill train from the groups left for it; return (G,) bool, the groups whose label is known."""
     sizes = groups.labelled
     budget = shares(config, len(abnormal) > 0)
-    blank = groups.blank[groups.all_blank].sum() if config.unlabelled == "train" else 0
+    blank = groups.blank[groups.all_blank].sum() if config.unlabelled != "unused" else 0
     nominal = sizes[normal].sum() + blank / budget.other
     normal = normal[: nearest_prefix(sizes[normal], budget.other * sizes[normal].sum(), 1)]
     known = np.zeros(len(groups.names), bool)

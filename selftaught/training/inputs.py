@@ -33,17 +33,35 @@ class Images:
         root: folder that the table's paths start from.
         config: image size, threads, memory.
         seed: of the augmentation plan.
+        unlabelled: `split.unlabelled`.
     """
 
     frame: pd.DataFrame
     root: Path
     config: DataConfig
     seed: int
+    unlabelled: str = "train"
 
     @property
     def semi_label(self) -> Tensor:
         """(N,) int64, -1 known abnormal, +1 known normal, 0 unknown."""
         return torch.tensor(self.frame["semi_label"].to_numpy(np.int64))
+
+    def training_rows(self, stage: str) -> Rows:
+        """Rows that a stage trains on; `split.unlabelled` may keep blank labels to the pretext.
+
+        Raises:
+            InputError: none is left.
+        """
+        rows = self.rows("train")
+        if stage != "pretext" and self.unlabelled == "pretext":
+            rows = rows[self.frame["label"].notna().to_numpy()[rows]]
+        if not len(rows):
+            raise InputError(
+                f"split.unlabelled is {self.unlabelled!r}: no labelled image trains; "
+                "allowed: train, where the training set has no label"
+            )
+        return rows
 
     def paths(self, ids: Tensor) -> list[str]:
         """Manifest paths of samples."""

@@ -109,7 +109,13 @@ def split_images(config: Config, place: Path) -> Images:
             "choose another --out or restore the manifest"
         )
     frame = read_split(place / "split.csv")
-    return Images(frame=frame, root=root, config=config.data, seed=config.seed)
+    return Images(
+        frame=frame,
+        root=root,
+        config=config.data,
+        seed=config.seed,
+        unlabelled=config.split.unlabelled,
+    )
 
 
 def finish_finetune(
@@ -208,8 +214,8 @@ def score(
         reporter.warn("score", problem)
 
     frame = images.frame.iloc[rows].reset_index(drop=True)
-    normal = (frame["split"] == "train") & (frame["semi_label"] != KNOWN_ABNORMAL)
-    bank = torch.tensor(normal.to_numpy())
+    learnt = np.isin(rows, images.training_rows("finetune"))
+    bank = torch.tensor(learnt & (frame["semi_label"] != KNOWN_ABNORMAL).to_numpy())
     k = config.score.neighbours
     pretext_h = _pretext_features(config, images, place, rows, stopper, reporter, device)
     if distributed.is_main():
