@@ -43,6 +43,7 @@ def options(manifest: Path, out: Path, **more: object) -> list[str]:
         "finetune.batch_size": 8,
         "finetune.centers": 4,
         "score.neighbours": 3,
+        "seed": 3,
         "engine.save_every": 2,
         **more,
     }

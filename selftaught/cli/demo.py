@@ -7,6 +7,10 @@ from selftaught.cli.options import build_parser, parse, read_config
 from selftaught.errors import InputError
 
 
+# What can be seen at 96 pixels; hairline fractures cannot.
+KINDS = ("plate", "wire", "cast", "foreign", "dislocation")
+
+
 def main(arguments: Sequence[str]) -> None:
     """Generate images in DIR/images, run in DIR/run, print the report's path."""
     parser = build_parser("demo", "Synthetic radiographs, then `run` with preset quick.")
@@ -23,7 +27,15 @@ def main(arguments: Sequence[str]) -> None:
     manifest = out / "images" / "manifest.csv"
     if not manifest.exists():
         print(f"drawing {options.images} synthetic radiographs", flush=True)
-        write_set(out / "images", options.images, seed=options.seed, size=192, clutter=False)
+        write_set(
+            out / "images",
+            options.images,
+            seed=options.seed,
+            size=160,
+            clutter=False,
+            severity=0.9,
+            kinds=KINDS,
+        )
     config = read_config(
         "run",
         "",

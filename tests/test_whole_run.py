@@ -1,0 +1,144 @@
+"""A whole run as a user starts it, and what can be done with its folder afterwards."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+from selftaught.cli.main import main
+from selftaught.cli.options import read_config
+from selftaught.detector import Detector
+from selftaught.training.config import Config, dump, flatten, preset_overrides
+from tests.tiny import options, write_images
+
+PROMISED = {
+    "config.yaml", "environment.json", "split.csv", "split_table.txt", "metrics.jsonl",
+    "checkpoints", "model", "scores.csv", "embeddings.safetensors", "metrics.json", "report.html",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    manifest = write_images(folder / "images")
+    assert main(["run", *options(manifest, folder / "run")]) == 0
+    return manifest, folder / "run"
+
+
+def test_everything_promised_is_there(finished):
+    _, run = finished
+    assert {path.name for path in run.iterdir()} >= PROMISED
+    scores = pd.read_csv(run / "scores.csv")
+    first = ["path", "split", "label", "semi_label", "score", "center", "percentile", "flagged"]
+    assert list(scores.columns[:8]) == first
+    assert len(load_file(run / "embeddings.safetensors")["h"]) == len(scores)
+    assert json.loads((run / "metrics.json").read_text())["test"]["n"] == 8
+
+
+def test_no_test_or_validation_label_reaches_training(finished):
+    _, run = finished
+    split = pd.read_csv(run / "split.csv")
+    known = split[split["semi_label"] != 0]
+    assert set(known["split"]) == {"train"}
+    assert (known["label"] == (known["semi_label"] == -1)).all()
+
+
+def test_threshold_and_percentile_come_from_normal_validation_images(finished):
+    _, run = finished
+    scores = pd.read_csv(run / "scores.csv")
+    normal = scores[(scores["split"] == "val") & (scores["label"] == 0)]["score"].to_numpy()
+    expected = [(normal <= value).mean() * 100 for value in scores["score"]]
+    assert scores["percentile"].to_numpy() == pytest.approx(np.array(expected))
+    facts = json.loads((run / "model" / "model.json").read_text())
+    assert sorted(facts["normal_scores"]) == pytest.approx(sorted(normal), rel=1e-6)
+
+
+def test_a_finished_run_started_again_changes_nothing(finished):
+    manifest, run = finished
+    before = {n: (run / n).read_bytes() for n in ("scores.csv", "model/encoder.safetensors")}
+    assert main(["run", *options(manifest, run)]) == 0
+    assert main(["run", "--out", str(run)]) == 0
+    assert before == {name: (run / name).read_bytes() for name in before}
+
+
+def test_other_settings_in_the_folder_are_refused(finished, capsys):
+    manifest, run = finished
+    assert main(["run", *options(manifest, run, **{"finetune.eta": 2.0})]) == 2
+    assert "finetune.eta is 1.0 there and 2.0 here" in capsys.readouterr().err
+    assert main(["run", *options(manifest, run, **{"engine.resume": "never"})]) == 2
+
+
+def test_scoring_files_with_the_model_gives_the_runs_scores(finished, tmp_path):
+    manifest, run = finished
+    out = tmp_path / "s.csv"
+    assert main(["score", str(run), "--data.manifest", str(manifest), "--out", str(out)]) == 0
+    ours = pd.read_csv(out).set_index("path")["score"]
+    theirs = pd.read_csv(run / "scores.csv").set_index("path")["score"]
+    assert ours[theirs.index].to_numpy() == pytest.approx(theirs.to_numpy(), rel=1e-4)
+    paths = [manifest.parent / name for name in theirs.index[:5]]
+    scores = Detector.load(run / "model").score(paths)
+    assert scores.numpy() == pytest.approx(theirs.to_numpy()[:5], rel=1e-4)
+
+
+def test_evaluate_and_report_work_from_files(finished, tmp_path, capsys):
+    _, run = finished
+    out = tmp_path / "m.json"
+    assert main(["evaluate", str(run / "scores.csv"), "--seed", "3", "--out", str(out)]) == 0
+    assert json.loads(out.read_text()) == json.loads((run / "metrics.json").read_text())
+    assert main(["report", str(run)]) == 0
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+
+
+def test_stages_out_of_order_say_what_comes_first(finished, tmp_path, capsys):
+    manifest, _ = finished
+    arguments = options(manifest, tmp_path / "other")
+    assert main(["finetune", *arguments]) == 2
+    assert "run `selftaught pretrain` first" in capsys.readouterr().err
+
+
+def test_two_processes_run_it_too(finished, tmp_path):
+    manifest, single = finished
+    run = tmp_path / "run"
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "-m", "selftaught", "run", *options(manifest, run)],
+        check=True, capture_output=True, timeout=280,
+    )  # fmt: skip
+    assert (run / "split.csv").read_bytes() == (single / "split.csv").read_bytes()
+    scores = pd.read_csv(run / "scores.csv")
+    assert len(scores) == len(pd.read_csv(single / "scores.csv"))
+    assert scores["score"].notna().all()
+
+
+@pytest.mark.parametrize("preset", ["default", "paper", "quick"])
+def test_presets_name_real_options_and_survive_a_file(preset, tmp_path, capsys):
+    known = flatten(Config())
+    for name in preset_overrides(preset):
+        assert name in known or any(k.startswith(name + ".") for k in known), name
+    with pytest.raises(SystemExit) as end:
+        main(["run", "--preset", preset, "--out", "r", "--print_config"])
+    assert end.value.code == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    config = read_config("run", "", ["--config", str(printed), "--out", "r"])
+    assert config == read_config("run", "", ["--preset", preset, "--out", "r"])
+    again = tmp_path / "dumped.yaml"
+    again.write_text(dump(config))
+    assert read_config("run", "", ["--config", str(again)]) == config
+
+
+def test_help_names_every_command(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for path in (Path(__file__).parents[1] / "selftaught" / "cli").glob("*.py"):
+        if path.stem not in ("__init__", "main", "options"):
+            assert f"  {path.stem}" in text
+            with pytest.raises(SystemExit) as end:
+                main([path.stem, "--help"])
+            assert end.value.code == 0
