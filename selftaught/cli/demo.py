@@ -6,7 +6,6 @@ from pathlib import Path
 from selftaught.cli.options import build_parser, parse, read_config
 from selftaught.errors import InputError
 
-
 # What can be seen at 96 pixels; hairline fractures cannot.
 KINDS = ("plate", "wire", "cast", "foreign", "dislocation")
 

@@ -17,7 +17,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--abnormal_fraction", type=float, default=0.4, help="share of images")
     parser.add_argument("--severity", type=float, default=0.6, help="of abnormalities, 0 to 1")
     parser.add_argument("--clutter", type=bool, default=True, help="carriers, frames, inverted")
-    parser.add_argument("--formats", type=list[str], default=["png8"], help="of png8, png16, jpeg, dicom, ...")
+    parser.add_argument(
+        "--formats", type=list[str], default=["png8"], help="png8, png16, jpeg, ..."
+    )
     parser.add_argument("--layout", type=str, default="manifest", help="manifest or mura")
     options = parse(parser, arguments)
     if options.images < 1:

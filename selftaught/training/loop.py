@@ -20,7 +20,7 @@ from selftaught.training import checkpoint
 from selftaught.training.checkpoint import Checkpoint
 from selftaught.training.engine import Batch, Engine
 from selftaught.training.progress import Reporter
-from selftaught.training.stop import Stopper
+from selftaught.training.stop import Stopper, StopRun
 
 SECONDS_BETWEEN_SAVES = 60.0
 
@@ -148,7 +148,11 @@ def train(engine: Engine, stage: Stage, folder: Path, reporter: Reporter, stoppe
             data_wait=waited / max(time.monotonic() - clock, 1e-9),
         )
         if epoch_done:
-            _finish_epoch(stage, reporter, step, figures)
+            try:
+                _finish_epoch(stage, reporter, step, figures)
+            except StopRun:
+                save(engine, folder, step, figures)
+                raise
             figures, clock, waited, images = _new_figures(), time.monotonic(), 0.0, 0
     reporter.end_bar()
 
