@@ -10,7 +10,7 @@ ELSEWHERE = 'platform_system != "Linux" or platform_machine != "x86_64"'
 CORE = ["torch>=2.11", "numpy>=1.26"]
 TRAIN = [
     "torchvision",
-    # One module name, two wheels: the GPU wheel also runs without a GPU but exists for one platform.
+    # One module, two wheels: the GPU wheel also runs without a GPU but exists for one platform.
     f"faiss-gpu>=1.15; {LINUX_X86}",
     f"faiss-cpu>=1.13; {ELSEWHERE}",
     "opencv-python-headless>=4.10",
