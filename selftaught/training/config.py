@@ -197,15 +197,15 @@ def preset_overrides(preset: Preset) -> dict[str, Any]:
     if preset == "quick":
         return {
             "preset": "quick",
-            "data.image_size": 96,
+            "data.image_size": 64,
             "pretext.epochs": 6,
             # With a few hundred images the published 1e-3 collapses the embedding.
             "pretext.lr": 1e-4,
             "pretext.milestones": [],
             "pretext.temperature": 0.2,
             "pretext.augment.blur": 0.0,
-            "finetune.epochs": 20,
-            "finetune.milestones": [14, 18],
+            "finetune.epochs": 40,
+            "finetune.milestones": [28, 36],
             "finetune.centers": 20,
             "score.neighbours": 20,
         }
