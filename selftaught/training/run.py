@@ -25,10 +25,11 @@ from selftaught.evaluation.report import write_report
 from selftaught.files import write_atomic
 from selftaught.models.files import save_model
 from selftaught.search import knn_score
-from selftaught.training import folder, guards, stages
+from selftaught.training import finetune, folder, guards, pretext
 from selftaught.training.config import Config
 from selftaught.training.inputs import Images, embed, open_plain
 from selftaught.training.progress import Reporter
+from selftaught.training.stages import open_evaluation
 from selftaught.training.stop import Stopper
 from selftaught.training.tasks import KNOWN_ABNORMAL, FinetuneTask
 
@@ -60,7 +61,7 @@ def run(config: Config, parts: Sequence[str] = PARTS) -> Path:
         with Reporter(place) as reporter:
             steps: dict[str, Callable[[], object]] = {
                 "split": lambda: None,
-                "pretrain": lambda: stages.pretrain(
+                "pretrain": lambda: pretext.pretrain(
                     config, images, place, reporter, stopper, device
                 ),
                 "finetune": lambda: finish_finetune(
@@ -129,10 +130,10 @@ def finish_finetune(
     """Fine-tune, then write model/ (last epoch) and model-best/ (best validated epoch)."""
     if (place / "model" / "model.json").exists():
         return
-    stages.finetune(config, images, place, reporter, stopper, device)
+    finetune.finetune(config, images, place, reporter, stopper, device)
     best = (place / "checkpoints" / "best" / "best.json").exists()
     for which, name in [("best", "model-best"), ("last", "model")][0 if best else 1 :]:
-        task = stages.finetuned_task(config, images, place, which).to(device)
+        task = finetune.finetuned_task(config, images, place, which).to(device)
         _write_model(config, images, place / name, task, which, stopper)
 
 
@@ -183,7 +184,7 @@ def embed_rows(
     reporter: Reporter | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Embeddings of rows as evaluation sees them."""
-    with stages.open_evaluation(config, images) as pipeline:
+    with open_evaluation(config, images) as pipeline:
         return embed(
             task.embedder,
             pipeline,
@@ -207,7 +208,7 @@ def score(
     if (place / "scores.csv").exists():
         return
     rows = np.flatnonzero(images.frame["split"].to_numpy() != "unused").astype(np.int64)
-    task = stages.finetuned_task(config, images, place).to(device)
+    task = finetune.finetuned_task(config, images, place).to(device)
     h, z = embed_rows(config, images, task, rows, stopper, reporter)
     distance, center = task.distance(z.to(device))
     for problem in guards.check_scores(distance):
@@ -239,7 +240,7 @@ def _pretext_features(
     reporter: Reporter,
     device: torch.device,
 ) -> Tensor:
-    embedder = stages.pretrained_embedder(config, images, place).to(device)
+    embedder = pretext.pretrained_embedder(config, images, place).to(device)
     with open_plain(images, config.finetune.augment) as pipeline:
         return embed(
             embedder,

@@ -13,6 +13,7 @@ from selftaught.training import stages
 from selftaught.training.config import FinetuneConfig, PretextConfig
 from selftaught.training.engine import TorchEngine
 from selftaught.training.loop import Schedule, train
+from selftaught.training.pretext import PretextStage
 from selftaught.training.progress import Reporter
 from selftaught.training.stop import Stopper
 from selftaught.training.tasks import FinetuneTask, PretextTask
@@ -62,7 +63,7 @@ def losses_of(run, stage):
 def draw_batches(config, images, name, options, views):
     """The toolkit's own batches, as tensors."""
     task = PretextTask(stages.new_embedder(config, 0), temperature=1.0, method="ntxent")
-    stage = stages.PretextStage(config, options, name, images, task, None, Stopper())
+    stage = PretextStage(config, options, name, images, task, None, Stopper())
     batches = [batch for batch, _ in zip(stage.batches(0), range(STEPS), strict=False)]
     stage.close()
     for batch in batches:

@@ -4,8 +4,9 @@ import dataclasses
 
 import torch
 
+from selftaught.training.finetune import initial_centers
 from selftaught.training.loop import Schedule
-from selftaught.training.stages import initial_centers, new_embedder, total_steps
+from selftaught.training.stages import new_embedder, total_steps
 from selftaught.training.stop import Stopper
 from selftaught.training.tasks import FinetuneTask
 

@@ -1,0 +1,216 @@
+"""Stages 2 and 3: k-means centres, then fine-tuning around them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from selftaught import distributed
+from selftaught.data.plan import plain
+from selftaught.errors import InputError
+from selftaught.evaluation.metrics import auroc
+from selftaught.files import write_atomic
+from selftaught.models.heads import Embedder
+from selftaught.search import kmeans
+from selftaught.training import checkpoint, guards
+from selftaught.training.checkpoint import Checkpoint
+from selftaught.training.config import Config
+from selftaught.training.engine import TorchEngine
+from selftaught.training.inputs import (
+    Images,
+    embed,
+)
+from selftaught.training.loop import synchronise_parameters, train
+from selftaught.training.pretext import pretrained_embedder
+from selftaught.training.progress import Reporter
+from selftaught.training.stages import (
+    TrainingStage,
+    new_embedder,
+    open_evaluation,
+    place,
+    total_steps,
+)
+from selftaught.training.stop import Stopper
+from selftaught.training.tasks import KNOWN_ABNORMAL, FinetuneTask
+
+# The fine-tuning head is drawn from a seed of its own: it must not repeat the pretext head.
+FRESH_HEAD = 1_000_003
+
+
+class FinetuneStage(TrainingStage[FinetuneTask]):
+    """Fine-tuning: pruning between epochs, validation AUROC, the best epoch kept beside."""
+
+    def __init__(self, *args: Any, best: Path) -> None:
+        super().__init__(*args)
+        self.best = best
+        self.validation = open_evaluation(self.config, self.images)
+        labelled = self.images.frame["label"].notna().to_numpy()
+        rows = self.images.rows("val")
+        self.validation_rows = rows[labelled[rows]]
+        self.labels = self.images.frame["label"].iloc[self.validation_rows].to_numpy(int)
+
+    def close(self) -> None:
+        """Stop the loader threads."""
+        super().close()
+        self.validation.close()
+
+    def observe_epoch(self, epoch: int, step: int) -> dict[str, Any]:
+        """The pretext stage's figures, centres left and the validation AUROC."""
+        figures = super().observe_epoch(epoch, step)
+        active, total = int(self.task.active.sum()), int(self.task.active.numel())
+        for problem in guards.check_centers(active, total, epoch):
+            self.reporter.warn("finetune", problem, epoch=epoch, step=step)
+        every = self.config.finetune.validate_every
+        last = epoch == self.schedule.epochs - 1
+        if every and (last or (epoch + 1) % every == 0) and len(set(self.labels)) == 2:
+            scores = self._validation_scores()
+            for problem in guards.check_scores(scores):
+                self.reporter.warn("finetune", problem, epoch=epoch, step=step)
+            figures["val_auroc"] = auroc(self.labels, scores.numpy())
+            self._keep_best(epoch, figures["val_auroc"])
+        return figures
+
+    def _validation_scores(self) -> Tensor:
+        z = embed(
+            self.task.embedder,
+            self.validation,
+            self.validation_rows,
+            batch_size=self.config.score.batch_size,
+            stopper=self.stopper,
+        )[1]
+        return self.task.distance(z.to(self.device))[0].cpu()
+
+    def _keep_best(self, epoch: int, value: float) -> None:
+        earlier = [
+            line["val_auroc"]
+            for line in self.reporter.lines()
+            if line["stage"] == "finetune" and line.get("val_auroc") is not None
+        ]
+        if distributed.is_main() and value > max(earlier, default=-1.0):
+            weights = {k: v.detach().cpu().contiguous() for k, v in self.task.state_dict().items()}
+            self.best.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.best / "weights.safetensors", lambda path: save_file(weights, path))
+            note = json.dumps({"epoch": epoch, "val_auroc": value})
+            write_atomic(self.best / "best.json", note)
+
+
+def initial_centers(
+    config: Config,
+    images: Images,
+    embedder: Embedder,
+    reporter: Reporter,
+    stopper: Stopper,
+) -> Tensor:
+    """Stage 2: k-means centres of the training images not known to be abnormal.
+
+    Returns:
+        (K, D) float32; coordinates with 0 < |c| < `finetune.center_epsilon` are pushed to it.
+
+    Raises:
+        InputError: fewer such images than centres.
+    """
+    options = config.finetune
+    rows = images.training_rows("finetune")
+    rows = rows[images.semi_label.numpy()[rows] != KNOWN_ABNORMAL]
+    if len(rows) < options.centers:
+        raise InputError(
+            f"finetune.centers is {options.centers}, but only {len(rows)} training images are not "
+            f"known to be abnormal; allowed: 1 to {len(rows)}"
+        )
+    augment = options.augment if options.center_views == "augmented" else plain(options.augment)
+    with images.open("centers", augment, views=1) as pipeline:
+        z = embed(
+            embedder,
+            pipeline,
+            rows,
+            batch_size=config.score.batch_size,
+            stopper=stopper,
+            reporter=reporter,
+            name="centres",
+        )[1]
+    found = kmeans(z, options.centers, seed=config.seed, restarts=10)
+    centers = distributed.broadcast_object(found.centers.float())
+    epsilon = options.center_epsilon
+    small = (centers.abs() < epsilon) & (centers != 0)
+    return torch.where(small, centers.sign() * epsilon, centers)
+
+
+def finetune(
+    config: Config,
+    images: Images,
+    run: Path,
+    reporter: Reporter,
+    stopper: Stopper,
+    device: torch.device,
+) -> None:
+    """Stages 2 and 3: centres, then fine-tuning around them.
+
+    Leaves `checkpoints/finetune` with its last step done and the best validated epoch beside it.
+    """
+    folder = run / "checkpoints" / "finetune"
+    found, _ = checkpoint.newest(folder)
+    options = config.finetune
+    embedder = new_embedder(config, config.seed + FRESH_HEAD)
+    if found is None:
+        embedder.encoder.load_state_dict(
+            pretrained_embedder(config, images, run).encoder.state_dict()
+        )
+        place(embedder, device)
+        centers = initial_centers(config, images, embedder, reporter, stopper)
+    else:
+        centers = found.weights["centers"]
+    ranges = [stage.augment.input_range for stage in (config.pretext, options)]
+    if ranges[0] != ranges[1]:
+        reporter.warn(
+            "finetune",
+            f"pre-training saw inputs in {ranges[0]}, fine-tuning sees {ranges[1]}: batch "
+            "statistics do not carry over (preset paper does this on purpose)",
+        )
+    task = FinetuneTask(embedder, centers, eta=options.eta, gamma=options.gamma)
+    place(task, device)
+    synchronise_parameters(task)
+    engine = TorchEngine(task, weight_decay=options.weight_decay, precision=config.engine.precision)
+    if found is None and distributed.is_main():
+        # Step 0 holds the centres: a run killed later never draws them again.
+        start = {"loss_sum": 0.0, "loss_steps": 0}
+        weights = task.state_dict()
+        checkpoint.save(folder, Checkpoint(step=0, weights=weights, optimizer={}, figures=start))
+    distributed.barrier()
+    stage = FinetuneStage(
+        config,
+        options,
+        "finetune",
+        images,
+        task,
+        reporter,
+        stopper,
+        best=run / "checkpoints" / "best",
+    )
+    try:
+        train(engine, stage, folder, reporter, stopper)
+    finally:
+        stage.close()
+
+
+def finetuned_task(config: Config, images: Images, run: Path, which: str = "last") -> FinetuneTask:
+    """The task that stage 3 left in `run`, at the last or the best validated epoch.
+
+    Raises:
+        InputError: stage 3 is not finished there.
+    """
+    if which == "best":
+        weights = load_file(run / "checkpoints" / "best" / "weights.safetensors")
+    else:
+        found, _ = checkpoint.newest(run / "checkpoints" / "finetune")
+        if found is None or found.step < total_steps(config.finetune, "finetune", images):
+            raise InputError(f"{run}: fine-tuning is not finished; run `selftaught finetune` first")
+        weights = found.weights
+    embedder = new_embedder(config, config.seed)
+    task = FinetuneTask(
+        embedder, weights["centers"], eta=config.finetune.eta, gamma=config.finetune.gamma
+    )
+    task.load_state_dict(weights)
+    return task.eval()
