@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from selftaught.errors import MachineError
+from selftaught.errors import InputError, MachineError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -54,8 +54,13 @@ def write_atomic(path: Path, write: bytes | str | Callable[[Path], object]) -> N
         write: the content, or a function that writes it to the temporary path it is given.
 
     Raises:
+        InputError: there is no such folder, or the path is one.
         MachineError: the disk is full or the folder cannot be written.
     """
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: cannot be written: there is no folder {path.parent}")
+    if path.is_dir():
+        raise InputError(f"{path}: cannot be written: it is a folder; allowed: a file")
     temporary = path.with_name(f".{path.name}.tmp")
     with machine_errors(path):
         try:

@@ -20,7 +20,11 @@ def main(arguments: Sequence[str]) -> None:
 
     source = Path(options.scores)
     table = source / "scores.csv" if source.is_dir() else source
-    figures = evaluate(read_scores(table), seed=options.seed)
+    scores = read_scores(table)
+    if "split" in scores and not (scores["split"] != "").any():
+        print(f"{table}: no split is named, so all {len(scores)} images count as test")
+        scores["split"] = "test"
+    figures = evaluate(scores, seed=options.seed)
     target = Path(options.out) if options.out else table.with_name("metrics.json")
     write_atomic(target, json.dumps(figures, indent=1) + "\n")
     for name in ("val", "test"):
@@ -28,4 +32,7 @@ def main(arguments: Sequence[str]) -> None:
         if part.get("auroc") is not None:
             low, high = part.get("auroc_ci") or (float("nan"), float("nan"))
             print(f"{name}: AUROC {part['auroc']:.4f} [{low:.4f}, {high:.4f}]")
+        else:
+            reason = (part.get("reasons") or {}).get("auroc", "no such images")
+            print(f"{name}: no AUROC: {reason}")
     print(target)

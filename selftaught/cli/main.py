@@ -23,6 +23,15 @@ COMMANDS = {
     "doctor": "versions, devices, backends with reasons, optional parts",
 }
 
+WRONG_PATH = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+)
+
 HELP = """usage: selftaught COMMAND [options]
 
 Finds abnormal radiographs with almost no labels. Start with `selftaught demo`; with images of
@@ -98,6 +107,9 @@ def guarded(name: str, arguments: list[str]) -> int:
         if error.errno in FULL_DISK or error.errno == errno.EIO:
             complain(f"{error.filename or 'disk'}: {error.strerror}; the last checkpoint is intact")
             return 3
+        if error.errno in WRONG_PATH:
+            complain(f"{error.filename}: {error.strerror}; allowed: a path that can be used")
+            return 2
         raise
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("selftaught"):

@@ -1,5 +1,6 @@
 """The settings of a run from the command line: preset, YAML file, options, in rising order."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -39,15 +40,23 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     from argparse import ArgumentError
 
     try:
-        return parser.parse_args(list(arguments))
+        # The contract's short form of the one option that is about safety.
+        short = {"--allow-outside": "--data.allow_outside=true"}
+        return parser.parse_args([short.get(word, word) for word in arguments])
     except (ArgumentError, ValueError, TypeError) as error:
         text = " ".join(str(error).split())
         hint = ""
         if "unrecognized arguments" in text or "does not accept" in text:
             unknown = [word for word in text.replace("'", " ").split() if word.startswith("--")]
-            name = unknown[0][2:].split("=")[0] if unknown else text.split("'")[-2]
-            hint = nearest_option(name)
+            quoted = text.split("'")
+            name = unknown[0][2:].split("=")[0] if unknown else quoted[-2] if "'" in text else ""
+            hint = nearest_option(name) if name else ""
         raise InputError(f"{text}{hint}; `{parser.prog} --help` lists the options") from error
+
+
+def same_file(a: Path, b: Path) -> bool:
+    """Whether writing `a` would replace `b`."""
+    return a.exists() and b.exists() and a.samefile(b)
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str:
@@ -66,6 +75,8 @@ def _defaults(arguments: Sequence[str]) -> dict[str, Any]:
     file = _value_of("config", arguments)
     given = read_yaml(Path(file)) if file else {}
     out = _value_of("out", arguments) or given.get("out") or ""
+    if not isinstance(out, str):
+        raise InputError(f"{file}: out is {out!r}; allowed: a path")
     preset = _value_of("preset", arguments) or given.get("preset")
     saved = Path(out) / "config.yaml" if out else None
     if saved is not None and preset is None and not file and saved.is_file():
@@ -107,4 +118,9 @@ def read_config(command: str, description: str, arguments: Sequence[str]) -> Con
     except ValueError as error:  # a dataclass refused its values
         raise InputError(f"{' '.join(str(error).split())}; `{parser.prog} --help`") from error
     del made["config"]
-    return check(Config(**vars(made)))
+    config = check(Config(**vars(made)))
+    if not config.data.manifest:
+        return config
+    # Absolute, so that the run can be continued from another folder.
+    data = dataclasses.replace(config.data, manifest=str(Path(config.data.manifest).absolute()))
+    return dataclasses.replace(config, data=data)

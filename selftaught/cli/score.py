@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from selftaught.cli.options import build_parser, parse
+from selftaught.cli.options import build_parser, parse, same_file
 from selftaught.errors import InputError
 
 
@@ -18,6 +18,8 @@ def main(arguments: Sequence[str]) -> None:
     if options.data.manifest:
         print(score_manifest(Path(options.model), options.data.manifest, options))
         return
+    if options.out:
+        raise InputError("out needs --data.manifest; a run's own scores go to its scores.csv")
     if not (Path(options.model) / "config.yaml").exists():
         raise InputError(f"{options.model}: is no run folder; a model folder needs --data.manifest")
     from selftaught.cli.options import read_config
@@ -36,6 +38,8 @@ def score_manifest(model: Path, manifest: str, options: object) -> Path:
     out = getattr(options, "out", "")
     if not out:
         raise InputError("out is missing; allowed: the scores file (CSV) to write")
+    if same_file(Path(out), Path(manifest)):
+        raise InputError(f"out is {out!r}, the manifest itself; allowed: another file")
     from selftaught.data.manifest import read_manifest
     from selftaught.detector import Detector
     from selftaught.files import write_atomic

@@ -1,7 +1,7 @@
 """Decode every image once before a long run, so that a bad file stops it in its first minute."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -10,18 +10,26 @@ from selftaught.data.decode import BadImage, read_grey
 from selftaught.errors import InputError
 
 
-def check_images(paths: Sequence[Path], *, workers: int | Literal["auto"] = "auto") -> None:
+def check_images(
+    paths: Sequence[Path],
+    *,
+    workers: int | Literal["auto"] = "auto",
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
     """Read all files strictly.
 
     Args:
         paths: image or mask files.
         workers: threads; auto = one for each core.
+        stop: asked before each file; once it is true the rest is left unread.
 
     Raises:
         InputError: names the first bad file with its reason and counts the others.
     """
 
     def problem(path: Path) -> str:
+        if stop():
+            return ""
         try:
             read_grey(path)
         except BadImage as error:

@@ -84,6 +84,13 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
+def drop_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints newer than `step`, which are damaged, so that they do not count."""
+    for path in _folders(folder):
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+
+
 def read(path: Path) -> Checkpoint:
     """Read one checkpoint folder.
 

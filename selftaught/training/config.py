@@ -231,6 +231,13 @@ def check(config: Config) -> Config:
         "16 to 4096",
         16 <= config.data.image_size <= 4096,
     )
+    smallest = 16 if config.model.stem == "small" else 32
+    _require(
+        "data.image_size",
+        config.data.image_size,
+        f"{smallest} to 4096 with model.stem {config.model.stem}",
+        config.data.image_size >= smallest,
+    )
     workers = config.data.workers
     _require("data.workers", workers, "auto or 0 to 256", workers == "auto" or 0 <= workers <= 256)
     _require("data.cache_gib", config.data.cache_gib, "0 or more", config.data.cache_gib >= 0)

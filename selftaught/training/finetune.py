@@ -21,6 +21,7 @@ from selftaught.training.config import Config
 from selftaught.training.engine import TorchEngine
 from selftaught.training.inputs import (
     Images,
+    Rows,
     embed,
 )
 from selftaught.training.loop import synchronise_parameters, train
@@ -46,7 +47,10 @@ class FinetuneStage(TrainingStage[FinetuneTask]):
     def __init__(self, *args: Any, best: Path) -> None:
         super().__init__(*args)
         self.best = best
-        self.validation = open_evaluation(self.config, self.images)
+        augmented = self.config.data.evaluation_views == "augmented"
+        self.validation = (
+            open_evaluation(self.config, self.images) if augmented else self.plain_views
+        )
         labelled = self.images.frame["label"].notna().to_numpy()
         rows = self.images.rows("val")
         self.validation_rows = rows[labelled[rows]]
@@ -97,6 +101,22 @@ class FinetuneStage(TrainingStage[FinetuneTask]):
             write_atomic(self.best / "best.json", note)
 
 
+def check_centers(config: Config, images: Images) -> Rows:
+    """Rows that k-means sees: training images not known to be abnormal.
+
+    Raises:
+        InputError: fewer such images than centres.
+    """
+    rows = images.training_rows("finetune")
+    rows = rows[images.semi_label.numpy()[rows] != KNOWN_ABNORMAL]
+    if len(rows) < config.finetune.centers:
+        raise InputError(
+            f"finetune.centers is {config.finetune.centers}, but only {len(rows)} training images "
+            f"are not known to be abnormal; allowed: 1 to {len(rows)}"
+        )
+    return rows
+
+
 def initial_centers(
     config: Config,
     images: Images,
@@ -113,13 +133,7 @@ def initial_centers(
         InputError: fewer such images than centres.
     """
     options = config.finetune
-    rows = images.training_rows("finetune")
-    rows = rows[images.semi_label.numpy()[rows] != KNOWN_ABNORMAL]
-    if len(rows) < options.centers:
-        raise InputError(
-            f"finetune.centers is {options.centers}, but only {len(rows)} training images are not "
-            f"known to be abnormal; allowed: 1 to {len(rows)}"
-        )
+    rows = check_centers(config, images)
     augment = options.augment if options.center_views == "augmented" else plain(options.augment)
     with images.open("centers", augment, views=1) as pipeline:
         z = embed(

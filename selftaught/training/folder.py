@@ -15,8 +15,20 @@ from selftaught.errors import InputError
 from selftaught.files import machine_errors, write_atomic
 from selftaught.training.config import Config, dump, flatten, read_yaml
 
-# Settings that change how fast, not what: a run may be resumed with other values.
-FREE = ("out", "engine.", "data.workers", "data.cache_gib", "score.batch_size")
+# Settings that change how fast, not what, and the manifest, which is compared by content.
+FREE = (
+    "out",
+    "preset",
+    "data.manifest",
+    "data.workers",
+    "data.cache_gib",
+    "engine.kind",
+    "engine.save_every",
+    "engine.resume",
+    "score.batch_size",
+)
+# Settings that may change until the first centre is drawn.
+LATE = ("finetune.", "score.")
 # What a run killed before it wrote config.yaml may have left.
 BEGUN = {
     name
@@ -83,10 +95,12 @@ def claim(config: Config) -> Path:
                 f"out: {run} already holds a run and engine.resume is never; choose another folder"
             )
         there, here = read_yaml(saved), flatten(config)
+        begun = (run / "checkpoints" / "finetune").exists()
+        free = FREE if begun else FREE + LATE
         other = [
             f"{name} is {_value(there, name)!r} there and {value!r} here"
             for name, value in here.items()
-            if not name.startswith(FREE) and _value(there, name) != value
+            if not name.startswith(free) and _value(there, name) != value
         ]
         if other:
             raise InputError(

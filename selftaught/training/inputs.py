@@ -143,7 +143,7 @@ def training_batches(
         }
 
 
-def global_batch_size(option: str, batch_size: int, samples: int) -> int:
+def global_batch_size(option: str, batch_size: int, samples: int, accumulate: int) -> int:
     """The batch size that a training set of `samples` images allows, checked against the ranks.
 
     Raises:
@@ -155,6 +155,12 @@ def global_batch_size(option: str, batch_size: int, samples: int) -> int:
         raise InputError(
             f"{option} is {batch_size}; allowed: multiples of the {world} ranks up to the "
             f"{samples} training images"
+        )
+    if size // world // accumulate < 2:
+        raise InputError(
+            f"{option} {batch_size} with {samples} training images, {world} ranks and "
+            f"engine.accumulate {accumulate} leaves fewer than 2 images to a micro-batch; allowed: "
+            "2 or more, as batch statistics and negatives need"
         )
     return size
 

@@ -75,6 +75,9 @@ def restore(engine: Engine, folder: Path, reporter: Reporter, stage: str) -> Che
     found, problems = checkpoint.newest(folder)
     for problem in problems:
         reporter.warn(stage, problem)
+    distributed.barrier()
+    if problems and distributed.is_main():
+        checkpoint.drop_after(folder, found.step if found else -1)
     if found is not None:
         engine.task.load_state_dict(found.weights)
         engine.task.after_load()
@@ -148,6 +151,7 @@ def train(engine: Engine, stage: Stage, folder: Path, reporter: Reporter, stoppe
             data_wait=waited / max(time.monotonic() - clock, 1e-9),
         )
         if epoch_done:
+            engine.sync_buffers()  # all ranks look at one model
             try:
                 _finish_epoch(stage, reporter, step, figures)
             except StopRun:
@@ -185,7 +189,7 @@ def optimize(
         total += float(loss.detach()) / len(micro)
     norm = float(engine.gradient_norm())
     bad = not (math.isfinite(total) and math.isfinite(norm))
-    if distributed.any_rank(bad, batch["ids"].device):
+    if distributed.any_rank(bad, next(engine.task.parameters()).device):
         report_bad_numbers(bad, total, norm, step, files(batch["ids"]))
     engine.step(lr)
     return total

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from selftaught import distributed
-from selftaught.data.manifest import read_manifest
+from selftaught.data.manifest import Manifest, read_manifest
 from selftaught.data.preflight import check_images
 from selftaught.data.split import format_table, make_split, read_split, write_split
 from selftaught.errors import InputError
@@ -26,11 +26,11 @@ from selftaught.files import write_atomic
 from selftaught.models.files import save_model
 from selftaught.search import knn_score
 from selftaught.training import finetune, folder, guards, pretext
-from selftaught.training.config import Config
+from selftaught.training.config import Config, dump
 from selftaught.training.inputs import Images, embed, open_plain
 from selftaught.training.progress import Reporter
-from selftaught.training.stages import open_evaluation
-from selftaught.training.stop import Stopper
+from selftaught.training.stages import open_evaluation, total_steps
+from selftaught.training.stop import Stopper, StopRun
 from selftaught.training.tasks import KNOWN_ABNORMAL, FinetuneTask
 
 PARTS = ("split", "pretrain", "finetune", "score", "evaluate", "report")
@@ -57,7 +57,7 @@ def run(config: Config, parts: Sequence[str] = PARTS) -> Path:
     held = folder.lock(place) if distributed.is_main() else None
     distributed.barrier()
     try:
-        images = split_images(config, place)
+        images = split_images(config, place, stopper)
         with Reporter(place) as reporter:
             steps: dict[str, Callable[[], object]] = {
                 "split": lambda: None,
@@ -80,7 +80,7 @@ def run(config: Config, parts: Sequence[str] = PARTS) -> Path:
     return place
 
 
-def split_images(config: Config, place: Path) -> Images:
+def split_images(config: Config, place: Path, stopper: Stopper) -> Images:
     """Read the manifest, split it or take up the split that is there, and check every file.
 
     Raises:
@@ -93,23 +93,21 @@ def split_images(config: Config, place: Path) -> Images:
         )
     manifest = read_manifest(config.data.manifest, allow_outside=config.data.allow_outside)
     root = manifest.root.resolve()
-    if distributed.is_main() and not (place / "config.yaml").exists():
-        frame = make_split(manifest, config.split)
-        used = frame[frame["split"] != "unused"]
-        check_images([root / name for name in used["path"]], workers=config.data.workers)
-        write_split(frame, place / "split.csv")
-        table = format_table(frame)
-        write_atomic(place / "split_table.txt", table + "\n")
-        folder.describe(place, config, root, manifest.digest)
-        print(table, flush=True)
+    if distributed.is_main():
+        if not (place / "config.yaml").exists():
+            begin(config, place, manifest, stopper)
+        elif folder.environment(place)["manifest_sha256"] == manifest.digest:
+            write_atomic(place / "config.yaml", dump(config))
     distributed.barrier()
-    seen = folder.environment(place)["manifest_sha256"]
-    if seen != manifest.digest:
+    if folder.environment(place)["manifest_sha256"] != manifest.digest:
         raise InputError(
-            f"data.manifest: {config.data.manifest} has changed since this run began; "
+            f"data.manifest: {config.data.manifest} is not what this run began with; "
             "choose another --out or restore the manifest"
         )
-    frame = read_split(place / "split.csv")
+    return _images(config, root, read_split(place / "split.csv"))
+
+
+def _images(config: Config, root: Path, frame: pd.DataFrame) -> Images:
     return Images(
         frame=frame,
         root=root,
@@ -117,6 +115,34 @@ def split_images(config: Config, place: Path) -> Images:
         seed=config.seed,
         unlabelled=config.split.unlabelled,
     )
+
+
+def begin(config: Config, place: Path, manifest: Manifest, stopper: Stopper) -> None:
+    """Split, check every file and every setting that the split decides, then claim the folder.
+
+    Raises:
+        InputError: the split, an image or a setting is wrong; the folder holds no run yet.
+        StopRun: a signal arrived.
+    """
+    root = manifest.root.resolve()
+    frame = make_split(manifest, config.split)
+    images = _images(config, root, frame)
+    finetune.check_centers(config, images)
+    for name, options in (("pretext", config.pretext), ("finetune", config.finetune)):
+        total_steps(options, name, images, config.engine.accumulate)
+    if config.pretext.method == "imagenet" and not Path(config.model.weights).is_file():
+        raise InputError(f"model.weights: {config.model.weights}: no such file")
+    used = frame[frame["split"] != "unused"]
+    masks = used["mask"][used["mask"] != ""] if images.masked else []
+    files = [root / name for name in [*used["path"], *masks]]
+    check_images(files, workers=config.data.workers, stop=lambda: bool(stopper.code))
+    if stopper.code:
+        raise StopRun(stopper.code)
+    write_split(frame, place / "split.csv")
+    table = format_table(frame)
+    write_atomic(place / "split_table.txt", table + "\n")
+    folder.describe(place, config, root, manifest.digest)
+    print(table, flush=True)
 
 
 def finish_finetune(
@@ -290,6 +316,12 @@ def read_scores(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: no such file; run `selftaught score` first")
     # A body part called "NA" is text; an empty label or percentile is a missing number.
     text = {name: str for name in ("path", "split", "group", "patient", "body_part", "study")}
-    header = pd.read_csv(path, nrows=0).columns
-    missing = {name: [""] for name in header if name not in text}
-    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
+    try:
+        header = pd.read_csv(path, nrows=0).columns
+        missing = {name: [""] for name in header if name not in text}
+        return pd.read_csv(
+            path, dtype=text, keep_default_na=False, na_values=missing, index_col=False
+        )
+    except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read as a scores file (CSV): {reason}") from error

@@ -61,12 +61,14 @@ def open_evaluation(config: Config, images: Images) -> Pipeline:
     return images.open("evaluation", augment, views=1)
 
 
-def total_steps(options: PretextConfig | FinetuneConfig, name: str, images: Images) -> int:
+def total_steps(
+    options: PretextConfig | FinetuneConfig, name: str, images: Images, accumulate: int = 1
+) -> int:
     """Optimizer steps of a whole stage; 0 where the pretext method trains nothing."""
     if isinstance(options, PretextConfig) and options.method in ("imagenet", "none"):
         return 0
     rows = len(images.training_rows(name))
-    size = global_batch_size(f"{name}.batch_size", options.batch_size, rows)
+    size = global_batch_size(f"{name}.batch_size", options.batch_size, rows, accumulate)
     return options.epochs * steps_per_epoch(rows, size, drop_last=True)
 
 
@@ -86,8 +88,9 @@ class TrainingStage(Generic[TaskType]):
         self.config, self.options, self.images, self.task = config, options, images, task
         self.reporter, self.stopper = reporter, stopper
         self.rows = images.training_rows(name)
+        accumulate = config.engine.accumulate
         self.batch_size = global_batch_size(
-            f"{name}.batch_size", options.batch_size, len(self.rows)
+            f"{name}.batch_size", options.batch_size, len(self.rows), accumulate
         )
         self.device = next(task.parameters()).device
         self.schedule = Schedule(
@@ -112,6 +115,10 @@ class TrainingStage(Generic[TaskType]):
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """This rank's batches from `first_step` on."""
+        if first_step == 0:
+            first = guards.spread(self.embed_plain(self._probe())[1])
+            stage = self.schedule.stage
+            self.reporter.log(kind="note", stage=stage, epoch=0, step=0, spread=first)
         return training_batches(
             self.images,
             self.training_views,
@@ -141,7 +148,7 @@ class TrainingStage(Generic[TaskType]):
 
     def observe_epoch(self, epoch: int, step: int) -> dict[str, Any]:
         """Spread and rank of a fixed set of training images' embeddings, with their guards."""
-        probe = self.rows[: min(128, max(32, len(self.rows) // 8))]
+        probe = self._probe()
         z = self.embed_plain(probe)[1]
         now = guards.spread(z)
         if self.first_spread is None:
@@ -155,6 +162,9 @@ class TrainingStage(Generic[TaskType]):
         for problem in problems:
             self.reporter.warn(self.schedule.stage, problem, epoch=epoch, step=step)
         return {"spread": now, "effective_rank": guards.effective_rank(z)}
+
+    def _probe(self) -> Rows:
+        return self.rows[: min(128, max(32, len(self.rows) // 8))]
 
     def _logged_spread(self, now: float) -> float:
         for line in self.reporter.lines():

@@ -16,6 +16,16 @@ from selftaught.models.heads import Embedder
 KNOWN_ABNORMAL = -1
 
 
+def finite_or_zero(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings fit for a loss, and a factor of 1, or NaN where some were not finite.
+
+    The losses refuse such rows on a CPU; the loop must learn of them on every rank instead.
+    """
+    finite = torch.isfinite(z)
+    mark = torch.where(finite.all(), 1.0, torch.nan)
+    return torch.where(finite, z, torch.zeros_like(z)), mark
+
+
 class Task(nn.Module):
     """What the loop asks of a task beyond `forward`."""
 
@@ -56,7 +66,7 @@ class PretextTask(Task):
             batch: `views` (B, 2, 1, S, S); supcon also reads `semi_label`.
         """
         first_then_second = batch["views"].transpose(0, 1).flatten(0, 1)
-        z = self.embedder(first_then_second)[1]
+        z, mark = finite_or_zero(self.embedder(first_then_second)[1])
         z1, z2 = z.chunk(2)
         group = distributed.world_group()
         if self.method == "supcon":
@@ -65,7 +75,7 @@ class PretextTask(Task):
             loss = supcon_loss(z1, z2, labels, self.temperature, group=group)
         else:
             loss = ntxent_loss(z1, z2, self.temperature, group=group)
-        return {"loss": loss}
+        return {"loss": loss * mark}
 
 
 class FinetuneTask(Task):
@@ -101,14 +111,15 @@ class FinetuneTask(Task):
         Args:
             batch: `views` (B, 1, 1, S, S) and `semi_label` (B,).
         """
-        z = self.embedder(batch["views"][:, 0])[1]
+        z, mark = finite_or_zero(self.embedder(batch["views"][:, 0])[1])
         found = mad_loss_with_assignment(
             z, self.centers, batch["semi_label"], eta=self.eta, active=self.active
         )
         if self.training:
             counted = (batch["semi_label"] != KNOWN_ABNORMAL).to(self.counts.dtype)
-            self.counts.scatter_add_(0, found.center, counted)
-        return {"loss": found.loss}
+            # A row too far for its distance to be a number has index -1; the loop stops over it.
+            self.counts.scatter_add_(0, found.center.clamp_min(0), counted)
+        return {"loss": found.loss * mark}
 
     @torch.no_grad()
     def distance(self, z: Tensor) -> tuple[Tensor, Tensor]:

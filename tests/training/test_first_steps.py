@@ -63,9 +63,10 @@ def losses_of(run, stage):
 def draw_batches(config, images, name, options, views):
     """The toolkit's own batches, as tensors."""
     task = PretextTask(stages.new_embedder(config, 0), temperature=1.0, method="ntxent")
-    stage = PretextStage(config, options, name, images, task, None, Stopper())
-    batches = [batch for batch, _ in zip(stage.batches(0), range(STEPS), strict=False)]
-    stage.close()
+    with Reporter(images.root) as reporter:
+        stage = PretextStage(config, options, name, images, task, reporter, Stopper())
+        batches = [batch for batch, _ in zip(stage.batches(0), range(STEPS), strict=False)]
+        stage.close()
     for batch in batches:
         batch["views"] = batch["views"].double()
     assert len(batches) == STEPS
