@@ -24,6 +24,15 @@ Paths = Sequence[str | PathLike[str]]
 Masks = Sequence[str | PathLike[str] | None]
 
 
+def _listed(images: Paths | Tensor) -> Paths | Tensor:
+    """Paths that can be counted and read twice, or a tensor without history."""
+    if isinstance(images, np.ndarray):
+        raise ValueError("images: a NumPy array; allowed: paths, or torch.from_numpy(images)")
+    if isinstance(images, Tensor):
+        return images.detach()
+    return images if isinstance(images, (str, bytes, PathLike)) else list(images)
+
+
 class Detector:
     """Scores images by their distance to the nearest hypersphere centre (paper, Sec. 2.3).
 
@@ -97,6 +106,7 @@ class Detector:
         """Features h (N, 512) and embeddings z (N, D), float32; arguments as for `score`."""
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        images = _listed(images)
         if isinstance(images, Tensor):
             self._check(images, masks)
             batches: Iterator[Tensor] = iter(images.split(batch_size)) if len(images) else iter(())
@@ -125,6 +135,7 @@ class Detector:
             that score no higher, 0-100; NaN if the model has none) and `flagged` (Int8, 1 when
             the score is above the stored threshold; missing if the model has none).
         """
+        images = _listed(images)
         score, center = self._nearest(self.embed(images, masks=masks, batch_size=batch_size)[1])
         values = score.double().numpy()
         normal, threshold = np.sort(self.facts["normal_scores"]), self.facts["threshold"]
