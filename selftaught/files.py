@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,14 +18,17 @@ def machine_errors(path: Path) -> Iterator[None]:
     """Turn a full disk or a read-only folder met while writing `path` into a `MachineError`."""
     try:
         yield
-    except OSError as error:
-        if error.errno in FULL_DISK:
+    except Exception as error:
+        # safetensors raises an error of its own that holds the number only in its text.
+        told = re.search(r"os error (\d+)", str(error))
+        code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if code in FULL_DISK:
             raise MachineError(
                 f"{path}: disk full; what was there before is intact: free some space and "
                 "start the same command again"
             ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise MachineError(f"{path}: cannot be written: {error.strerror}") from error
+        if code in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise MachineError(f"{path}: cannot be written: {os.strerror(code)}") from error
         raise
 
 
