@@ -4,8 +4,6 @@ The published runs kept one or two of 100 centres because their two stages saw i
 apart, and nothing said so. Each guard returns sentences with the figure; none of them is silent.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -81,8 +79,3 @@ def check_batch_statistics(trained: Tensor, evaluated: Tensor) -> list[str]:
             f"apart, further than images lie from their mean ({size:.3g})"
         ]
     return []
-
-
-def join(*problems: Sequence[str]) -> list[str]:
-    """All sentences in one list."""
-    return [sentence for group in problems for sentence in group]
