@@ -1,8 +1,13 @@
-"""Package metadata and extras; tool settings are in pyproject.toml."""
+"""Package metadata, extras and the native library; tool settings are in pyproject.toml."""
 
+import os
+import platform
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError, CCompilerError
 
 LINUX_X86 = 'platform_system == "Linux" and platform_machine == "x86_64"'
 ELSEWHERE = 'platform_system != "Linux" or platform_machine != "x86_64"'
@@ -45,6 +50,61 @@ DEV = [
     "open_clip_torch>=3.0",
 ]
 
+# Every C++ file of csrc/cpu but library.cpp is compiled once per instruction set.
+NATIVE = Path("csrc/cpu")
+COMMON_FLAGS = [
+    *("-std=c++17", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=fast", "-fno-lto"),
+    *("-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"),
+]
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+VARIANTS = {
+    "baseline": ["-msse4.2"] if X86 else [],
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": [
+        *("-mavx512f", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"),
+    ],
+}
+
+
+class BuildNative(build_ext):
+    """Builds a plain C library in place of a Python module, or says that it is left out."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """The same name for every Python: the library knows nothing of Python."""
+        return os.path.join(*fullname.split(".")) + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compiles and links; a failure leaves the library out."""
+        target = Path(self.get_ext_fullpath(ext.name))
+        # An older library must not outlive a failed build.
+        target.unlink(missing_ok=True)
+        (Path(*ext.name.split(".")).with_suffix(".so")).unlink(missing_ok=True)
+        try:
+            objects = self._compile("library", ["csrc/cpu/library.cpp"], [])
+            kernels = [source for source in ext.sources if not source.endswith("library.cpp")]
+            for name in VARIANTS if X86 else ["baseline"]:
+                objects += self._compile(name, kernels, [("SELFTAUGHT_ISA", name)])
+            self.compiler.link_shared_object(
+                objects, str(target), target_lang="c++", extra_postargs=["-pthread"]
+            )
+        except (CCompilerError, BaseError, OSError) as error:
+            print(f"selftaught: native ops are left out, no C++17 compiler works here ({error})")
+
+    def _compile(
+        self, name: str, sources: list[str], macros: list[tuple[str, str | None]]
+    ) -> list[str]:
+        return self.compiler.compile(
+            sources,
+            output_dir=os.path.join(self.build_temp, name),
+            macros=[*macros, ("SELFTAUGHT_X86", None)] if X86 else macros,
+            extra_postargs=COMMON_FLAGS + VARIANTS.get(name, []),
+        )
+
+
+if sys.platform == "darwin":
+    # A universal build would meet flags of one processor while compiling for the other.
+    os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
+
 setup(
     name="selftaught",
     version="0.1.0",
@@ -56,6 +116,16 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["selftaught", "selftaught.*"]),
     package_data={"selftaught": ["py.typed", "evaluation/*.html"]},
+    ext_modules=[
+        Extension(
+            "selftaught.kernels._native",
+            sources=sorted(source.as_posix() for source in NATIVE.glob("*.cpp")),
+            depends=sorted(header.as_posix() for header in NATIVE.glob("*.h")),
+            language="c++",
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildNative},
     install_requires=CORE,
     extras_require={
         "train": TRAIN,

@@ -1,0 +1,305 @@
+// A GPU for one host thread: every CUDA thread is a fibre, warps exchange registers lane by lane.
+//
+// Made to find mistakes, not to be fast. Fibres run in an order that `emulation::seed` shuffles, so a
+// missing barrier shows; shared memory starts as NaN; asynchronous copies happen as early or as
+// late as they may; lanes that disagree about the next warp instruction abort, and so do accesses
+// outside shared memory; bank conflicts of matrix loads are counted. Products of mma are exact and
+// their sums are truncated to float after every 8, as tensor cores do.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <vector>
+
+#define DEVICE static inline
+#define BOTH static inline
+#define KERNEL(THREADS, BLOCKS) static void
+#define ARGUMENT(TYPE) const TYPE
+
+struct float4 {
+  float x, y, z, w;
+};
+static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+namespace emulation {
+
+constexpr int LANES = 32;
+constexpr size_t STACK = 256 * 1024;
+constexpr size_t MOST_SHARED = 99 * 1024;  // what a block may have on the smallest chips served
+
+enum class Wait { none, warp, block, done };
+
+struct Copy {
+  void* to;
+  const void* from;
+  bool wanted;
+};
+
+struct Fibre {
+  ucontext_t context;
+  std::vector<char> stack = std::vector<char>(STACK);
+  Wait wait = Wait::none;
+  int operation = 0, parity = 0;
+  std::vector<Copy> copies;
+};
+
+struct Lane {
+  uint32_t words[8];
+  const char* address;
+};
+
+struct Warp {
+  Lane lanes[2][LANES];
+};
+
+inline int seed = 0;
+inline long conflicts = 0;
+inline std::vector<Fibre> fibres;
+inline std::vector<Warp> warps;
+inline std::vector<char> shared;
+inline ucontext_t scheduler;
+inline int current, x, y;
+inline std::function<void()> body;
+
+[[noreturn]] inline void fail(const char* why) {
+  std::fprintf(stderr, "emulation: %s (block %d, %d, thread %d)\n", why, x, y, current);
+  std::abort();
+}
+
+inline void check(bool good, const char* why) {
+  if (!good) fail(why);
+}
+
+inline void inside(const void* pointer, size_t bytes) {
+  const char* at = static_cast<const char*>(pointer);
+  check(at >= shared.data() && at + bytes <= shared.data() + shared.size(), "not shared memory");
+  check(reinterpret_cast<uintptr_t>(at) % bytes == 0, "address is not aligned");
+}
+
+inline void pause(Wait wait, int operation) {
+  Fibre& fibre = fibres[current];
+  fibre.wait = wait;
+  fibre.operation = operation;
+  swapcontext(&fibre.context, &scheduler);
+}
+
+inline void finish_copies(Fibre& fibre) {
+  for (const Copy& copy : fibre.copies) {
+    if (copy.wanted) std::memcpy(copy.to, copy.from, 16);
+    else std::memset(copy.to, 0, 16);
+  }
+  fibre.copies.clear();
+}
+
+inline void run_fibre() {
+  body();
+  finish_copies(fibres[current]);
+  fibres[current].wait = Wait::done;
+  swapcontext(&fibres[current].context, &scheduler);
+}
+
+// Puts this lane's words where its warp sees them; returns all lanes' words.
+inline const Lane* exchange(int operation, const uint32_t* words, int count, const void* address) {
+  Fibre& fibre = fibres[current];
+  Lane(&lanes)[LANES] = warps[current / LANES].lanes[fibre.parity];
+  fibre.parity ^= 1;
+  for (int i = 0; i < count; ++i) lanes[current % LANES].words[i] = words[i];
+  lanes[current % LANES].address = static_cast<const char*>(address);
+  pause(Wait::warp, operation);
+  return lanes;
+}
+
+inline bool release(int first, int count, Wait wait) {
+  for (int i = first; i < first + count; ++i) {
+    if (fibres[i].wait != wait) return false;
+    check(fibres[i].operation == fibres[first].operation, "lanes disagree about an instruction");
+  }
+  for (int i = first; i < first + count; ++i) fibres[i].wait = Wait::none;
+  return true;
+}
+
+inline void run_block(int threads) {
+  std::mt19937 random(static_cast<unsigned>(seed));
+  std::memset(shared.data(), 0xff, shared.size());
+  for (current = 0; current < threads; ++current) {
+    Fibre& fibre = fibres[current];
+    fibre.wait = Wait::none;
+    fibre.parity = 0;
+    getcontext(&fibre.context);
+    fibre.context.uc_stack.ss_sp = fibre.stack.data();
+    fibre.context.uc_stack.ss_size = STACK;
+    makecontext(&fibre.context, run_fibre, 0);
+  }
+  const int many = threads / LANES;
+  std::vector<int> left(many);
+  for (int i = 0; i < many; ++i) left[i] = i;
+  while (!left.empty()) {
+    // One warp at a time, as far as it comes alone.
+    bool moved = false;
+    const size_t start = seed ? random() % left.size() : 0;
+    for (size_t turn = 0; turn < left.size(); ++turn) {
+      const int first = left[(start + turn) % left.size()] * LANES;
+      const int flip = seed ? random() % LANES : 0;
+      do {
+        for (int i = 0; i < LANES; ++i) {
+          current = first + (i ^ flip);
+          if (fibres[current].wait != Wait::none) continue;
+          moved = true;
+          swapcontext(&scheduler, &fibres[current].context);
+        }
+      } while (release(first, LANES, Wait::warp));
+    }
+    if (release(0, threads, Wait::block)) moved = true;
+    std::vector<int> still;
+    for (int warp : left) {
+      bool done = true;
+      for (int i = 0; i < LANES; ++i) done &= fibres[warp * LANES + i].wait == Wait::done;
+      if (!done) still.push_back(warp);
+    }
+    left = still;
+    check(moved || left.empty(), "threads wait for each other for ever");
+  }
+}
+
+inline float truncate(double value) {
+  const float nearest = static_cast<float>(value);
+  return std::fabs(static_cast<double>(nearest)) > std::fabs(value) ? std::nextafter(nearest, 0.0f)
+                                                                    : nearest;
+}
+
+inline double half(uint32_t word, int upper) {
+  const uint16_t bits = static_cast<uint16_t>(upper ? word >> 16 : word);
+  _Float16 value;
+  std::memcpy(&value, &bits, 2);
+  return static_cast<double>(value);
+}
+
+// Eight 16-byte rows are read at once; each must lie in its own four banks.
+inline void count_conflicts(const Lane* lanes) {
+  for (int block = 0; block < 4; ++block) {
+    unsigned seen = 0;
+    for (int row = 0; row < 8; ++row) {
+      const char* address = lanes[8 * block + row].address;
+      inside(address, 16);
+      const unsigned bank = 1u << ((address - shared.data()) / 16 % 8);
+      conflicts += (seen & bank) != 0;
+      seen |= bank;
+    }
+  }
+}
+
+}  // namespace emulation
+
+namespace device {
+
+using Stream = void*;
+
+inline int thread() { return emulation::current; }
+inline int block_x() { return emulation::x; }
+inline int block_y() { return emulation::y; }
+inline void sync_block() { emulation::pause(emulation::Wait::block, 1); }
+inline char* shared_memory() { return emulation::shared.data(); }
+
+inline float shuffle_xor(float value, int lanes) {
+  uint32_t word;
+  std::memcpy(&word, &value, 4);
+  const emulation::Lane* all = emulation::exchange(2 + 100 * lanes, &word, 1, nullptr);
+  std::memcpy(&value, &all[(emulation::current % emulation::LANES) ^ lanes].words[0], 4);
+  return value;
+}
+
+inline float exp2_fast(float x) {
+  const float value = std::exp2(x);
+  return value < 1.17549435e-38f ? 0.0f : value;
+}
+
+inline uint16_t half_bits(float value) {
+  const _Float16 rounded = static_cast<_Float16>(value);
+  uint16_t bits;
+  std::memcpy(&bits, &rounded, 2);
+  return bits;
+}
+
+inline uint32_t pack(float first, float second) {
+  return half_bits(first) | static_cast<uint32_t>(half_bits(second)) << 16;
+}
+
+inline float half_value(uint16_t bits) { return static_cast<float>(emulation::half(bits, 0)); }
+
+inline void load_matrices(uint32_t (&out)[4], const void* row) {
+  const emulation::Lane* all = emulation::exchange(3, nullptr, 0, row);
+  const int lane = emulation::current % emulation::LANES;
+  if (lane == 0) emulation::count_conflicts(all);
+  for (int block = 0; block < 4; ++block)
+    std::memcpy(&out[block], all[8 * block + lane / 4].address + 4 * (lane % 4), 4);
+}
+
+inline void load_transposed(uint32_t (&out)[4], const void* row) {
+  const emulation::Lane* all = emulation::exchange(4, nullptr, 0, row);
+  const int lane = emulation::current % emulation::LANES;
+  if (lane == 0) emulation::count_conflicts(all);
+  for (int block = 0; block < 4; ++block) {
+    uint16_t pair[2];
+    for (int i = 0; i < 2; ++i)
+      std::memcpy(&pair[i], all[8 * block + 2 * (lane % 4) + i].address + 2 * (lane / 4), 2);
+    std::memcpy(&out[block], pair, 4);
+  }
+}
+
+// PTX layouts: A's register r of lane l holds row l / 4 + 8 (r % 2), columns 2 (l % 4) + 8 (r / 2)
+// and the next; B's holds rows 2 (l % 4) + 8 r and the next, column l / 4; the sum's register r
+// holds row l / 4 + 8 (r / 2), column 2 (l % 4) + r % 2.
+inline void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  const emulation::Lane* all = emulation::exchange(5, words, 6, nullptr);
+  const int lane = emulation::current % emulation::LANES;
+  for (int r = 0; r < 4; ++r) {
+    const int row = lane / 4 + 8 * (r / 2), column = 2 * (lane % 4) + r % 2;
+    for (int upper = 0; upper < 2; ++upper) {
+      double total = sum[r];
+      for (int k = 0; k < 8; ++k) {
+        const uint32_t left = all[4 * (row % 8) + k / 2].words[row / 8 + 2 * upper];
+        const uint32_t right = all[4 * column + k / 2].words[4 + upper];
+        total += emulation::half(left, k % 2) * emulation::half(right, k % 2);
+      }
+      sum[r] = emulation::truncate(total);
+    }
+  }
+}
+
+inline void copy_later(void* to, const void* from, bool wanted) {
+  emulation::inside(to, 16);
+  emulation::Fibre& fibre = emulation::fibres[emulation::current];
+  fibre.copies.push_back({to, from, wanted});
+  if (emulation::seed % 2) emulation::finish_copies(fibre);
+}
+
+inline void await_copies() {
+  emulation::finish_copies(emulation::fibres[emulation::current]);
+}
+
+template <class Argument>
+int launch(void (*kernel)(const Argument), int grid_x, int grid_y, int threads, int bytes, Stream,
+           const Argument& argument) {
+  using namespace emulation;
+  check(static_cast<size_t>(bytes) <= MOST_SHARED, "more shared memory than every chip has");
+  if (fibres.size() < static_cast<size_t>(threads)) fibres.resize(threads);
+  warps.resize(threads / LANES);
+  shared.resize(bytes + 128);
+  const size_t skew = (128 - reinterpret_cast<uintptr_t>(shared.data()) % 128) % 128;
+  check(skew % 16 == 0, "allocator gives less than 16-byte alignment");
+  shared.resize(bytes);
+  body = [&] { kernel(argument); };
+  for (y = 0; y < grid_y; ++y)
+    for (x = 0; x < grid_x; ++x) run_block(threads);
+  return 0;
+}
+
+}  // namespace device
