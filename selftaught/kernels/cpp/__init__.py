@@ -1,11 +1,25 @@
 """The ops in C++ for the CPU, on the native library."""
 
 from selftaught.kernels import native
+from selftaught.kernels.cpp.spheres import (
+    mad,
+    mad_backward,
+    nearest_center,
+    nearest_center_backward,
+    nearest_center_counts,
+)
 from selftaught.kernels.dispatch import ABSENT, Request
 
-__all__ = ["refusal"]
+__all__ = [
+    "mad",
+    "mad_backward",
+    "nearest_center",
+    "nearest_center_backward",
+    "nearest_center_counts",
+    "refusal",
+]
 
-OPS: tuple[str, ...] = ()
+OPS: tuple[str, ...] = ("nearest_center", "mad")
 
 
 def refusal(request: Request) -> str:

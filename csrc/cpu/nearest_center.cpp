@@ -1,0 +1,330 @@
+// Nearest centre of every row, and the MAD loss on its distance, without an (N, K) matrix.
+//
+// Centres are ruled out by the score |c - o|^2 - 2 <x - o, c - o>, o the mean of the centres. Those
+// whose scores are within the bound of rounding of the best are compared by direct difference, so
+// neither index nor distance depends on how a score was rounded, on the batch or on the threads.
+#include "nearest_center.h"
+
+namespace selftaught::SELFTAUGHT_ISA {
+namespace {
+
+// The tile's sums, one vector of every panel column and one broadcast fit the registers.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kTileRows = 6, kTileVectors = 4;
+#elif defined(__AVX2__)
+constexpr int kTileRows = 4, kTileVectors = 3;
+#else
+constexpr int kTileRows = 4, kTileVectors = 2;
+#endif
+
+constexpr int64_t kBlockRows = 48;                   // rows of one task
+constexpr int64_t kChunkVectors = 10 * kTileVectors;  // of centres scored before a look at them
+constexpr int64_t kPartialSums = 64;                  // of a direct distance, on every machine
+constexpr int64_t kRun = 1024;                        // terms added in T, then in double
+
+template <class T>
+constexpr double kUnit = sizeof(T) == 4 ? 0x1p-24 : 0x1p-53;
+
+// Squared distance by direct difference; the order of its additions depends on the width only.
+template <class T>
+T direct(const T* x, const T* c, int64_t width) {
+  constexpr int64_t W = kLanes<T>, vectors = kPartialSums / W, quarter = vectors / 4;
+  double total = 0;
+  for (int64_t d = 0; d < width;) {
+    const int64_t end = lesser(width, d + kRun);
+    V<T> sums[vectors] = {};
+    for (; d + kPartialSums <= end; d += kPartialSums) {
+#pragma GCC unroll 32
+      for (int64_t v = 0; v < vectors; ++v) {
+        const V<T> difference = load(x + d + v * W) - load(c + d + v * W);
+        sums[v] += difference * difference;
+      }
+    }
+    for (int64_t v = 0; d < end; ++v, d += W) {
+      V<T> difference = {};
+      if (d + W <= end) {
+        difference = load(x + d) - load(c + d);
+      } else {
+        for (int64_t i = 0; d + i < end; ++i) difference[i] = x[d + i] - c[d + i];
+      }
+      sums[v] += difference * difference;
+    }
+    T lanes[kPartialSums / 4];
+    for (int64_t v = 0; v < quarter; ++v) {
+      store(lanes + v * W,
+            (sums[v] + sums[v + quarter]) + (sums[v + 2 * quarter] + sums[v + 3 * quarter]));
+    }
+    for (int64_t half = kPartialSums / 8; half > 0; half /= 2) {
+      for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    }
+    total += static_cast<double>(lanes[0]);
+  }
+  return static_cast<T>(total);
+}
+
+// The active centres about their mean, in panels of kTileVectors vectors of centres (the last one
+// narrower), and a bound on the rounding error of a score: slope * |x - o| + offset.
+template <class T>
+struct Packed {
+  int64_t width, live, vectors;
+  Buffer<int64_t> ids;  // (live,) which centre a column is
+  Buffer<T> origin;     // (D,)
+  Buffer<T> panels;     // each (D, columns of the panel): -2 (c - o)
+  Buffer<T> length;     // |c - o|^2, infinite in the padding of the last vector
+  Buffer<T> slope, offset;
+
+  Packed(int64_t count, int64_t D)
+      : width(D),
+        live(count),
+        vectors((count + kLanes<T> - 1) / kLanes<T>),
+        ids(count),
+        origin(D),
+        panels(vectors * kLanes<T> * D),
+        length(vectors * kLanes<T>),
+        slope(vectors * kLanes<T>),
+        offset(vectors * kLanes<T>) {}
+
+  void find_origin(const T* centers) {
+    const Buffer<double> sums(width);
+    __builtin_memset(sums.get(), 0, sizeof(double) * width);
+    for (int64_t column = 0; column < live; ++column) {
+      const T* center = centers + ids[column] * width;
+      for (int64_t d = 0; d < width; ++d) sums[d] += center[d];
+    }
+    for (int64_t d = 0; d < width; ++d) origin[d] = static_cast<T>(sums[d] / live);
+  }
+
+  void fill_panel(const T* centers, int64_t panel) {
+    const int64_t first = panel * kTileVectors * kLanes<T>;
+    const int64_t columns = lesser<int64_t>(kTileVectors, vectors - panel * kTileVectors) * kLanes<T>;
+    T* out = panels.get() + first * width;
+    for (int64_t j = 0; j < columns; ++j) {
+      const int64_t column = first + j;
+      const bool padding = column >= live;
+      const T* center = padding ? origin.get() : centers + ids[column] * width;
+      double squared = 0;
+      for (int64_t d = 0; d < width; ++d) {
+        const T moved = center[d] - origin[d];
+        out[d * columns + j] = -2 * moved;
+        squared += static_cast<double>(moved) * moved;
+      }
+      length[column] = static_cast<T>(padding ? __builtin_inf() : squared);
+      // Rounding of x - o and c - o, D additions, the last one; 5 % for the bound's own rounding.
+      slope[column] = static_cast<T>(2.1 * (width + 8) * kUnit<T> * __builtin_sqrt(squared));
+      offset[column] = static_cast<T>(10 * kUnit<T> * squared);
+    }
+  }
+};
+
+// Scores of kTileRows rows against a panel of `vectors` vectors of centres.
+template <class T, int vectors>
+void tile(const T* x, int64_t stride, int64_t width, const T* panel, const T* length, T* scores,
+          int64_t scores_stride) {
+  constexpr int64_t W = kLanes<T>;
+  V<T> sums[kTileRows][vectors] = {};
+  for (int64_t d = 0; d < width; ++d) {
+    V<T> c[vectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) c[v] = load(panel + (d * vectors + v) * W);
+#pragma GCC unroll 8
+    for (int r = 0; r < kTileRows; ++r) {
+      const T value = x[r * stride + d];
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) sums[r][v] += c[v] * value;
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) {
+      store(scores + r * scores_stride + v * W, load(length + v * W) + sums[r][v]);
+    }
+  }
+}
+
+template <class T>
+using Tile = void (*)(const T*, int64_t, int64_t, const T*, const T*, T*, int64_t);
+
+template <class T>
+Tile<T> tile_for(int64_t vectors) {
+  switch (vectors) {
+    case 1: return tile<T, 1>;
+    case 2: return tile<T, 2>;
+    case 3: return tile<T, 3>;
+    default: return tile<T, kTileVectors>;
+  }
+}
+
+template <class T>
+struct Row {
+  T norm;   // |x - o|
+  T bound;  // the nearest centre's score is at most this
+  T squared;
+  int64_t index;  // -1 until a centre was compared
+};
+
+template <class T>
+T length_of(const T* values, int64_t padded_width) {
+  V<T> sums = {};
+  for (int64_t d = 0; d < padded_width; d += kLanes<T>) {
+    const V<T> part = load(values + d);
+    sums += part * part;
+  }
+  return static_cast<T>(__builtin_sqrt(static_cast<double>(sum<T>(sums))));
+}
+
+template <class T>
+T smallest(V<T> values) {
+  T lanes[kLanes<T>];
+  store(lanes, values);
+  for (int half = kLanes<T> / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] = lesser(lanes[i], lanes[i + half]);
+  }
+  return lanes[0];
+}
+
+// One task at a time: `kBlockRows` rows against all centres, a chunk of centres after the other.
+template <class T>
+struct Search {
+  static constexpr int64_t W = kLanes<T>;
+  const Packed<T>& packed;
+  const T* centers;
+  int64_t stride;   // of a moved row
+  T *moved, *scores;  // (kBlockRows, stride), (kBlockRows, columns of a chunk)
+  Row<T> rows[kBlockRows];
+
+  // One vector more than the width keeps rows of 4 KB out of each other's cache sets.
+  static int64_t stride_for(int64_t width) { return (width + W - 1) / W * W + W; }
+
+  static int64_t scores_for(const Packed<T>& packed) {
+    return kBlockRows * lesser(kChunkVectors, packed.vectors) * W;
+  }
+
+  void begin(const T* x, int64_t count) {
+    const int64_t width = packed.width;
+    for (int64_t r = 0; r < count; ++r) {
+      T* __restrict out = moved + r * stride;
+      const T* from = x + r * width;
+      for (int64_t d = 0; d < width; ++d) out[d] = from[d] - packed.origin[d];
+      const T infinity = static_cast<T>(__builtin_inf());
+      rows[r] = {length_of(out, stride), infinity, static_cast<T>(__builtin_nan("")), -1};
+    }
+  }
+
+  void score(int64_t count, int64_t first, int64_t vectors) {
+    for (int64_t v = 0; v < vectors; v += kTileVectors) {
+      const Tile<T> run = tile_for<T>(lesser<int64_t>(kTileVectors, vectors - v));
+      const int64_t column = (first + v) * W;
+      for (int64_t r = 0; r < count; r += kTileRows) {
+        run(moved + r * stride, stride, packed.width, packed.panels.get() + column * packed.width,
+            packed.length.get() + column, scores + (r * vectors + v) * W, vectors * W);
+      }
+    }
+  }
+
+  void compare(const T* x, Row<T>& row, int64_t column) const {
+    const int64_t id = packed.ids[column];
+    const T squared = direct(x, centers + id * packed.width, packed.width);
+    const bool tie = squared == row.squared && id < row.index;
+    if (row.index < 0 || squared < row.squared || tie) row.squared = squared, row.index = id;
+  }
+
+  // Compares the centres of a chunk that can be the nearest to one row.
+  void settle(const T* x, Row<T>& row, const T* score, int64_t first, int64_t vectors) const {
+    const T *slope = packed.slope.get() + first * W, *offset = packed.offset.get() + first * W;
+    V<T> high = all<T>(static_cast<T>(__builtin_inf()));
+    for (int64_t v = 0; v < vectors * W; v += W) {
+      const V<T> value = load(score + v) + (load(slope + v) * row.norm + load(offset + v));
+      high = choose<T>(value < high, value, high);
+    }
+    row.bound = lesser(row.bound, smallest<T>(high));
+    I<T> found = {};
+    for (int64_t v = 0; v < vectors * W; v += W) {
+      const V<T> low = load(score + v) - (load(slope + v) * row.norm + load(offset + v));
+      found |= ~(low > row.bound);
+    }
+    typedef int8_t Bytes __attribute__((vector_size(W)));
+    const Bytes bytes = __builtin_convertvector(found, Bytes);
+    uint64_t words[2] = {0, 0};
+    __builtin_memcpy(words, &bytes, W);
+    for (int64_t word = 0; word < 2; ++word) {
+      for (uint64_t left = words[word] & 0x0101010101010101; left != 0; left &= left - 1) {
+        const int64_t lane = 8 * word + __builtin_ctzll(left) / 8;
+        const int64_t end = lesser(vectors * W, packed.live - first * W);
+        for (int64_t at = lane; at < end; at += W) {
+          const T low = score[at] - (slope[at] * row.norm + offset[at]);
+          if (!(low > row.bound)) compare(x, row, first * W + at);
+        }
+      }
+    }
+  }
+
+  void run(const T* x, int64_t count) {
+    begin(x, count);
+    for (int64_t first = 0; first < packed.vectors; first += kChunkVectors) {
+      const int64_t vectors = lesser(kChunkVectors, packed.vectors - first);
+      score(count, first, vectors);
+      for (int64_t r = 0; r < count; ++r) {
+        if (!__builtin_isfinite(rows[r].norm)) continue;
+        settle(x + r * packed.width, rows[r], scores + r * vectors * W, first, vectors);
+      }
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      if (__builtin_isfinite(rows[r].bound)) continue;
+      rows[r].squared = static_cast<T>(__builtin_nan(""));
+      rows[r].index = -1;
+    }
+  }
+};
+
+template <class T>
+void write(const NearestCenter& given, const Row<T>* rows, int64_t first, int64_t count) {
+  const Mad<T> mad{static_cast<T>(given.eta), static_cast<T>(given.eps)};
+  for (int64_t r = 0; r < count; ++r) {
+    const int64_t row = first + r;
+    static_cast<T*>(given.squared)[row] = rows[r].squared;
+    given.index[row] = rows[r].index;
+    if (given.loss == nullptr) continue;
+    static_cast<T*>(given.loss)[row] = mad.loss(rows[r].squared, given.labels[row]);
+  }
+}
+
+template <class T>
+void nearest_center(const NearestCenter& given) {
+  const T *x = static_cast<const T*>(given.x), *centers = static_cast<const T*>(given.centers);
+  const int64_t N = given.N, K = given.K, D = given.D;
+  int64_t live = 0;
+  for (int64_t k = 0; k < K; ++k) live += given.active == nullptr || given.active[k] != 0;
+  Packed<T> packed(live, D);
+  for (int64_t k = 0, column = 0; k < K; ++k) {
+    if (given.active == nullptr || given.active[k] != 0) packed.ids[column++] = k;
+  }
+  packed.find_origin(centers);
+  for_tasks(useful_threads(given.threads, 4.0 * live * D),
+            (packed.vectors + kTileVectors - 1) / kTileVectors,
+            [&](int64_t panel, int64_t) { packed.fill_panel(centers, panel); });
+
+  const int64_t threads = useful_threads(given.threads, 1.0 * N * D * (live + 4));
+  const int64_t stride = Search<T>::stride_for(D), size = kBlockRows * stride;
+  const Buffer<T> moved(threads * size), scores(threads * Search<T>::scores_for(packed));
+  // Rows past the last one, and columns past the width, are read as well.
+  __builtin_memset(moved.get(), 0, sizeof(T) * threads * size);
+  for_tasks(threads, (N + kBlockRows - 1) / kBlockRows, [&](int64_t task, int64_t worker) {
+    const int64_t first = task * kBlockRows, count = lesser(kBlockRows, N - first);
+    Search<T> search{packed, centers, stride, moved.get() + worker * size,
+                     scores.get() + worker * Search<T>::scores_for(packed), {}};
+    search.run(x + first * D, count);
+    write(given, search.rows, first, count);
+  });
+  if (given.counts == nullptr) return;
+  __builtin_memset(given.counts, 0, sizeof(int64_t) * K);
+  for (int64_t row = 0; row < N; ++row) {
+    if (given.index[row] >= 0) ++given.counts[given.index[row]];
+  }
+}
+
+}  // namespace
+}  // namespace selftaught::SELFTAUGHT_ISA
+
+SELFTAUGHT_KERNEL(nearest_center, selftaught::SELFTAUGHT_ISA::NearestCenter,
+                  selftaught::SELFTAUGHT_ISA::nearest_center)
