@@ -5,6 +5,7 @@ the one-rank case and communicates nothing.
 """
 
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -121,44 +122,72 @@ def broadcast_tensor(tensor: Tensor) -> Tensor:
     return tensor
 
 
-class _Gather(torch.autograd.Function):
-    """All-gather along dim 0; the gradient of every copy returns to the rank that owns the rows."""
-
-    @staticmethod
-    def forward(ctx: Any, local: Tensor, group: Group) -> Tensor:
-        ctx.group, ctx.rows = group, local.shape[0]
-        parts = [torch.empty_like(local) for _ in range(world_size(group))]
-        dist.all_gather(parts, local.contiguous(), group=group)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total, group=ctx.group)
-        first = rank(ctx.group) * ctx.rows
-        return total[first : first + ctx.rows], None
-
-
-def gather_with_gradient(local: Tensor, group: Group = None) -> Tensor:
-    """Rows of all ranks, in rank order, differentiable with respect to this rank's rows.
-
-    A loss computed by each rank on its own rows of the result, averaged over local rows, has after
-    DDP's gradient averaging the gradient of the global-batch mean.
+def gather(local: Tensor, group: Group = None) -> Tensor:
+    """Rows of all ranks in rank order, without gradient.
 
     Args:
         local: (B, ...) tensor, the same shape on every rank.
         group: process group, None for the default one.
-
-    Raises:
-        ValueError: the ranks hold different numbers of rows; the message lists them.
     """
+    ranks = world_size(group)
+    if ranks == 1:
+        return local.detach()
+    everyone = local.new_empty((ranks * local.shape[0], *local.shape[1:]))
+    dist.all_gather_into_tensor(everyone, local.detach().contiguous(), group=group)
+    return everyone
+
+
+def gather_numbers(
+    values: list[int], device: torch.device | str = "cpu", group: Group = None
+) -> list[list[int]]:
+    """Every rank's integers, equally many on each, in rank order."""
     if world_size(group) == 1:
-        return local
-    rows = gather_objects(int(local.shape[0]), group)
-    if len(set(rows)) > 1:
-        listing = ", ".join(f"rank {r}: {n}" for r, n in enumerate(rows))
-        raise ValueError(f"group: every rank must hold the same number of rows, got {listing}")
-    return _Gather.apply(local, group)
+        return [values]
+    return gather(torch.tensor([values], device=device), group).tolist()
+
+
+def log_sum_over_ranks(log_sums: Tensor, group: Group = None) -> Tensor:
+    """log(sum over ranks of exp(log_sums)), elementwise, the same bits on every rank."""
+    if world_size(group) == 1:
+        return log_sums
+    highest = log_sums.clone()
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
+    # Where every rank has -inf the difference would be NaN.
+    safe = highest.masked_fill(highest == float("-inf"), 0)
+    total = (log_sums - safe).exp()
+    dist.all_reduce(total, group=group)
+    return total.log() + safe
+
+
+def ring(tensors: tuple[Tensor, ...], group: Group = None) -> Iterator[tuple[int, Any]]:
+    """Every rank's tensors in turn, this rank's first, without gathering them.
+
+    While the caller works on one set, the next travels from the next rank.
+
+    Args:
+        tensors: same shapes and dtypes on every rank.
+        group: process group, None for the default one.
+
+    Yields:
+        The rank the tensors come from, and a tuple of them.
+    """
+    ranks, own = world_size(group), rank(group)
+    current = tuple(tensor.detach().contiguous() for tensor in tensors)
+    for step in range(ranks):
+        arriving, works = current, []
+        if step < ranks - 1:
+            arriving = tuple(torch.empty_like(tensor) for tensor in current)
+            before, after = (
+                step if group is None else dist.get_global_rank(group, step)
+                for step in ((own - 1) % ranks, (own + 1) % ranks)
+            )
+            operations = [dist.P2POp(dist.isend, t, before, group) for t in current]
+            operations += [dist.P2POp(dist.irecv, t, after, group) for t in arriving]
+            works = dist.batch_isend_irecv(operations)
+        yield (own + step) % ranks, current
+        for work in works:
+            work.wait()
+        current = arriving
 
 
 def world_group() -> Group:

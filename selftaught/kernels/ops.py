@@ -161,7 +161,7 @@ def _fake_nearest_center(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _rows(x, x.shape[0]), x.new_empty(x.shape[0], dtype=torch.int64)
 
 
-_SCALE = "Tensor? temperature, float fixed_temperature, SymInt first, SymInt count"
+_SCALE = "Tensor? temperature, float fixed_temperature"
 
 FAMILIES = (
     _Family(
@@ -169,23 +169,23 @@ FAMILIES = (
         inputs=f"Tensor z1, Tensor z2, {_SCALE}, bool normalize, str precision",
         outputs=("Tensor loss",),
         differentiable=(0, 1, 2),
-        fake=lambda z1, z2, t, fixed, first, count, *_: _rows(z1, 2 * count),
+        fake=lambda z1, *_: _rows(z1, 2 * z1.shape[0]),
     ),
     _Family(
         name="supcon",
-        inputs=f"Tensor z, Tensor classes, {_SCALE}, bool normalize, str precision",
+        inputs=f"Tensor z, Tensor classes, {_SCALE}, bool paired, bool normalize, str precision",
         outputs=("Tensor loss",),
         differentiable=(0, 2),
-        fake=lambda z, classes, t, fixed, first, count, *_: _rows(z, count),
+        fake=lambda z, *_: _rows(z, z.shape[0]),
     ),
     _Family(
         name="info_nce",
         inputs=f"Tensor query, Tensor key, Tensor? negatives, {_SCALE}, bool symmetric, "
-        "bool normalize, str precision",
+        "bool in_batch, bool normalize, str precision",
         outputs=("Tensor loss",),
         differentiable=(0, 1, 2, 3),
-        fake=lambda query, key, negatives, t, fixed, first, count, symmetric, *_: _rows(
-            query, 2 * count if symmetric else count
+        fake=lambda query, key, negatives, t, fixed, symmetric, *_: _rows(
+            query, query.shape[0] * (2 if symmetric else 1)
         ),
     ),
     _Family(

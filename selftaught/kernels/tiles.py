@@ -100,7 +100,7 @@ class Tiles(Protocol):
         *,
         columns: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """log of the sum of exp(l_ij) over j for every row and, if `columns`, over i for columns.
+        """Log of the sum of exp(l_ij) over j for every row and, if `columns`, over i for columns.
 
         -inf where nothing is left to sum. With `y is x` (then offset is 0) the matrix is
         symmetric, and so is what is excluded: one tile may serve both its rows and its columns.
@@ -122,7 +122,9 @@ class Tiles(Protocol):
         classes: Classes | None = None,
         slope: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Sums over j of w_ij y_j, where w_ij is 0 where excluded and else
+        """Sums over j of w_ij y_j, the gradient by rows of both sides' losses.
+
+        w_ij is 0 where excluded and else
 
             row.weight_i exp(l_ij - row.total_i) + column.weight_j exp(l_ij - column.total_j)
             - [classes.rows_i == classes.columns_j] (row.share_i + column.share_j)
@@ -144,8 +146,10 @@ class Tiles(Protocol):
         partner: Rows | None = None,
         coefficient: Tensor | None = None,
     ) -> Tensor:
-        """(R, D) gradient by the raw rows: g = (sums + coefficient * partner.unit) / temperature,
-        taken back through the division by the length: (g - <g, unit> unit) * inverse.
+        """(R, D) gradient by the raw rows.
+
+        g = (sums + coefficient * partner.unit) / temperature, taken back through the division by
+        the length: (g - <g, unit> unit) * inverse.
         """
         ...
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from selftaught.kernels import BACKENDS, PRECISIONS
 
 REDUCTIONS = ("mean", "sum", "none")
+EXCHANGES = ("gather", "ring")
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
@@ -23,7 +24,9 @@ def looks_at_values(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def check_options(backend: str | None, precision: str, reduction: str = "mean") -> str:
+def check_options(
+    backend: str | None, precision: str, reduction: str = "mean", exchange: str = "gather"
+) -> str:
     """Refuse unknown options; the backend's name, "auto" for None.
 
     Raises:
@@ -33,6 +36,7 @@ def check_options(backend: str | None, precision: str, reduction: str = "mean") 
         ("backend", backend or "auto", ("auto", *BACKENDS)),
         ("precision", precision, PRECISIONS),
         ("reduction", reduction, REDUCTIONS),
+        ("exchange", exchange, EXCHANGES),
     ):
         if value not in allowed:
             raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(allowed)}")
@@ -82,15 +86,21 @@ def check_content(name: str, tensor: Tensor) -> None:
     """
     if tensor.shape[0] == 0:
         raise ValueError(f"{name}: must have at least one row, got {tuple(tensor.shape)}")
+    row = first_bad_row(tensor)
+    if row >= 0:
+        raise ValueError(f"{name}: must be finite, but row {row} holds a NaN or infinity")
+
+
+def first_bad_row(tensor: Tensor) -> int:
+    """First row with a NaN or infinity; -1 where there is none, or values are not looked at."""
     if not looks_at_values(tensor):
-        return
+        return -1
     values = tensor.detach()
     # One pass without a temporary; only an overflowing sum needs the second look.
-    if not math.isfinite(values.sum(dtype=torch.promote_types(values.dtype, torch.float32))):
-        finite = values.isfinite().all(1)
-        if not finite.all():
-            row = int((~finite).nonzero()[0])
-            raise ValueError(f"{name}: must be finite, but row {row} holds a NaN or infinity")
+    if math.isfinite(values.sum(dtype=torch.promote_types(values.dtype, torch.float32))):
+        return -1
+    bad = ~values.isfinite().all(1)
+    return int(bad.nonzero()[0]) if bad.any() else -1
 
 
 def split_temperature(

@@ -16,7 +16,6 @@ from selftaught.kernels.reference.contrastive import unit_rows
 from selftaught.losses.checks import (
     check_content,
     check_matrix,
-    check_same_rows,
     split_temperature,
 )
 from selftaught.losses.contrastive import info_nce_loss, ntxent_loss
@@ -64,22 +63,21 @@ class NTXentLoss(nn.Module):
         if self.bank.ndim != 2:
             return ntxent_loss(out0, out1, self.temperature, group=group)
         check_matrix("out0", out0, ("memory_bank_size", self.bank))
-        check_matrix("out1", out1, ("out0", out0))
-        check_same_rows("out1", out1, "out0", out0)
-        check_content("out0", out0)
-        check_content("out1", out1)
-        with torch.autocast(out0.device.type, enabled=False):
-            query, key = unit_rows(out0.float())[0], unit_rows(out1.float())[0]
-            positive = (query * key).sum(1, keepdim=True)
-            logits = (query @ self.bank.clone().T - positive) / self.temperature
+        loss = info_nce_loss(
+            out0,
+            out1,
+            negatives=self.bank.clone(),  # the queue moves on before the backward pass
+            temperature=self.temperature,
+            in_batch=False,
+        )
         if out0.requires_grad:
-            self._enqueue(key)
-        return torch.nn.functional.softplus(logits.logsumexp(1)).mean()
+            self._enqueue(unit_rows(out1.detach().float())[0])
+        return loss
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:
         if self.gather_distributed:
-            keys = distributed.gather_with_gradient(keys)
+            keys = distributed.gather(keys)
         start = int(self.bank_ptr)
         keys = keys[: self.bank.shape[0] - start]
         end = start + keys.shape[0]
@@ -131,10 +129,7 @@ class SupConLoss(nn.Module):
                 f"{tuple(labels.shape)}, {labels.dtype}"
             )
         labels = labels.to(embeddings.device).long()
-        count = embeddings.shape[0]
-        loss = ops.supcon(
-            embeddings, labels, None, self.temperature, 0, count, True, "auto", "auto"
-        )
+        loss = ops.supcon(embeddings, labels, None, self.temperature, False, True, "auto", "auto")
         counted = (loss > 0) & (labels != labels[0]).any()
         return (loss * counted).sum() / counted.sum().clamp(min=1)
 

@@ -2,7 +2,7 @@
 
 With a group, every rank returns the loss of its own rows against the embeddings of all ranks.
 Averaged over ranks, as DDP averages gradients, a mean is the mean over the global batch, in value
-and in gradient; a sum is 1 / ranks of the global sum.
+and in gradient; a sum is 1 / ranks of the global sum. See `global_batch`.
 """
 
 from typing import Any
@@ -18,25 +18,16 @@ from selftaught.losses.checks import (
     check_matrix,
     check_options,
     check_same_rows,
+    first_bad_row,
     reduce,
     split_temperature,
 )
+from selftaught.losses.global_batch import InfoNCE, NTXent, Settings, SupCon, run
 
 
 def _same_dtype(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(first.dtype, second.dtype)
     return first.to(dtype), second.to(dtype)
-
-
-def _gather(local: Tensor, group: Any) -> tuple[Tensor, int]:
-    """Rows of every rank of `group` and the position of this rank's first."""
-    if group is None:
-        return local, 0
-    group = None if group == "world" else group
-    rank = distributed.rank(group)
-    if rank < 0:
-        raise ValueError("group: this process is not one of its ranks")
-    return distributed.gather_with_gradient(local, group), rank * local.shape[0]
 
 
 def _check_pair(names: tuple[str, str], first: Tensor, second: Tensor) -> None:
@@ -45,21 +36,47 @@ def _check_pair(names: tuple[str, str], first: Tensor, second: Tensor) -> None:
     check_same_rows(names[1], second, names[0], first)
 
 
-def _gather_pair(
-    names: tuple[str, str], first: Tensor, second: Tensor, group: Any
-) -> tuple[Tensor, Tensor, int]:
-    """Both halves of all pairs in one collective, and the position of this rank's first.
+def _check_group(names: tuple[str, str], first: Tensor, second: Tensor, group: Any) -> Any:
+    """Refuse batches that differ in rows or are not finite, on all ranks, so that none waits.
 
-    Rows and entries are looked at after gathering, so that all ranks raise and none waits.
+    Returns:
+        The process group, None where it is the world's.
     """
-    first, second = _same_dtype(first, second)
-    position = 0
-    if group is not None:
-        both, position = _gather(torch.stack([first, second], 1), group)
-        first, second = both.unbind(1)
+    group = None if group == "world" else group
+    own = distributed.rank(group)
+    if own < 0:
+        raise ValueError("group: this process is not one of its ranks")
+    if distributed.world_size(group) == 1:
+        check_content(names[0], first)
+        check_content(names[1], second)
+        return group
+    if torch.compiler.is_compiling() or _capturing(first):
+        return group
+    mine = [first.shape[0], first_bad_row(first), first_bad_row(second)]
+    everyone = distributed.gather_numbers(mine, first.device, group)
+    rows = [numbers[0] for numbers in everyone]
+    if len(set(rows)) > 1:
+        listing = ", ".join(f"rank {r}: {n}" for r, n in enumerate(rows))
+        raise ValueError(f"group: every rank must hold the same number of rows, got {listing}")
+    if rows[0] == 0:
+        check_content(names[0], first)
+    for rank, (_, *bad_rows) in enumerate(everyone):
+        for name, row in zip(names, bad_rows, strict=True):
+            if row >= 0:
+                raise ValueError(
+                    f"{name}: must be finite, but row {row} of rank {rank} holds a NaN or infinity"
+                )
+    return group
+
+
+def _capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being recorded, where no number may reach the host."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _check_alone(names: tuple[str, str], first: Tensor, second: Tensor) -> None:
     check_content(names[0], first)
     check_content(names[1], second)
-    return first, second, position
 
 
 def ntxent_loss(
@@ -70,6 +87,7 @@ def ntxent_loss(
     normalize: bool = True,
     reduction: str = "mean",
     group: Any = None,
+    exchange: str = "gather",
     backend: str | None = None,
     precision: str = "auto",
 ) -> Tensor:
@@ -86,6 +104,9 @@ def ntxent_loss(
         reduction: "mean" or "sum" over the 2B rows, or "none": (2B,), view 1 then view 2.
         group: process group, or "world", whose embeddings all act as negatives; None: this
             process alone.
+        exchange: "gather": every rank holds the embeddings of all, and two ranks share the work
+            on their block; "ring": embeddings travel from rank to rank, for a group whose
+            embeddings do not fit on one.
         backend: one of `selftaught.kernels.BACKENDS`; None: SELFTAUGHT_BACKEND or the best.
         precision: lowest precision of matrix products: auto (the input's own), fp32, fp16, bf16.
 
@@ -97,12 +118,17 @@ def ntxent_loss(
             entries, temperature not above 0, an unknown option); the message names it. Entries
             are checked on the CPU in eager mode only, elsewhere they give a NaN loss.
     """
-    backend = check_options(backend, precision, reduction)
+    backend = check_options(backend, precision, reduction, exchange)
     _check_pair(("z1", "z2"), z1, z2)
     scale, fixed = split_temperature(temperature, ("z1", z1))
-    count = z1.shape[0]
-    z1, z2, first = _gather_pair(("z1", "z2"), z1, z2, group)
-    loss = ops.ntxent(z1, z2, scale, fixed, first, count, normalize, precision, backend)
+    z1, z2 = _same_dtype(z1, z2)
+    if group is None:
+        _check_alone(("z1", "z2"), z1, z2)
+        loss = ops.ntxent(z1, z2, scale, fixed, normalize, precision, backend)
+    else:
+        group = _check_group(("z1", "z2"), z1, z2, group)
+        settings = Settings("ntxent", fixed, normalize, precision, backend, exchange, group)
+        loss = run(NTXent.apply, z1, z2, scale, settings)
     return reduce(loss, reduction)
 
 
@@ -145,18 +171,19 @@ def supcon_loss(
     _check_pair(("z1", "z2"), z1, z2)
     scale, fixed = split_temperature(temperature, ("z1", z1))
     labels = check_labels("labels", labels, z1.shape[0], ("z1", z1), None)
-    count = z1.shape[0]
-    z1, z2, first = _gather_pair(("z1", "z2"), z1, z2, group)
-    labels, _ = _gather(labels, group)
-    # An image without class is a class of its own, below all labels.
-    alone = -1 - torch.arange(labels.shape[0], device=labels.device)
-    classes = torch.where(labels < 0, alone, labels).view(-1, count)
-    # Rank by rank, and view 1 before view 2, so that this rank's rows lie together.
-    width = z1.shape[1]
-    z = torch.stack([z1.reshape(-1, count, width), z2.reshape(-1, count, width)], 1)
-    z, classes = z.reshape(-1, width), torch.stack([classes, classes], 1).reshape(-1)
-    rows = 2 * count
-    loss = ops.supcon(z, classes, scale, fixed, 2 * first, rows, normalize, precision, backend)
+    z1, z2 = _same_dtype(z1, z2)
+    # An image without class is a class of its own, below all labels and unlike any rank's.
+    first = 0 if group is None else distributed.rank(None if group == "world" else group)
+    alone = -1 - (first * z1.shape[0] + torch.arange(z1.shape[0], device=labels.device))
+    classes = torch.where(labels < 0, alone, labels).repeat(2)
+    if group is None:
+        _check_alone(("z1", "z2"), z1, z2)
+        z = torch.cat([z1, z2])
+        loss = ops.supcon(z, classes, scale, fixed, True, normalize, precision, backend)
+    else:
+        group = _check_group(("z1", "z2"), z1, z2, group)
+        settings = Settings("supcon", fixed, normalize, precision, backend, "gather", group)
+        loss = run(SupCon.apply, z1, z2, classes, scale, settings)
     return reduce(loss, reduction)
 
 
@@ -167,9 +194,11 @@ def info_nce_loss(
     negatives: Tensor | None = None,
     temperature: float | Tensor = 0.1,
     symmetric: bool = False,
+    in_batch: bool = True,
     normalize: bool = True,
     reduction: str = "mean",
     group: Any = None,
+    exchange: str = "gather",
     backend: str | None = None,
     precision: str = "auto",
 ) -> Tensor:
@@ -185,9 +214,12 @@ def info_nce_loss(
             so they should be the same on every rank.
         temperature: as in `ntxent_loss`.
         symmetric: the mean of the loss of queries against keys and of keys against queries.
+        in_batch: the keys of the other queries are negatives; False: only `negatives` are, as in
+            MoCo, and the ranks of a group need nothing of each other.
         normalize: as in `ntxent_loss`, for the negatives too.
         reduction: over the B rows, 2B if symmetric (queries, then keys), as in `ntxent_loss`.
         group: as in `ntxent_loss`.
+        exchange: as in `ntxent_loss`.
         backend: as in `ntxent_loss`.
         precision: as in `ntxent_loss`.
 
@@ -195,23 +227,31 @@ def info_nce_loss(
         0-d, (B,) or (2B,) tensor, float32 (float64 for float64 input).
 
     Raises:
-        ValueError: as in `ntxent_loss`, and `negatives` together with `symmetric`.
+        ValueError: as in `ntxent_loss`; `negatives` together with `symmetric`; no `negatives`, or
+            `symmetric`, together with `in_batch=False`.
     """
-    backend = check_options(backend, precision, reduction)
+    backend = check_options(backend, precision, reduction, exchange)
     _check_pair(("query", "key"), query, key)
     scale, fixed = split_temperature(temperature, ("query", query))
+    if not in_batch and (negatives is None or symmetric):
+        raise ValueError("in_batch: False needs `negatives` and symmetric=False")
     if negatives is not None:
         if symmetric:
             raise ValueError("negatives: must be None where symmetric=True, they have no queries")
         check_matrix("negatives", negatives, ("query", query))
         check_content("negatives", negatives)
-    count = query.shape[0]
-    query, key, first = _gather_pair(("query", "key"), query, key, group)
+    query, key = _same_dtype(query, key)
     if negatives is not None:
         negatives = negatives.to(query.dtype)
-    loss = ops.info_nce(
-        query, key, negatives, scale, fixed, first, count, symmetric, normalize, precision, backend
-    )
+    if group is None or not in_batch:  # without the keys of the batch no rank needs another's
+        _check_alone(("query", "key"), query, key)
+        loss = ops.info_nce(
+            query, key, negatives, scale, fixed, symmetric, in_batch, normalize, precision, backend
+        )
+    else:
+        group = _check_group(("query", "key"), query, key, group)
+        settings = Settings("info_nce", fixed, normalize, precision, backend, exchange, group)
+        loss = run(InfoNCE.apply, query, key, negatives, scale, symmetric, settings)
     return reduce(loss, reduction)
 
 
@@ -254,9 +294,16 @@ class _Contrastive(nn.Module):
 class NTXentLoss(_Contrastive):
     """`ntxent_loss` as a module; the settings are that function's keywords."""
 
+    def __init__(
+        self, temperature: float | Tensor = 0.5, *, exchange: str = "gather", **settings: Any
+    ) -> None:
+        super().__init__(temperature, **settings)
+        check_options(None, self.precision, exchange=exchange)
+        self.exchange = exchange
+
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Loss of two (B, D) views; see `ntxent_loss`."""
-        return ntxent_loss(z1, z2, **self._settings())
+        return ntxent_loss(z1, z2, exchange=self.exchange, **self._settings())
 
 
 class SupConLoss(_Contrastive):
@@ -271,13 +318,21 @@ class InfoNCELoss(_Contrastive):
     """`info_nce_loss` as a module; the settings are that function's keywords."""
 
     def __init__(
-        self, temperature: float | Tensor = 0.1, *, symmetric: bool = False, **settings: Any
+        self,
+        temperature: float | Tensor = 0.1,
+        *,
+        symmetric: bool = False,
+        in_batch: bool = True,
+        exchange: str = "gather",
+        **settings: Any,
     ) -> None:
         super().__init__(temperature, **settings)
+        check_options(None, self.precision, exchange=exchange)
         self.symmetric = symmetric
+        self.in_batch = in_batch
+        self.exchange = exchange
 
     def forward(self, query: Tensor, key: Tensor, negatives: Tensor | None = None) -> Tensor:
         """Loss of (B, D) queries and keys; see `info_nce_loss`."""
-        return info_nce_loss(
-            query, key, negatives=negatives, symmetric=self.symmetric, **self._settings()
-        )
+        own = {name: getattr(self, name) for name in ("symmetric", "in_batch", "exchange")}
+        return info_nce_loss(query, key, negatives=negatives, **own, **self._settings())

@@ -24,7 +24,7 @@ from selftaught.losses import (
 )
 from tests.losses.formulas import views
 
-IMAGES, WIDTH = 6, 9
+IMAGES, WIDTH = 12, 9
 
 
 def losses(labels, queue, group):
@@ -37,6 +37,16 @@ def losses(labels, queue, group):
         ),
         "clip": lambda a, b, t: info_nce_loss(a, b, temperature=t, symmetric=True, group=group),
         "normalize off": lambda a, b, t: ntxent_loss(a, b, 10 * t, normalize=False, group=group),
+        "ring": partial(ntxent_loss, group=group, exchange="ring"),
+        "ring, info_nce": lambda a, b, t: info_nce_loss(
+            a, b, negatives=queue, temperature=t, group=group, exchange="ring"
+        ),
+        "ring, clip": lambda a, b, t: info_nce_loss(
+            a, b, temperature=t, symmetric=True, group=group, exchange="ring"
+        ),
+        "queue alone": lambda a, b, t: info_nce_loss(
+            a, b, negatives=queue, temperature=t, in_batch=False, group=group
+        ),
     }
 
 
@@ -68,7 +78,7 @@ def gradients(module, ranks=1):
 
 def compare(ranks, group, rows):
     x1, x2 = views(IMAGES, WIDTH, 0.5)
-    labels = torch.tensor([0, 1, -1, 0, 2, -1])
+    labels = torch.tensor([0, 1, -1, 0, 2, -1, 0, 3, 3, -1, 2, 2])
     queue = views(4, 5, 0.5, seed=9)[0]
     whole, sharded = Model(), replicate(Model(), ranks)
     everyone = losses(labels, queue, None)
@@ -88,10 +98,47 @@ def compare(ranks, group, rows):
 def compare_rows(rows):
     z1, z2 = views(IMAGES, WIDTH, 0.5)
     expected = ntxent_loss(z1, z2, reduction="none").view(2, -1)[:, rows].flatten()
-    found = ntxent_loss(z1[rows], z2[rows], reduction="none", group="world")
-    torch.testing.assert_close(found, expected)
+    for exchange in ("gather", "ring"):
+        found = ntxent_loss(z1[rows], z2[rows], reduction="none", group="world", exchange=exchange)
+        torch.testing.assert_close(found, expected)
     total = ntxent_loss(z1[rows], z2[rows], reduction="sum", group="world")
     torch.testing.assert_close(total, expected.sum())
+
+
+def compare_half_precision(rows):
+    """bf16 under autocast: computed in float32, gradients in the input's dtype."""
+    z1, z2 = (z.bfloat16() for z in views(IMAGES, WIDTH, 0.5))
+    whole = [z.clone().requires_grad_() for z in (z1, z2)]
+    ntxent_loss(*whole).backward()
+    for exchange in ("gather", "ring"):
+        mine = [z[rows].clone().requires_grad_() for z in (z1, z2)]
+        with torch.autocast("cpu"):
+            loss = ntxent_loss(*mine, reduction="sum", group="world", exchange=exchange)
+        assert loss.dtype == torch.float32
+        (loss / (2 * IMAGES)).backward()
+        for part, leaf in zip(mine, whole, strict=True):
+            torch.testing.assert_close(part.grad, leaf.grad[rows])
+
+
+def no_gradient_travels(rows):
+    """Backward sends one number for each row and side, never the (rows, D) gradient."""
+    sent = []
+    original = dist.all_gather_into_tensor, dist.all_reduce
+
+    def gather(out, tensor, **kwargs):
+        sent.append(tensor.numel())
+        return original[0](out, tensor, **kwargs)
+
+    def reduce(tensor, **kwargs):
+        sent.append(tensor.numel())
+        return original[1](tensor, **kwargs)
+
+    z1, z2 = (z[rows].requires_grad_() for z in views(IMAGES, 512, 0.5))
+    loss = ntxent_loss(z1, z2, group="world")
+    dist.all_gather_into_tensor, dist.all_reduce = gather, reduce
+    loss.backward()
+    dist.all_gather_into_tensor, dist.all_reduce = original
+    assert sent and max(sent) <= 2 * IMAGES
 
 
 def compare_clip(rank, ranks, rows):
@@ -132,7 +179,7 @@ def refusals(rank):
     with pytest.raises(ValueError, match="rank 1: 0"):
         info_nce_loss(z[: 2 * (rank != 1)], z[: 2 * (rank != 1)], group="world")
     z = torch.full((2, WIDTH), float("nan") if rank == 1 else 1.0)
-    with pytest.raises(ValueError, match="z1: must be finite, but row 2"):
+    with pytest.raises(ValueError, match="z1: must be finite, but row 0 of rank 1"):
         ntxent_loss(z, z, group="world")
 
 
@@ -143,6 +190,8 @@ def work(rank, ranks, port):
     rows = slice(rank * per_rank, (rank + 1) * per_rank)
     compare(ranks, dist.group.WORLD, rows)
     compare_rows(rows)
+    compare_half_precision(rows)
+    no_gradient_travels(rows)
     compare_clip(rank, ranks, rows)
     compare_cached(ranks, rows)
     refusals(rank)
@@ -154,14 +203,17 @@ def work(rank, ranks, port):
                 ntxent_loss(z1, z2, group=pair)
         else:
             half = slice(0, 2) if rank == 0 else slice(2, 4)
-            value = ntxent_loss(z1[half], z2[half], reduction="none", group=pair)
             expected = ntxent_loss(z1, z2, reduction="none").view(2, -1)[:, half].flatten()
-            torch.testing.assert_close(value, expected)
+            for exchange in ("gather", "ring"):
+                value = ntxent_loss(
+                    z1[half], z2[half], reduction="none", group=pair, exchange=exchange
+                )
+                torch.testing.assert_close(value, expected)
     dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_ranks_equal_one_process(ranks):
     with socket.socket() as free:
         free.bind(("localhost", 0))

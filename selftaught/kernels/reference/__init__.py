@@ -21,8 +21,10 @@ from selftaught.kernels.reference.spheres import (
     nearest_center,
     nearest_center_backward,
 )
+from selftaught.kernels.reference.tiles import TILES
 
 __all__ = [
+    "TILES",
     "info_nce",
     "info_nce_backward",
     "mad",

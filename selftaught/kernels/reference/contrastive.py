@@ -1,6 +1,6 @@
 """NT-Xent, SupCon and InfoNCE written out, forward and backward.
 
-Shapes: G images of the global batch, N rows of it, R rows whose loss is wanted, C columns, D width.
+Shapes: B images, N rows, R rows with a loss, C columns, D width.
 
 The losses are built on similarities relative to the positive pair,
 t_ij = (s_ij - s_i+) / temperature. The loss of a row is then log(1 + sum over negatives of
@@ -76,20 +76,15 @@ def _pair_weights(
     return grad_R[:, None] * weights_RC
 
 
-def _images(first: int, count: int, device: torch.device) -> Tensor:
-    return torch.arange(first, first + count, device=device)
-
-
 def _ntxent_parts(
-    z1: Tensor, z2: Tensor, tau: Tensor | float, first: int, count: int, normalize: bool
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+    z1: Tensor, z2: Tensor, tau: Tensor | float, normalize: bool
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
     z_ND, inverse_N1 = _prepare(torch.cat([z1, z2]), normalize)
-    image = _images(first, count, z1.device)
-    own_R = torch.cat([image, image + z1.shape[0]])
-    positive_R = torch.cat([image + z1.shape[0], image])
-    logits_RN = _pair_logits(z_ND[own_R], z_ND, positive_R, tau)
-    excluded_RN = _mark(logits_RN, own_R, positive_R)
-    return z_ND, inverse_N1, own_R, positive_R, logits_RN, excluded_RN
+    own_N = torch.arange(z_ND.shape[0], device=z1.device)
+    positive_N = own_N.roll(z1.shape[0])
+    logits_NN = _pair_logits(z_ND, z_ND, positive_N, tau)
+    excluded_NN = _mark(logits_NN, own_N, positive_N)
+    return z_ND, inverse_N1, positive_N, logits_NN, excluded_NN
 
 
 def ntxent(
@@ -97,29 +92,25 @@ def ntxent(
     z2: Tensor,
     temperature: Tensor | None,
     fixed_temperature: float,
-    first: int,
-    count: int,
     normalize: bool,
     precision: str,
 ) -> Tensor:
-    """NT-Xent of some images of a batch against the whole batch (paper, Eq. 1).
+    """NT-Xent of a batch (paper, Eq. 1).
 
     Args:
-        z1: (G, D) first views of the global batch.
-        z2: (G, D) second views, same dtype.
+        z1: (B, D) first views.
+        z2: (B, D) second views, same dtype.
         temperature: 0-d tensor, or None where `fixed_temperature` counts.
         fixed_temperature: the temperature where `temperature` is None.
-        first: first image whose loss is wanted.
-        count: number of images whose loss is wanted.
         normalize: divide rows by their length first.
         precision: lowest precision of matrix products a backend may use.
 
     Returns:
-        (2 * count,) losses, the images' first views then their second views.
+        (2B,) losses, the images' first views then their second views.
     """
     tau = _scale(temperature, fixed_temperature, z1)
-    *_, logits_RN, excluded_RN = _ntxent_parts(z1, z2, tau, first, count, normalize)
-    return _pair_loss(logits_RN, excluded_RN)
+    *_, logits_NN, excluded_NN = _ntxent_parts(z1, z2, tau, normalize)
+    return _pair_loss(logits_NN, excluded_NN)
 
 
 def ntxent_backward(
@@ -128,8 +119,6 @@ def ntxent_backward(
     z2: Tensor,
     temperature: Tensor | None,
     fixed_temperature: float,
-    first: int,
-    count: int,
     normalize: bool,
     precision: str,
     loss: Tensor,
@@ -137,31 +126,29 @@ def ntxent_backward(
 ) -> list[Tensor]:
     """Gradients of sum(grad * ntxent(...)) by z1, z2 and temperature."""
     tau = _scale(temperature, fixed_temperature, z1)
-    z_ND, inverse_N1, own_R, positive_R, logits_RN, excluded_RN = _ntxent_parts(
-        z1, z2, tau, first, count, normalize
-    )
-    weights_RN = _pair_weights(grad, loss, logits_RN, excluded_RN, positive_R)
-    grad_ND = (weights_RN.T @ z_ND[own_R]).index_add(0, own_R, weights_RN @ z_ND) / tau
+    z_ND, inverse_N1, positive_N, logits_NN, excluded_NN = _ntxent_parts(z1, z2, tau, normalize)
+    weights_NN = _pair_weights(grad, loss, logits_NN, excluded_NN, positive_N)
+    grad_ND = (weights_NN.T @ z_ND + weights_NN @ z_ND) / tau
     grad_ND = _unit_rows_backward(grad_ND, z_ND, inverse_N1)
-    grad_tau = -(weights_RN * logits_RN.masked_fill(excluded_RN, 0)).sum() / tau
+    grad_tau = -(weights_NN * logits_NN.masked_fill(excluded_NN, 0)).sum() / tau
     grad_z1, grad_z2 = grad_ND.split(z1.shape[0])
     return cast([grad_z1, grad_z2, grad_tau], [z1, z2, temperature], needs)
 
 
 def _supcon_parts(
-    z: Tensor, classes: Tensor, tau: Tensor | float, first: int, count: int, normalize: bool
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+    z: Tensor, classes: Tensor, tau: Tensor | float, normalize: bool
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
     z_ND, inverse_N1 = _prepare(z, normalize)
-    own_R = _images(first, count, z.device)
-    similarity_RN = z_ND[own_R] @ z_ND.T
-    same_RN = classes[own_R][:, None] == classes
-    positive_RN = same_RN & ~_mark(similarity_RN, own_R)
-    many_R1 = positive_RN.sum(1, keepdim=True)
-    mean_R1 = (similarity_RN * positive_RN).sum(1, keepdim=True) / many_R1.clamp(min=1)
+    own_N = torch.arange(z_ND.shape[0], device=z.device)
+    similarity_NN = z_ND @ z_ND.T
+    same_NN = classes[:, None] == classes
+    positive_NN = same_NN & ~_mark(similarity_NN, own_N)
+    many_N1 = positive_NN.sum(1, keepdim=True)
+    mean_N1 = (similarity_NN * positive_NN).sum(1, keepdim=True) / many_N1.clamp(min=1)
     # A row's similarity to itself, and everything in a row without positives, is left out.
-    left_out_RN = (same_RN & ~positive_RN) | (many_R1 == 0)
-    logits_RN = ((similarity_RN - mean_R1) / tau).masked_fill(left_out_RN, MINUS_INFINITY)
-    return z_ND, inverse_N1, own_R, positive_RN, many_R1, logits_RN
+    left_out_NN = (same_NN & ~positive_NN) | (many_N1 == 0)
+    logits_NN = ((similarity_NN - mean_N1) / tau).masked_fill(left_out_NN, MINUS_INFINITY)
+    return z_ND, inverse_N1, positive_NN, many_N1, logits_NN
 
 
 def supcon(
@@ -169,33 +156,32 @@ def supcon(
     classes: Tensor,
     temperature: Tensor | None,
     fixed_temperature: float,
-    first: int,
-    count: int,
+    paired: bool,
     normalize: bool,
     precision: str,
 ) -> Tensor:
-    """Supervised contrastive loss of some rows of a batch against the whole batch.
+    """Supervised contrastive loss of a batch.
 
     Args:
-        z: (N, D) embeddings of the global batch, views and images alike.
+        z: (N, D) embeddings, views and images alike.
         classes: (N,) int64; rows of equal value are each other's positives.
         temperature: 0-d tensor, or None where `fixed_temperature` counts.
         fixed_temperature: the temperature where `temperature` is None.
-        first: first row whose loss is wanted.
-        count: number of rows whose loss is wanted.
+        paired: rows i and i + N / 2 are of one class for every i below N / 2; a backend may use
+            that to keep the digits of small losses, which the formulas here do anyway.
         normalize: divide rows by their length first.
         precision: lowest precision of matrix products a backend may use.
 
     Returns:
-        (count,) losses; 0 for a row without positives.
+        (N,) losses; 0 for a row without positives.
     """
     tau = _scale(temperature, fixed_temperature, z)
-    *_, positive_RN, many_R1, logits_RN = _supcon_parts(z, classes, tau, first, count, normalize)
-    some_R = many_R1[:, 0] > 0
-    positive_R = logits_RN.masked_fill(~positive_RN, MINUS_INFINITY).logsumexp(1)
-    positive_R = torch.where(some_R, positive_R, 0)
-    negative_R = logits_RN.masked_fill(positive_RN, MINUS_INFINITY).logsumexp(1)
-    return positive_R + torch.logaddexp(negative_R - positive_R, torch.zeros_like(positive_R))
+    *_, positive_NN, many_N1, logits_NN = _supcon_parts(z, classes, tau, normalize)
+    some_N = many_N1[:, 0] > 0
+    positive_N = logits_NN.masked_fill(~positive_NN, MINUS_INFINITY).logsumexp(1)
+    positive_N = torch.where(some_N, positive_N, 0)
+    negative_N = logits_NN.masked_fill(positive_NN, MINUS_INFINITY).logsumexp(1)
+    return positive_N + torch.logaddexp(negative_N - positive_N, torch.zeros_like(positive_N))
 
 
 def supcon_backward(
@@ -204,8 +190,7 @@ def supcon_backward(
     classes: Tensor,
     temperature: Tensor | None,
     fixed_temperature: float,
-    first: int,
-    count: int,
+    paired: bool,
     normalize: bool,
     precision: str,
     loss: Tensor,
@@ -213,19 +198,17 @@ def supcon_backward(
 ) -> list[Tensor]:
     """Gradients of sum(grad * supcon(...)) by z and temperature."""
     tau = _scale(temperature, fixed_temperature, z)
-    z_ND, inverse_N1, own_R, positive_RN, many_R1, logits_RN = _supcon_parts(
-        z, classes, tau, first, count, normalize
-    )
-    many_R1 = many_R1.clamp(min=1).to(loss.dtype)
-    log_share_RN = logits_RN - loss[:, None]
+    z_ND, inverse_N1, positive_NN, many_N1, logits_NN = _supcon_parts(z, classes, tau, normalize)
+    many_N1 = many_N1.clamp(min=1).to(loss.dtype)
+    log_share_NN = logits_NN - loss[:, None]
     # softmax - 1/n, written so that it is exact where the softmax is close to 1/n.
-    positive_weight_RN = torch.expm1(log_share_RN + many_R1.log()) / many_R1
-    weights_RN = torch.where(positive_RN, positive_weight_RN, log_share_RN.exp())
-    weights_RN = torch.where(logits_RN == MINUS_INFINITY, 0, grad[:, None] * weights_RN)
-    grad_ND = (weights_RN.T @ z_ND[own_R]).index_add(0, own_R, weights_RN @ z_ND) / tau
+    positive_weight_NN = torch.expm1(log_share_NN + many_N1.log()) / many_N1
+    weights_NN = torch.where(positive_NN, positive_weight_NN, log_share_NN.exp())
+    weights_NN = torch.where(logits_NN == MINUS_INFINITY, 0, grad[:, None] * weights_NN)
+    grad_ND = (weights_NN.T @ z_ND + weights_NN @ z_ND) / tau
     grad_ND = _unit_rows_backward(grad_ND, z_ND, inverse_N1)
-    finite_RN = logits_RN.masked_fill(logits_RN == MINUS_INFINITY, 0)
-    grad_tau = -(weights_RN * finite_RN).sum() / tau
+    finite_NN = logits_NN.masked_fill(logits_NN == MINUS_INFINITY, 0)
+    grad_tau = -(weights_NN * finite_NN).sum() / tau
     return cast([grad_ND, grad_tau], [z, temperature], needs)
 
 
@@ -235,36 +218,32 @@ def info_nce(
     negatives: Tensor | None,
     temperature: Tensor | None,
     fixed_temperature: float,
-    first: int,
-    count: int,
     symmetric: bool,
+    in_batch: bool,
     normalize: bool,
     precision: str,
 ) -> Tensor:
-    """InfoNCE of some queries of a batch against all keys; symmetric: keys against queries too.
+    """InfoNCE of queries against all keys; symmetric: keys against queries too.
 
     Args:
-        query: (G, D) queries of the global batch.
-        key: (G, D) keys; row i is the positive of query i.
+        query: (B, D) queries.
+        key: (B, D) keys; row i is the positive of query i.
         negatives: (M, D) further keys, nobody's positive, or None.
         temperature: 0-d tensor, or None where `fixed_temperature` counts.
         fixed_temperature: the temperature where `temperature` is None.
-        first: first row whose loss is wanted.
-        count: number of rows whose loss is wanted.
         symmetric: add the losses of keys against queries (without `negatives`).
+        in_batch: the other queries' keys are negatives; False: only `negatives` are.
         normalize: divide rows by their length first.
         precision: lowest precision of matrix products a backend may use.
 
     Returns:
-        (count,) losses of queries, then, if symmetric, (count,) losses of keys.
+        (B,) losses of queries, then, if symmetric, (B,) losses of keys.
     """
     tau = _scale(temperature, fixed_temperature, query)
     losses = []
-    positive_R = _images(first, count, query.device)
     for rows, others in _directions(query, key, negatives, symmetric):
-        rows_RD, columns_CD = _prepare(rows, normalize)[0], _prepare(others, normalize)[0]
-        logits_RC = _pair_logits(rows_RD[positive_R], columns_CD, positive_R, tau)
-        losses.append(_pair_loss(logits_RC, _mark(logits_RC, positive_R)))
+        parts = _info_nce_parts(rows, others, tau, in_batch, normalize)
+        losses.append(_pair_loss(*parts[-2:]))
     return torch.cat(losses)
 
 
@@ -275,6 +254,20 @@ def _directions(
     return [(query, keys), (key, query)] if symmetric else [(query, keys)]
 
 
+def _info_nce_parts(
+    rows: Tensor, others: Tensor, tau: Tensor | float, in_batch: bool, normalize: bool
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+    rows_BD, rows_inverse = _prepare(rows, normalize)
+    columns_CD, columns_inverse = _prepare(others, normalize)
+    positive_B = torch.arange(rows.shape[0], device=rows.device)
+    logits_BC = _pair_logits(rows_BD, columns_CD, positive_B, tau)
+    excluded_BC = _mark(logits_BC, positive_B)
+    if not in_batch:
+        excluded_BC = torch.arange(others.shape[0], device=rows.device) < rows.shape[0]
+        excluded_BC = excluded_BC.expand_as(logits_BC)
+    return rows_BD, rows_inverse, columns_CD, columns_inverse, positive_B, logits_BC, excluded_BC
+
+
 def info_nce_backward(
     grad: Tensor,
     query: Tensor,
@@ -282,9 +275,8 @@ def info_nce_backward(
     negatives: Tensor | None,
     temperature: Tensor | None,
     fixed_temperature: float,
-    first: int,
-    count: int,
     symmetric: bool,
+    in_batch: bool,
     normalize: bool,
     precision: str,
     loss: Tensor,
@@ -292,23 +284,22 @@ def info_nce_backward(
 ) -> list[Tensor]:
     """Gradients of sum(grad * info_nce(...)) by query, key, negatives and temperature."""
     tau = _scale(temperature, fixed_temperature, query)
-    positive_R = _images(first, count, query.device)
     of_rows, of_columns, grad_tau = [], [], loss.new_zeros(())
     directions = _directions(query, key, negatives, symmetric)
+    count = query.shape[0]
     parts = zip(directions, grad.split(count), loss.split(count), strict=True)
-    for (rows, others), grad_R, loss_R in parts:
-        rows_GD, rows_inverse = _prepare(rows, normalize)
-        columns_CD, columns_inverse = _prepare(others, normalize)
-        logits_RC = _pair_logits(rows_GD[positive_R], columns_CD, positive_R, tau)
-        excluded_RC = _mark(logits_RC, positive_R)
-        weights_RC = _pair_weights(grad_R, loss_R, logits_RC, excluded_RC, positive_R)
-        grad_rows = torch.zeros_like(rows_GD).index_add(0, positive_R, weights_RC @ columns_CD)
-        grad_columns = weights_RC.T @ rows_GD[positive_R]
-        of_rows.append(_unit_rows_backward(grad_rows / tau, rows_GD, rows_inverse))
-        of_columns.append(_unit_rows_backward(grad_columns / tau, columns_CD, columns_inverse))
-        grad_tau = grad_tau - (weights_RC * logits_RC.masked_fill(excluded_RC, 0)).sum() / tau
-    grad_query, grad_key = of_rows[0], of_columns[0][: key.shape[0]]
-    grad_negatives = of_columns[0][key.shape[0] :]
+    for (rows, others), grad_B, loss_B in parts:
+        rows_BD, rows_inverse, columns_CD, columns_inverse, positive_B, logits_BC, excluded_BC = (
+            _info_nce_parts(rows, others, tau, in_batch, normalize)
+        )
+        weights_BC = _pair_weights(grad_B, loss_B, logits_BC, excluded_BC, positive_B)
+        of_rows.append(_unit_rows_backward(weights_BC @ columns_CD / tau, rows_BD, rows_inverse))
+        of_columns.append(
+            _unit_rows_backward(weights_BC.T @ rows_BD / tau, columns_CD, columns_inverse)
+        )
+        grad_tau = grad_tau - (weights_BC * logits_BC.masked_fill(excluded_BC, 0)).sum() / tau
+    grad_query, grad_key = of_rows[0], of_columns[0][:count]
+    grad_negatives = of_columns[0][count:]
     if symmetric:
         grad_query, grad_key = grad_query + of_columns[1], grad_key + of_rows[1]
     grads = [grad_query, grad_key, grad_negatives, grad_tau]
