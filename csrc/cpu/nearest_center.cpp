@@ -17,7 +17,7 @@ constexpr int kTileRows = 4, kTileVectors = 3;
 constexpr int kTileRows = 4, kTileVectors = 2;
 #endif
 
-constexpr int64_t kBlockRows = 48;                   // rows of one task
+constexpr int64_t kBlockRows = 48;                    // rows of one task
 constexpr int64_t kChunkVectors = 10 * kTileVectors;  // of centres scored before a look at them
 constexpr int64_t kPartialSums = 64;                  // of a direct distance, on every machine
 constexpr int64_t kRun = 1024;                        // terms added in T, then in double
@@ -96,7 +96,8 @@ struct Packed {
 
   void fill_panel(const T* centers, int64_t panel) {
     const int64_t first = panel * kTileVectors * kLanes<T>;
-    const int64_t columns = lesser<int64_t>(kTileVectors, vectors - panel * kTileVectors) * kLanes<T>;
+    const int64_t wide = lesser<int64_t>(kTileVectors, vectors - panel * kTileVectors);
+    const int64_t columns = wide * kLanes<T>;
     T* out = panels.get() + first * width;
     for (int64_t j = 0; j < columns; ++j) {
       const int64_t column = first + j;
@@ -189,7 +190,7 @@ struct Search {
   static constexpr int64_t W = kLanes<T>;
   const Packed<T>& packed;
   const T* centers;
-  int64_t stride;   // of a moved row
+  int64_t stride;     // of a moved row
   T *moved, *scores;  // (kBlockRows, stride), (kBlockRows, columns of a chunk)
   Row<T> rows[kBlockRows];
 
