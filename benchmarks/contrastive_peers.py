@@ -1,0 +1,192 @@
+"""NT-Xent and two-tower InfoNCE as other code computes them, one function each.
+
+A provider maps two (B, D) matrices and a temperature to a 0-d loss. A peer that is not installed,
+or cannot run on the device, is left out by name. Versions: benchmarks/requirements.txt.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selftaught.kernels import BACKENDS
+from selftaught.kernels.dispatch import Request, refusal
+from selftaught.losses import info_nce_loss, ntxent_loss
+
+Loss = Callable[[Tensor, Tensor, float], Tensor]
+
+
+def eager_ntxent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    z = F.normalize(torch.cat([z1, z2]), dim=1)
+    rows = torch.arange(z.shape[0], device=z.device)
+    scores = z @ z.T / temperature
+    scores = scores.masked_fill(rows[:, None] == rows, -torch.inf)
+    return F.cross_entropy(scores.float(), rows.roll(z1.shape[0]))
+
+
+def eager_clip(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    q, k = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    scores = q @ k.T / temperature
+    target = torch.arange(q.shape[0], device=q.device)
+    return (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
+
+
+def _autocast(loss: Loss) -> Loss:
+    def run(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+        with torch.autocast(z1.device.type, torch.bfloat16):
+            return loss(z1, z2, temperature)
+
+    return run
+
+
+def flex_ntxent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """Log-sums from FlexAttention with queries = keys and a dummy value."""
+    z = F.normalize(torch.cat([z1, z2]), dim=1)
+    heads = z[None, None]
+    value = torch.zeros(1, 1, z.shape[0], 16, device=z.device, dtype=z.dtype)
+    log_sum = _flex()(heads, heads, value, 1 / temperature)
+    positive = (z * z.roll(z1.shape[0], 0)).sum(1) / temperature
+    return (log_sum[0, 0] - positive).mean()
+
+
+def _flex() -> Callable[..., Tensor]:
+    global _compiled_flex
+    if _compiled_flex is None:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        def run(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+            def off_diagonal(score, batch, head, row, column):
+                return torch.where(row == column, -float("inf"), score)
+
+            _, log_sum = flex_attention(
+                query, key, value, score_mod=off_diagonal, scale=scale, return_lse=True
+            )
+            return log_sum
+
+        _compiled_flex = torch.compile(run)
+    return _compiled_flex
+
+
+_compiled_flex: Callable[..., Tensor] | None = None
+
+
+def lightly_ntxent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    loss = importlib.import_module("lightly.loss").NTXentLoss
+    return loss(temperature=temperature)(z1, z2)
+
+
+def metric_learning_supcon(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    losses = importlib.import_module("pytorch_metric_learning.losses")
+    labels = torch.arange(z1.shape[0], device=z1.device).repeat(2)
+    return losses.SupConLoss(temperature)(torch.cat([z1, z2]), labels)
+
+
+def memeff_ntxent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """Both directions of its InfoNCE with query-query negatives have NT-Xent's denominators."""
+    loss = importlib.import_module("memeff").MemoryEfficientQwen3Loss(
+        temperature, margin=2.0, use_qq_negatives=True, stable=False
+    )
+    return (loss(z1, z2) + loss(z2, z1)) / 2
+
+
+def memeff_clip(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    module = importlib.import_module("memeff")
+    return module.MemoryEfficientCLIPLoss(temperature, stable=False)(z1, z2)
+
+
+def inf_cl_clip(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    loss = importlib.import_module("inf_cl").cal_flash_loss
+    q, k = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    head = min(256, q.shape[1])
+    both = [loss(a, b, None, 1 / temperature, head).mean() for a, b in ((q, k), (k, q))]
+    return (both[0] + both[1]) / 2
+
+
+def cut_clip(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """Without its gradient filter, which drops most negatives of a contrastive loss."""
+    loss = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+    q, k = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    target = torch.arange(q.shape[0], device=q.device)
+    both = [loss(a / temperature, b, target, filter_eps=None) for a, b in ((q, k), (k, q))]
+    return (both[0] + both[1]) / 2
+
+
+def open_clip(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    loss = importlib.import_module("open_clip.loss").ClipLoss
+    return loss()(F.normalize(z1, dim=1), F.normalize(z2, dim=1), 1 / temperature)
+
+
+def info_nce_pytorch(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    loss = importlib.import_module("info_nce").info_nce
+    return (loss(z1, z2, temperature=temperature) + loss(z2, z1, temperature=temperature)) / 2
+
+
+# name: function, what it needs installed, whether it runs on a CPU
+PEERS: dict[str, dict[str, tuple[Loss, str, bool]]] = {
+    "ntxent": {
+        "eager": (eager_ntxent, "torch", True),
+        "eager bf16 autocast": (_autocast(eager_ntxent), "torch", False),
+        "torch.compile": (torch.compile(eager_ntxent, dynamic=False), "torch", True),
+        "torch.compile bf16 autocast": (
+            torch.compile(_autocast(eager_ntxent), dynamic=False),
+            "torch",
+            False,
+        ),
+        "flex_attention log-sum": (flex_ntxent, "torch", False),
+        "lightly": (lightly_ntxent, "lightly", True),
+        "pytorch-metric-learning SupCon": (
+            metric_learning_supcon,
+            "pytorch_metric_learning",
+            True,
+        ),
+        "memeff": (memeff_ntxent, "memeff", False),
+    },
+    "clip": {
+        "eager": (eager_clip, "torch", True),
+        "eager bf16 autocast": (_autocast(eager_clip), "torch", False),
+        "torch.compile": (torch.compile(eager_clip, dynamic=False), "torch", True),
+        "open_clip": (open_clip, "open_clip", True),
+        "info-nce-pytorch": (info_nce_pytorch, "info_nce", True),
+        "memeff": (memeff_clip, "memeff", False),
+        "inf-cl": (inf_cl_clip, "inf_cl", False),
+        "cut-cross-entropy": (cut_clip, "cut_cross_entropy", False),
+    },
+}
+
+
+def _ours(objective: str, backend: str, precision: str) -> Loss:
+    def run(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+        if objective == "ntxent":
+            return ntxent_loss(z1, z2, temperature, backend=backend, precision=precision)
+        return info_nce_loss(
+            z1, z2, temperature=temperature, symmetric=True, backend=backend, precision=precision
+        )
+
+    return run
+
+
+def providers(objective: str, device: torch.device) -> tuple[dict[str, Loss], dict[str, str]]:
+    """What can run on `device`, and why the rest cannot."""
+    there: dict[str, Loss] = {}
+    missing: dict[str, str] = {}
+    op = "ntxent" if objective == "ntxent" else "info_nce"
+    request = Request(op=op, device=device, dtype=torch.float32, width=128)
+    for backend in BACKENDS:
+        why = refusal(backend, request)
+        if why:
+            missing[f"selftaught {backend}"] = why
+            continue
+        tiers = ("fp32", "fp16", "bf16") if backend in ("triton", "cuda") else ("fp32",)
+        for tier in tiers:
+            there[f"selftaught {backend} {tier}"] = _ours(objective, backend, tier)
+    for name, (function, module, on_cpu) in PEERS[objective].items():
+        if importlib.util.find_spec(module) is None:
+            missing[name] = f"{module} is not installed"
+        elif device.type == "cpu" and not on_cpu:
+            missing[name] = "runs on CUDA only"
+        else:
+            there[name] = function
+    return there, missing
