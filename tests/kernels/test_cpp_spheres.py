@@ -77,19 +77,21 @@ def test_translation_and_collapse(spread, offset, variant):
 
 
 @pytest.mark.parametrize("gap", [0.0, 1e-6, 1e-4])
-@pytest.mark.parametrize("offset", [0.0, 30.0])
-def test_centers_that_are_nearly_equal(gap, offset, variant):
+@pytest.mark.parametrize("width", [128, 4000])
+@pytest.mark.parametrize("apart", [0.0, 3.0])
+def test_centers_that_are_nearly_equal(gap, width, apart, variant):
     """Scores cannot tell these centres apart; direct differences can."""
     generator = torch.Generator().manual_seed(3)
-    base = torch.randn(7, 128, generator=generator) * 3 + offset
-    c = torch.cat([base, base + gap * torch.randn(7, 128, generator=generator), base]).double()
-    c = c.float().double()
-    x = (base[torch.arange(90) % 7] + 0.01 * torch.randn(90, 128, generator=generator)).double()
-    squared, index = spheres.nearest_center(x.float(), c.float(), None, "auto")
-    assert_nearest(x, c, squared, index)
-    assert (index < 14).all()
+    base = 3 * torch.randn(6, width, generator=generator)
+    # Two groups on both sides of the mean: all products of a score have one sign.
+    base += apart * torch.tensor([1.0, -1.0]).repeat(3)[:, None]
+    c = torch.cat([base, base + gap * torch.randn(6, width, generator=generator), base])
+    x = base[torch.arange(90) % 6] + 0.01 * torch.randn(90, width, generator=generator)
+    squared, index = spheres.nearest_center(x, c, None, "auto")
+    assert_nearest(x.double(), c.double(), squared, index)
+    assert (index < 12).all()
     if gap == 0:
-        assert (index < 7).all()
+        assert (index < 6).all()
 
 
 def test_ties_go_to_the_smallest_index(variant):
@@ -156,6 +158,13 @@ def test_no_active_center_and_centers_that_are_not_finite(variant):
     assert_nearest(x.double(), c.double().nan_to_num(), squared, index, active)
 
 
+def test_scores_that_overflow_are_reported(variant):
+    c = torch.tensor([[1.8e19], [-1.8e19]])
+    squared, index = spheres.nearest_center(torch.tensor([[1.8e19], [1.0]]), c, None, "auto")
+    assert index[0] == -1 and squared[0].isnan()
+    assert index[1] >= 0 and squared[1] == torch.tensor(1.8e19).square()
+
+
 @pytest.mark.parametrize("many", [9, 1000])
 def test_inactive_centers_and_counts(many):
     x, c = points(501, many, 17)
@@ -190,15 +199,16 @@ def test_mad_and_its_gradients(shape, dtype, variant):
 
 
 @pytest.mark.parametrize("squared", [0.0, 1e-20, 1e-12, 1e-8, 1e-6, 1e-3, 1.0, 1e3, 1e6, 1e12])
-@pytest.mark.parametrize("eps", [1e-6, 1e-12])
-def test_known_abnormal_gradient_at_every_distance(squared, eps, variant):
+@pytest.mark.parametrize("eta, eps", [(1.0, 1e-6), (1.0, 1e-12), (1e-10, 1e-21)])
+def test_known_abnormal_gradient_at_every_distance(squared, eta, eps, variant):
+    """With the last pair the square of squared + eps is no float32 number."""
     c = torch.tensor([[0.0, 0.0, 0.0], [2e7, 2e7, 2e7]])
-    x = torch.tensor([[squared**0.5, 0.0, 0.0]], requires_grad=True)
-    loss = ops.mad(x, c, torch.tensor([-1]), None, 1.0, eps, "auto", "cpp")[0]
+    x = torch.tensor([[squared**0.5, 0.0, 0.0], [1e-11, 0.0, 0.0]], requires_grad=True)
+    loss = ops.mad(x, c, torch.tensor([-1, -1]), None, eta, eps, "auto", "cpp")[0]
     (gradient,) = torch.autograd.grad(loss.sum(), x)
     exact = x.detach().double()
-    expected = -2 * exact / (exact.square().sum() + eps) ** 2
-    torch.testing.assert_close(gradient.double(), expected, rtol=1e-6, atol=0)
+    expected = -2 * eta * exact / (exact.square().sum(1, keepdim=True) + eps) ** 2
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-6, atol=1e-37)
 
 
 @pytest.mark.parametrize("distance", [0.0, 1e-6, 1e-3, 1.0])
