@@ -48,6 +48,13 @@ inline V<T> load(const T* from) {
 }
 
 template <class T>
+inline I<T> load_integers(const typename Vector<T>::Integer* from) {
+  I<T> result;
+  std::memcpy(&result, from, sizeof result);
+  return result;
+}
+
+template <class T>
 inline void store(T* to, V<T> values) {
   *reinterpret_cast<typename Vector<T>::Unaligned*>(to) = values;
 }

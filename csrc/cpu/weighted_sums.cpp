@@ -1,0 +1,416 @@
+// Weighted sums of the columns of a matrix of logits that is never stored: the gradient pass.
+#include <limits>
+
+#include "contrastive.h"
+#include "exponential.h"
+#include "tile.h"
+
+namespace selftaught::SELFTAUGHT_ISA {
+namespace {
+
+// Tasks to aim at where there are few rows. Part of the result's definition, so a constant.
+constexpr int64_t kTasks = 32;
+
+// In powers of 2. Up to the bound on logits one exp an entry, exp(l - shift), serves both sides:
+// it stays above 2^-kFloor, and the sides' factors weight * exp(shift - total) are checked to stay
+// within 2^+-kRange.
+template <class T>
+constexpr double kBound = sizeof(T) == 4 ? 80 : 700;
+template <class T>
+constexpr double kFloor = sizeof(T) == 4 ? 120 : 1000;
+template <class T>
+constexpr double kRange = sizeof(T) == 4 ? 100 : 900;
+
+// Columns packed for the second product: per block of kBlock rows, per panel of the width, the
+// rows one after the other; zeros behind the width and behind the last row.
+template <class T>
+class Values {
+ public:
+  Values(const T* rows, int64_t count, int64_t width, int64_t threads)
+      : panels_(ceil_div(width, kPanel<T>)), data_(ceil_div(count, kBlock) * block_size()) {
+    for_tasks(threads, ceil_div(count, kBlock), [&](int64_t block, int64_t) {
+      T* to = data_.get() + block * block_size();
+      for (int64_t at = 0; at < panels_ * kPanel<T>; at += kPanel<T>) {
+        for (int64_t row = block * kBlock; row < (block + 1) * kBlock; ++row) {
+          for (int64_t k = at; k < at + kPanel<T>; ++k) {
+            *to++ = row < count && k < width ? rows[row * width + k] : T(0);
+          }
+        }
+      }
+    });
+  }
+
+  int64_t panels() const { return panels_; }
+  int64_t block_size() const { return panels_ * kPanel<T> * kBlock; }
+  const T* block(int64_t index) const { return data_.get() + index * block_size(); }
+
+ private:
+  int64_t panels_;
+  Buffer<T> data_;
+};
+
+// A side's vectors, padded to whole blocks with zeros.
+template <class T>
+struct Weights {
+  bool there, ranged = true;
+  Buffer<T> weight, total, positive, share, factor;
+
+  // factor = weight * exp(shift - total); `ranged` says whether all of them are safe.
+  Weights(const Side& side, int64_t count, double shift)
+      : there(side.weight != nullptr),
+        weight(padded(count)),
+        total(padded(count)),
+        positive(padded(count)),
+        share(padded(count)),
+        factor(padded(count)) {
+    copy(side.weight, count, weight);
+    copy(side.total, count, total);
+    copy(side.positive, count, positive);
+    copy(side.share, count, share);
+    for (int64_t index = 0; index < padded(count); ++index) {
+      factor[index] = 0;
+      const double power = shift - kLog2E * static_cast<double>(total[index]);
+      if (weight[index] == 0 || power == std::numeric_limits<double>::infinity()) continue;
+      const double value = static_cast<double>(weight[index]) * __builtin_exp2(power);
+      const double size = __builtin_fabs(value);
+      ranged = ranged && size < __builtin_exp2(kRange<T>) && size > __builtin_exp2(-kRange<T>);
+      factor[index] = static_cast<T>(value);
+    }
+  }
+
+ private:
+  static int64_t padded(int64_t count) { return ceil_div(count, kBlock) * kBlock; }
+
+  static void copy(const void* from, int64_t count, const Buffer<T>& to) {
+    for (int64_t index = 0; index < padded(count); ++index) {
+      to[index] = from != nullptr && index < count ? static_cast<const T*>(from)[index] : T(0);
+    }
+  }
+};
+
+// int64_t classes cut into integers as wide as T, to compare them lane by lane.
+template <class T>
+struct Parts {
+  using Integer = typename Vector<T>::Integer;
+  static constexpr int kParts = 8 / static_cast<int>(sizeof(T));
+  Buffer<Integer> of[2];
+
+  Parts(const void* classes, int64_t count)
+      : of{Buffer<Integer>(size(classes, count)), Buffer<Integer>(size(classes, count))} {
+    for (int64_t index = 0; classes != nullptr && index < count; ++index) {
+      const int64_t value = static_cast<const int64_t*>(classes)[index];
+      of[0][index] = static_cast<Integer>(value);
+      of[1][index] = static_cast<Integer>(kParts == 2 ? value >> 32 : 0);
+    }
+  }
+
+ private:
+  static int64_t size(const void* classes, int64_t count) {
+    return classes == nullptr ? 0 : ceil_div(count, kBlock) * kBlock;
+  }
+};
+
+// One call's facts.
+template <class T>
+struct Pass {
+  T temperature;
+  Factor<T> factor, log2e{kLog2E};
+  T shift;
+  bool shared;  // one exp for both sides
+  Pattern pattern;
+  const Weights<T>&row, &column;
+  const Parts<T>*row_classes, *column_classes;
+  bool slope;
+};
+
+// Where the slopes of a tile's rows go, and those of its mirror image (or null).
+struct Slopes {
+  double *rows, *mirrored;
+};
+
+// Turns a tile of similarities into a tile of weights.
+template <class T, bool kMasked, bool kShared>
+void weigh(const Pass<T>& pass, T* tile, int64_t first_row, int64_t first_column, int64_t rows,
+           Slopes slopes) {
+  constexpr int kAcross = kBlock / kLanes<T>;
+  V<T> down[kAcross] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t i = first_row + r;
+    V<T> along{};
+    for (int v = 0; v < kAcross; ++v) {
+      const int64_t j = first_column + v * kLanes<T>;
+      T* at = tile + r * kBlock + v * kLanes<T>;
+      V<T> logit = load(at) / pass.temperature;
+      V<T> of_row{}, of_column{};
+      if (kShared) {
+        const V<T> term = power_of_2<T>(load(at), pass.factor, pass.shift);
+        of_row = term * pass.row.factor[i];
+        of_column = term * load(pass.column.factor.get() + j);
+      } else {
+        if (pass.row.there) {
+          of_row = exponential<T>(logit - pass.row.total[i], pass.log2e) * pass.row.weight[i];
+        }
+        if (pass.column.there) {
+          of_column = exponential<T>(logit - load(pass.column.total.get() + j), pass.log2e) *
+                      load(pass.column.weight.get() + j);
+        }
+      }
+      V<T> weight = of_row + of_column;
+      if (pass.row_classes != nullptr) {
+        I<T> same = load_integers<T>(pass.column_classes->of[0].get() + j) ==
+                    pass.row_classes->of[0][i];
+        if (Parts<T>::kParts == 2) {
+          same &= load_integers<T>(pass.column_classes->of[1].get() + j) ==
+                  pass.row_classes->of[1][i];
+        }
+        weight -= keep<T>(same, load(pass.column.share.get() + j) + pass.row.share[i]);
+      }
+      if (kMasked) {
+        const I<T> counts = counting<T>(pass.pattern, i, j);
+        weight = keep<T>(counts, weight);
+        logit = keep<T>(counts, logit);
+        of_row = keep<T>(counts, of_row);
+        of_column = keep<T>(counts, of_column);
+      }
+      store<T>(at, weight);
+      if (pass.slope) {
+        along += of_row * (logit - pass.row.positive[i]);
+        if (slopes.mirrored != nullptr) {
+          down[v] += of_column * (logit - load(pass.column.positive.get() + j));
+        }
+      }
+    }
+    if (pass.slope) slopes.rows[r] += static_cast<double>(sum<T>(along));
+  }
+  if (!pass.slope || slopes.mirrored == nullptr) return;
+  for (int column = 0; column < kBlock; ++column) {
+    slopes.mirrored[column] += static_cast<double>(down[column / kLanes<T>][column % kLanes<T>]);
+  }
+}
+
+// sums += tile * values, or the transposed tile * values; `sums` is laid out as Values' blocks.
+template <class T, bool kTransposed>
+void accumulate(const T* tile, const T* values, int64_t panels, int64_t rows, int64_t steps,
+                T* sums) {
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    for (int64_t row = 0; row < rows; row += kRows<T>) {
+      constexpr int kRowStride = kTransposed ? 1 : kBlock, kStepStride = kTransposed ? kBlock : 1;
+      multiply<T, kRowStride, kStepStride>(
+          steps, tile + row * kRowStride, values + panel * kBlock * kPanel<T>,
+          sums + (panel * kBlock + row) * kPanel<T>, kPanel<T>, true);
+    }
+  }
+}
+
+// The rounds of a tournament of `blocks` blocks: in each every block meets one other (or, with an
+// odd number, sits out), so its sums grow in an order that does not depend on threads.
+struct Tournament {
+  int64_t blocks, players, tasks;
+
+  explicit Tournament(int64_t blocks)
+      : blocks(blocks),
+        players(blocks + blocks % 2),
+        tasks(blocks + (players - 1) * (players / 2)) {}
+
+  struct Game {
+    int64_t round, one, other;  // round 0: every block with itself
+  };
+
+  Game game(int64_t task) const {
+    if (task < blocks) return {0, task, task};
+    const int64_t round = (task - blocks) / (players / 2), table = (task - blocks) % (players / 2);
+    const int64_t turning = players - 1;
+    if (table == 0) return {round + 1, round, turning};
+    return {round + 1, (round + table) % turning, (round - table + turning) % turning};
+  }
+};
+
+template <class T>
+struct Output {
+  Buffer<T> sums;         // per split, per block, as Values
+  Buffer<double> slopes;  // per split, per row
+
+  Output(int64_t splits, int64_t blocks, int64_t block_size)
+      : sums(splits * blocks * block_size), slopes(splits * blocks * kBlock) {}
+};
+
+template <class T>
+class Gradient {
+ public:
+  Gradient(const WeightedSums& arguments, const Pass<T>& pass, const Packed<T>& x,
+           const Packed<T>& y, const Values<T>& values)
+      : m_(arguments.matrix),
+        pass_(pass),
+        x_(x),
+        y_(y),
+        values_(values),
+        row_blocks_(ceil_div(m_.rows, kBlock)),
+        column_blocks_(ceil_div(m_.columns, kBlock)),
+        splits_(smaller_of(ceil_div(kTasks, row_blocks_), column_blocks_)),
+        // With equal sides a tile and its mirror image are one.
+        mirrored_(m_.symmetric && same(arguments)),
+        output_(mirrored_ ? 1 : splits_, row_blocks_, values.block_size()),
+        tiles_(m_.threads * kBlock * kBlock) {
+    if (mirrored_) splits_ = 1;
+  }
+
+  void run(const WeightedSums& arguments) {
+    if (mirrored_) {
+      by_pairs();
+    } else {
+      by_rows();
+    }
+    write(static_cast<T*>(arguments.sums), static_cast<T*>(arguments.slopes));
+  }
+
+ private:
+  static bool same(const WeightedSums& a) {
+    return a.row.weight == a.column.weight && a.row.total == a.column.total &&
+           a.row.positive == a.column.positive && a.row.share == a.column.share &&
+           a.row_classes == a.column_classes;
+  }
+
+  T* sums(int64_t split, int64_t block) const {
+    return output_.sums.get() + (split * row_blocks_ + block) * values_.block_size();
+  }
+  double* slopes(int64_t split, int64_t block) const {
+    return output_.slopes.get() + (split * row_blocks_ + block) * kBlock;
+  }
+  int64_t rows(int64_t block) const { return smaller_of(kBlock, m_.rows - block * kBlock); }
+  int64_t columns(int64_t block) const { return smaller_of(kBlock, m_.columns - block * kBlock); }
+
+  void clear(int64_t split, int64_t block) const {
+    T* to = sums(split, block);
+    for (int64_t index = 0; index < values_.block_size(); ++index) to[index] = 0;
+    for (int64_t index = 0; index < kBlock; ++index) slopes(split, block)[index] = 0;
+  }
+
+  void weights(int64_t block, int64_t other, T* tile, Slopes slopes) const {
+    similarities<T>(x_.block(block), y_.block(other), m_.width, rows(block), columns(other), tile);
+    const int64_t i = block * kBlock, j = other * kBlock;
+    const bool masked = pass_.pattern.touches(i, j);
+    const auto turn = pass_.shared ? (masked ? weigh<T, true, true> : weigh<T, false, true>)
+                                   : (masked ? weigh<T, true, false> : weigh<T, false, false>);
+    turn(pass_, tile, i, j, rows(block), slopes);
+  }
+
+  void by_rows() const {
+    for_tasks(m_.threads, row_blocks_ * splits_, [&](int64_t task, int64_t worker) {
+      const int64_t block = task / splits_, split = task % splits_;
+      T* tile = tiles_.get() + worker * kBlock * kBlock;
+      clear(split, block);
+      const int64_t last = (split + 1) * column_blocks_ / splits_;
+      for (int64_t other = split * column_blocks_ / splits_; other < last; ++other) {
+        weights(block, other, tile, {slopes(split, block), nullptr});
+        accumulate<T, false>(tile, values_.block(other), values_.panels(), rows(block),
+                             columns(other), sums(split, block));
+      }
+    });
+  }
+
+  void by_pairs() const {
+    const Tournament tournament(row_blocks_);
+    const Buffer<int64_t> played(tournament.players);
+    for (int64_t block = 0; block < tournament.players; ++block) played[block] = 0;
+    const auto wait = [&](int64_t block, int64_t round) {
+      while (__atomic_load_n(&played[block], __ATOMIC_ACQUIRE) != round) yield();
+    };
+    for_tasks(m_.threads, tournament.tasks, [&](int64_t task, int64_t worker) {
+      const auto [round, one, other] = tournament.game(task);
+      T* tile = tiles_.get() + worker * kBlock * kBlock;
+      wait(one, round);
+      if (round == 0) {
+        clear(0, one);
+        weights(one, one, tile, {slopes(0, one), nullptr});
+        accumulate<T, false>(tile, values_.block(one), values_.panels(), rows(one), rows(one),
+                             sums(0, one));
+      } else if (other < row_blocks_) {
+        wait(other, round);
+        weights(one, other, tile, {slopes(0, one), slopes(0, other)});
+        accumulate<T, false>(tile, values_.block(other), values_.panels(), rows(one), rows(other),
+                             sums(0, one));
+        accumulate<T, true>(tile, values_.block(one), values_.panels(), rows(other), rows(one),
+                            sums(0, other));
+        __atomic_store_n(&played[other], round + 1, __ATOMIC_RELEASE);
+      }
+      __atomic_store_n(&played[one], round + 1, __ATOMIC_RELEASE);
+    });
+  }
+
+  void write(T* to, T* to_slopes) const {
+    for_tasks(m_.threads, row_blocks_, [&](int64_t block, int64_t) {
+      for (int64_t row = 0; row < rows(block); ++row) {
+        const int64_t i = block * kBlock + row;
+        for (int64_t k = 0; k < m_.width; ++k) {
+          double total = 0;
+          for (int64_t split = 0; split < splits_; ++split) {
+            total += static_cast<double>(
+                sums(split, block)[(k / kPanel<T> * kBlock + row) * kPanel<T> + k % kPanel<T>]);
+          }
+          to[i * m_.width + k] = static_cast<T>(total);
+        }
+        if (to_slopes == nullptr) continue;
+        double total = 0;
+        for (int64_t split = 0; split < splits_; ++split) total += slopes(split, block)[row];
+        to_slopes[i] = static_cast<T>(total);
+      }
+    });
+  }
+
+  const Matrix& m_;
+  const Pass<T>& pass_;
+  const Packed<T>&x_, &y_;
+  const Values<T>& values_;
+  int64_t row_blocks_, column_blocks_, splits_;
+  bool mirrored_;
+  Output<T> output_;
+  Buffer<T> tiles_;
+};
+
+template <class T>
+void fill(void* to, int64_t count, T value) {
+  for (int64_t index = 0; to != nullptr && index < count; ++index) {
+    static_cast<T*>(to)[index] = value;
+  }
+}
+
+template <class T>
+void weighted_sums(const WeightedSums& arguments) {
+  const Matrix& m = arguments.matrix;
+  const Packed<T> x(static_cast<const T*>(m.x), m.rows, m.width, m.threads);
+  const Packed<T> other(static_cast<const T*>(m.y), m.symmetric ? 0 : m.columns, m.width,
+                        m.threads);
+  const Packed<T>& y = m.symmetric ? x : other;
+  const T temperature = *static_cast<const T*>(m.temperature);
+  const double bound = x.longest() * y.longest() / static_cast<double>(temperature);
+  if (!(bound < std::numeric_limits<T>::max() / 4)) {
+    fill(arguments.sums, m.rows * m.width, std::numeric_limits<T>::quiet_NaN());
+    fill(arguments.slopes, m.rows, std::numeric_limits<T>::quiet_NaN());
+    return;
+  }
+  const double power = bound * kLog2E;
+  const bool small = power <= kBound<T>;
+  const double shift = small ? __builtin_floor(power < kFloor<T> - power ? power : kFloor<T> - power)
+                             : 0;
+  const Weights<T> row(arguments.row, m.rows, shift), column(arguments.column, m.columns, shift);
+  const Parts<T> row_classes(arguments.row_classes, m.rows);
+  const Parts<T> column_classes(arguments.column_classes, m.columns);
+  const bool classes = arguments.row_classes != nullptr;
+  const Pass<T> pass{.temperature = temperature,
+                     .factor = Factor<T>(kLog2E / static_cast<double>(temperature)),
+                     .shift = static_cast<T>(shift),
+                     .shared = small && row.ranged && column.ranged,
+                     .pattern = {m.excluded, m.offset, m.half, m.columns},
+                     .row = row,
+                     .column = column,
+                     .row_classes = classes ? &row_classes : nullptr,
+                     .column_classes = classes ? &column_classes : nullptr,
+                     .slope = arguments.slopes != nullptr};
+  const Values<T> values(static_cast<const T*>(m.y), m.columns, m.width, m.threads);
+  Gradient<T>(arguments, pass, x, y, values).run(arguments);
+}
+
+}  // namespace
+}  // namespace selftaught::SELFTAUGHT_ISA
+
+SELFTAUGHT_KERNEL(weighted_sums, selftaught::WeightedSums, selftaught::SELFTAUGHT_ISA::weighted_sums)
