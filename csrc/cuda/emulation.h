@@ -18,8 +18,8 @@
 #include <random>
 #include <vector>
 
-#define DEVICE static inline
-#define BOTH static inline
+#define DEVICE inline
+#define BOTH inline
 #define KERNEL(THREADS, BLOCKS) static void
 #define ARGUMENT(TYPE) const TYPE
 
@@ -27,6 +27,8 @@ struct float4 {
   float x, y, z, w;
 };
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+static inline int min(int a, int b) { return a < b ? a : b; }
 
 namespace emulation {
 
@@ -292,9 +294,6 @@ int launch(void (*kernel)(const Argument), int grid_x, int grid_y, int threads, 
   check(static_cast<size_t>(bytes) <= MOST_SHARED, "more shared memory than every chip has");
   if (fibres.size() < static_cast<size_t>(threads)) fibres.resize(threads);
   warps.resize(threads / LANES);
-  shared.resize(bytes + 128);
-  const size_t skew = (128 - reinterpret_cast<uintptr_t>(shared.data()) % 128) % 128;
-  check(skew % 16 == 0, "allocator gives less than 16-byte alignment");
   shared.resize(bytes);
   body = [&] { kernel(argument); };
   for (y = 0; y < grid_y; ++y)

@@ -1,0 +1,47 @@
+"""The contrastive losses in CUDA C++: sources in `csrc/cuda`, made into a library by `build`."""
+
+import torch
+
+from selftaught.kernels.contrastive import Contrastive
+from selftaught.kernels.cuda import library
+from selftaught.kernels.cuda.passes import WIDTHS
+from selftaught.kernels.cuda.tiles import TILES
+from selftaught.kernels.dispatch import ABSENT, Request
+
+__all__ = [
+    "TILES",
+    "info_nce",
+    "info_nce_backward",
+    "ntxent",
+    "ntxent_backward",
+    "refusal",
+    "supcon",
+    "supcon_backward",
+]
+
+OPS = ("ntxent", "supcon", "info_nce")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+OLDEST = (8, 0)
+
+_losses = Contrastive(TILES)
+ntxent, ntxent_backward = _losses.ntxent, _losses.ntxent_backward
+supcon, supcon_backward = _losses.supcon, _losses.supcon_backward
+info_nce, info_nce_backward = _losses.info_nce, _losses.info_nce_backward
+
+
+def refusal(request: Request) -> str:
+    """Refuses other devices, other ops, float64, wide embeddings, and all without the library."""
+    if request.device.type != "cuda":
+        return "runs on cuda only"
+    if request.op not in OPS:
+        return ABSENT
+    if request.dtype not in DTYPES:
+        return f"computes in float32, not {request.dtype}"
+    if request.width > WIDTHS[-1]:
+        return f"embeddings may be up to {WIDTHS[-1]} wide, not {request.width}"
+    found = library.load()
+    if isinstance(found, str):
+        return found
+    if torch.cuda.get_device_capability(request.device) < OLDEST:
+        return f"needs compute capability {OLDEST[0]}.{OLDEST[1]}"
+    return found.trouble(request.device)

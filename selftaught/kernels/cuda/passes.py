@@ -1,0 +1,225 @@
+"""The two passes over pairs of rows: buffers, arguments and launches of their kernels."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from selftaught.kernels.cuda import library as native
+from selftaught.kernels.cuda import plan
+from selftaught.kernels.cuda.library import Library, address
+from selftaught.kernels.tiles import Classes, Excluded, Rows, Side
+
+WIDTHS = (64, 128, 256)  # those with kernels; others are padded with zeros
+RANGES = 8  # floats; struct Ranges of tile.cuh has 5
+
+
+def padded(width: int) -> int:
+    """The kernels' width for rows of `width`."""
+    return next(choice for choice in WIDTHS if choice >= width)
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """The tensor as kernels read it: float32, contiguous."""
+    return tensor.float().contiguous()
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _shape(x: Rows, y: Rows) -> tuple[int, int]:
+    """Padded width, and 1 for split operands or 0."""
+    width, many = padded(x.unit.shape[1]), x.operands[0].shape[1]
+    assert many == y.operands[0].shape[1], "rows and columns are prepared with one precision"
+    return width, int(many > width)
+
+
+def _exclusion(excluded: Excluded | None) -> dict[str, int]:
+    if excluded is None:
+        return {"any": 0, "offset": 0, "half": 0}
+    return {"any": 1, "offset": excluded.offset, "half": excluded.half}
+
+
+def set_ranges(
+    library: Library,
+    x: Rows,
+    y: Rows,
+    temperature: Tensor,
+    row: Side | None = None,
+    column: Side | None = None,
+) -> Tensor:
+    """Struct Ranges of the product of x and y, decided on the device.
+
+    Args:
+        library: the kernels.
+        x: (R, D) rows.
+        y: (C, D) columns.
+        temperature: 0-d.
+        row: weights of the rows' losses, in the gradient pass.
+        column: weights of the columns' losses.
+    """
+    ranges = torch.empty(RANGES, device=x.unit.device)
+    weights = [None if side is None else flat(side.weight) for side in (row, column)]
+    lengths, other_lengths = x.operands[1], y.operands[1]
+    temperature = flat(temperature)
+    arguments = native.Setup(
+        temperature=address(temperature),
+        x_scale=address(x.operands[2]),
+        y_scale=address(y.operands[2]),
+        x_lengths=address(lengths),
+        y_lengths=address(other_lengths),
+        row_weight=address(weights[0]),
+        column_weight=address(weights[1]),
+        ranges=address(ranges),
+        rows=x.unit.shape[0],
+        columns=y.unit.shape[0],
+    )
+    library.call("set_ranges", arguments, x.unit.device)
+    return ranges
+
+
+def set_sides(library: Library, side: Side | None, ranges: Tensor, count: int) -> Tensor:
+    """(count, 4) what the gradient pass weighs rows or columns with; struct Sides."""
+    result = torch.empty(count, 4, device=ranges.device)
+    parts = (None, None, None) if side is None else (side.weight, side.total, side.share)
+    weight, total, share = (None if part is None else flat(part) for part in parts)
+    arguments = native.Sides(
+        weight=address(weight),
+        total=address(total),
+        share=address(share),
+        ranges=address(ranges),
+        side=address(result),
+        count=count,
+    )
+    library.call("set_sides", arguments, ranges.device)
+    return result
+
+
+def walk(
+    library: Library,
+    x: Rows,
+    y: Rows,
+    ranges: Tensor,
+    excluded: Excluded | None,
+    columns: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The forward pass: log-sums of rows and, if `columns`, of columns; see log_sums.cuh.
+
+    Where y is x, half of the tiles are computed, each for its rows and its columns.
+    """
+    device, symmetric, shape = x.unit.device, y is x, _shape(x, y)
+    rows, others = x.unit.shape[0], y.unit.shape[0]
+    block, both = library.circle_block(*shape), symmetric or columns
+    cut = plan.circle(rows, others, block, _processors(device), symmetric=symmetric, walked=both)
+    own = torch.empty(plan.ceil_div(cut.span, cut.chunk), rows, device=device)
+    walked = torch.empty(cut.span, 2, others, device=device) if both else None
+    # Each output is a running total, then the logs. Whose parts it adds: own, walked or both.
+    outputs = [(torch.empty(2, rows, device=device), own, walked if symmetric else None)]
+    if columns:
+        outputs.append((torch.empty(2, others, device=device), None, walked))
+    for first in range(0, cut.distances, cut.span):
+        last = min(first + cut.span, cut.distances)
+        shared = {
+            "ranges": address(ranges),
+            "circle": cut.circle,
+            "symmetric": int(symmetric),
+            "first": first,
+            "last": last,
+        }
+        arguments = native.LogSums(
+            x=address(x.operands[0]),
+            y=address(y.operands[0]),
+            own=address(own),
+            walked=address(walked),
+            rows=rows,
+            columns=others,
+            chunk=cut.chunk,
+            **shared,
+            **_exclusion(excluded),
+        )
+        library.call("log_sums", arguments, device, *shape)
+        for output, of_own, of_walked in outputs:
+            merge = native.Merge(
+                own=address(of_own),
+                walked=address(of_walked),
+                total=address(output[0]),
+                result=address(output[1]) if last == cut.distances else None,
+                count=output.shape[1],
+                chunks=plan.ceil_div(last - first, cut.chunk),
+                block=block,
+                own_blocks=cut.own_blocks,
+                begin=int(first == 0),
+                **shared,
+            )
+            library.call("merge", merge, device)
+    return outputs[0][0][1], outputs[1][0][1] if columns else None
+
+
+def _add_chunks(library: Library, parts: Tensor) -> Tensor:
+    if parts.shape[0] == 1:
+        return parts[0]
+    result = torch.empty_like(parts[0])
+    arguments = native.Gather(
+        parts=address(parts), sums=address(result), count=result.numel(), chunks=parts.shape[0]
+    )
+    library.call("gather", arguments, parts.device)
+    return result
+
+
+def weigh(
+    library: Library,
+    x: Rows,
+    y: Rows,
+    ranges: Tensor,
+    excluded: Excluded | None,
+    sides: tuple[Tensor, Tensor],
+    classes: Classes | None,
+    positive: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient pass; see weighted_sums.cuh.
+
+    Args:
+        library: the kernels.
+        x: (R, D) rows.
+        y: (C, D) columns.
+        ranges: from `set_ranges`, with the sides' weights.
+        excluded: what is left out.
+        sides: (R, 4) and (C, 4) from `set_sides`.
+        classes: of rows and columns, or None.
+        positive: (R,) logits of positives; None: no slope is wanted.
+
+    Returns:
+        (R, D) sums, and (R,) slopes or None.
+    """
+    device, shape = x.unit.device, _shape(x, y)
+    (rows, width), others = x.unit.shape, y.unit.shape[0]
+    owned = library.gradient_rows(*shape)
+    chunk = plan.column_chunk(rows, others, width, owned, _processors(device))
+    chunks = plan.ceil_div(others, chunk)
+    sums = torch.empty(chunks, rows, width, device=device)
+    slopes = None if positive is None else torch.empty(chunks, rows, device=device)
+    named = (None, None) if classes is None else (part.contiguous() for part in classes)
+    row_class, column_class = named
+    arguments = native.WeightedSums(
+        x=address(x.operands[0]),
+        y=address(y.operands[0]),
+        ranges=address(ranges),
+        row_side=address(sides[0]),
+        column_side=address(sides[1]),
+        row_class=address(row_class),
+        column_class=address(column_class),
+        positive=address(positive),
+        sums=address(sums),
+        slope=address(slopes),
+        rows=rows,
+        columns=others,
+        width=width,
+        chunk=chunk,
+        **_exclusion(excluded),
+    )
+    library.call("weighted_sums", arguments, device, *shape)
+    return _add_chunks(library, sums), None if slopes is None else _add_chunks(library, slopes)
