@@ -25,6 +25,19 @@ constexpr int64_t kRun = 1024;                        // terms added in T, then 
 template <class T>
 constexpr double kUnit = sizeof(T) == 4 ? 0x1p-24 : 0x1p-53;
 
+// The values made one by halving, in an order that depends on their number only.
+template <int count, class T, class Operation>
+inline T folded(const T* values, Operation operation) {
+  if constexpr (count == 1) {
+    return values[0];
+  } else {
+    T half[count / 2];
+#pragma GCC unroll 32
+    for (int i = 0; i < count / 2; ++i) half[i] = operation(values[i], values[i + count / 2]);
+    return folded<count / 2>(half, operation);
+  }
+}
+
 // Squared distance by direct difference; the order of its additions depends on the width only.
 template <class T>
 T direct(const T* x, const T* c, int64_t width) {
@@ -54,10 +67,7 @@ T direct(const T* x, const T* c, int64_t width) {
       store(lanes + v * W,
             (sums[v] + sums[v + quarter]) + (sums[v + 2 * quarter] + sums[v + 3 * quarter]));
     }
-    for (int64_t half = kPartialSums / 8; half > 0; half /= 2) {
-      for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    }
-    total += static_cast<double>(lanes[0]);
+    total += static_cast<double>(folded<kPartialSums / 4>(lanes, [](T a, T b) { return a + b; }));
   }
   return static_cast<T>(total);
 }
@@ -178,10 +188,7 @@ template <class T>
 T smallest(V<T> values) {
   T lanes[kLanes<T>];
   store(lanes, values);
-  for (int half = kLanes<T> / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lanes[i] = lesser(lanes[i], lanes[i + half]);
-  }
-  return lanes[0];
+  return folded<kLanes<T>>(lanes, [](T a, T b) { return lesser(a, b); });
 }
 
 // One task at a time: `kBlockRows` rows against all centres, a chunk of centres after the other.
