@@ -1,0 +1,339 @@
+"""The nearest centre and the loss on its distance on Triton: what the kernels are launched with.
+
+A forward is two launches (three above `DIRECT_MEAN` centres, one for K = 1), a backward by x is
+one. Nothing waits for the device, and a row's result depends neither on N nor on other rows.
+Shapes: N rows, K centres, D width.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from selftaught.kernels.triton import nearest_center as kernels
+from selftaught.kernels.triton import nearest_gradient as gradients
+
+DIRECT_MEAN = 1024  # centres up to which every program of `prepare` sums all of them by itself
+SUMMED = 256  # centres summed by one program above that
+SPLITS = 4096  # programs that share the rows of all centres in the gradient by centers
+FUSED = {"enable_fp_fusion": True}  # said at every launch: Triton's default is about to change
+FREE = 32  # centres or columns up to which products in full precision cost next to nothing
+HELD_WIDTH = 128  # widest row whose moved copy stays on chip during the search
+
+
+class _Tier(NamedTuple):
+    """How the scores are made.
+
+    Attributes:
+        number: TIER of the kernels.
+        operand: dtype of the operands in memory.
+        error: of a product of two vectors, relative to the product of their lengths.
+        error_per_column: of the accumulation.
+    """
+
+    number: int
+    operand: torch.dtype
+    error: float
+    error_per_column: float
+
+
+_FP32 = _Tier(3, torch.float32, 2.0**-20, 2.0**-25)
+_TF32 = _Tier(2, torch.float32, 2.0**-10, 2.0**-25)
+_BF16 = _Tier(1, torch.bfloat16, 2.0**-7, 2.0**-25)
+_NATIVE = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_TIERS = {"fp32": _FP32, "fp16": _TF32, "bf16": _BF16}
+
+
+class _Blocks(NamedTuple):
+    """Tile sizes, under the names of the kernels' constants.
+
+    Attributes:
+        HELD: does the moved copy of the rows stay on chip during the search.
+        BN: rows of a program.
+        BK: centres of a tile.
+        BD: columns of a tile.
+        BW: columns at once in direct differences.
+    """
+
+    HELD: bool
+    BN: int
+    BK: int
+    BD: int
+    BW: int
+
+
+class _Moved(NamedTuple):
+    """Centres about their mean, as `kernels.prepare` leaves them."""
+
+    origin: Tensor
+    high: Tensor
+    low: Tensor
+    length: Tensor
+
+
+class _Mad(NamedTuple):
+    labels: Tensor
+    eta: float
+    eps: float
+
+
+class _Found(NamedTuple):
+    loss: Tensor
+    squared: Tensor
+    center: Tensor
+
+
+def tier(x: Tensor, centers: Tensor, precision: str) -> _Tier:
+    """Tier of the scores; "auto" is that of the dtype of x."""
+    if min(centers.shape) <= FREE:
+        return _FP32
+    return _TIERS[_NATIVE[x.dtype] if precision == "auto" else precision]
+
+
+def blocks(count: int, width: int, number: int) -> _Blocks:
+    """Tile sizes for K centres of width D in a tier; the same at every N."""
+    padded = max(16, triton.next_power_of_2(width))
+    short = number == _BF16.number
+    held = short and padded <= HELD_WIDTH
+    return _Blocks(
+        HELD=held,
+        BN=64,
+        BK=min(64, max(16, triton.next_power_of_2(count))),
+        BD=padded if held else min(padded, 64 if short else 32),
+        BW=min(padded, 32),
+    )
+
+
+def options(shape: _Blocks) -> dict[str, bool | int]:
+    """What `kernels.assign` is compiled with."""
+    # Without maxnreg ptxas spills at 128 registers on sm_100; 168 still lets three programs share
+    # a multiprocessor.
+    return dict(num_warps=4, num_stages=2 if shape.HELD else 3, maxnreg=168, **FUSED)
+
+
+def _device(x: Tensor) -> AbstractContextManager[object]:
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def _packed(z: Tensor) -> Tensor:
+    """The tensor with entries of a row side by side."""
+    return z if z.stride(1) == 1 or z.shape[1] == 1 else z.contiguous()
+
+
+def _prepare(centers: Tensor, active: Tensor | None, level: _Tier, shape: _Blocks) -> _Moved:
+    count, width = centers.shape
+    rows = triton.cdiv(count, shape.BK) * shape.BK
+    columns = triton.cdiv(width, shape.BD) * shape.BD
+    origin = centers.new_empty(columns, dtype=torch.float32)
+    high = centers.new_empty(rows, columns, dtype=level.operand)
+    low = torch.empty_like(high) if level is _FP32 else high
+    length = centers.new_empty(rows, dtype=torch.float32)
+    summed = count > DIRECT_MEAN
+    parts = triton.cdiv(count, SUMMED) if summed else 0
+    sums = centers.new_empty(parts, width, dtype=torch.float32) if summed else origin
+    flags = centers if active is None else active
+    if summed:
+        kernels.sum_centers[(parts, triton.cdiv(width, 64))](
+            centers, flags, sums, count, width, centers.stride(0),
+            ACTIVE=active is not None, BC=SUMMED, **FUSED,
+        )  # fmt: skip
+    kernels.prepare[(rows // 16,)](
+        centers, flags, sums, origin, high, low, length,
+        count, width, columns, centers.stride(0), parts,
+        ACTIVE=active is not None, SUMMED=summed, TIER=level.number, BC=16,
+        BD=min(shape.BD, 64), **FUSED,
+    )  # fmt: skip
+    return _Moved(origin, high, low, length)
+
+
+def _assign(
+    x: Tensor,
+    centers: Tensor,
+    active: Tensor | None,
+    precision: str,
+    mad: _Mad | None = None,
+    counts: Tensor | None = None,
+) -> _Found:
+    x, centers = _packed(x), _packed(centers)
+    active = None if active is None else active.contiguous()
+    (many, width), count = x.shape, centers.shape[0]
+    level = tier(x, centers, precision)
+    shape = blocks(count, width, level.number)
+    squared = x.new_empty(many, dtype=torch.float32)
+    index = x.new_empty(many, dtype=torch.int64)
+    loss = squared if mad is None else torch.empty_like(squared)
+    labels = index if mad is None else mad.labels
+    with _device(x):
+        if count > 1:
+            moved = _prepare(centers, active, level, shape)
+        else:
+            moved = _Moved(squared, squared, squared, squared)
+        kernels.assign[(triton.cdiv(many, shape.BN),)](
+            x, centers, centers if active is None else active, *moved, labels, loss, squared,
+            index, index if counts is None else counts,
+            many, count, width, moved.length.shape[0], moved.origin.shape[0],
+            x.stride(0), centers.stride(0), labels.stride(0),
+            0.0 if mad is None else mad.eta, 0.0 if mad is None else mad.eps,
+            level.error + level.error_per_column * width,
+            ACTIVE=active is not None, TIER=level.number if count > 1 else 0, MAD=mad is not None,
+            COUNTED=counts is not None, **shape._asdict(), **options(shape),
+        )  # fmt: skip
+    return _Found(loss, squared, index)
+
+
+def nearest_center(
+    x: Tensor, centers: Tensor, active: Tensor | None, precision: str
+) -> tuple[Tensor, Tensor]:
+    """Squared distance to, and index of, the nearest centre; see `reference.spheres`.
+
+    In precision fp32 ("auto" for float32 x) the index is that of the smallest distance but for
+    ties within rounding. In fp16 and bf16 (with K and D both above `FREE`) it is the nearer of the
+    two that score best, and may miss a third centre whose score is within the error of one
+    product of that precision.
+
+    Args:
+        x: (N, D) points; float32, float16 or bfloat16.
+        centers: (K, D) centres of any float dtype.
+        active: (K,) bool, False for a centre that is never nearest, or None.
+        precision: lowest precision of the products that choose the index.
+
+    Returns:
+        (N,) float32 squared distances and (N,) int64 indices; NaN and -1 for a row with a
+        non-finite entry, and for every row where no centre is active.
+    """
+    found = _assign(x, centers, active, precision)
+    return found.squared, found.center
+
+
+def nearest_center_counts(
+    x: Tensor, centers: Tensor, active: Tensor | None, precision: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`nearest_center` and, from the same pass, how many rows each centre got.
+
+    Args:
+        x: as in `nearest_center`.
+        centers: as in `nearest_center`.
+        active: as in `nearest_center`.
+        precision: as in `nearest_center`.
+
+    Returns:
+        Squared distances and indices as in `nearest_center`, and (K,) int64 counts; a row without
+        a nearest centre is not counted.
+    """
+    counts = torch.zeros(centers.shape[0], dtype=torch.int64, device=x.device)
+    found = _assign(x, centers, active, precision, counts=counts)
+    return found.squared, found.center, counts
+
+
+def mad(
+    x: Tensor,
+    centers: Tensor,
+    semi_labels: Tensor,
+    active: Tensor | None,
+    eta: float,
+    eps: float,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Multi-modal anomaly detection loss of every row (paper, Eq. 2); see `reference.spheres`.
+
+    Args:
+        x: as in `nearest_center`.
+        centers: as in `nearest_center`.
+        semi_labels: (N,) integers: 0 unknown, +1 known normal, -1 known abnormal.
+        active: as in `nearest_center`.
+        eta: weight of the known samples.
+        eps: added to the squared distance of the known samples.
+        precision: as in `nearest_center`.
+
+    Returns:
+        (N,) losses, (N,) squared distances to and (N,) indices of the nearest centres. A row with
+        any other semi-label has loss NaN.
+    """
+    found = _assign(x, centers, active, precision, _Mad(semi_labels, eta, eps))
+    return found.loss, found.squared, found.center
+
+
+def _by_rows(
+    grad: Tensor, x: Tensor, centers: Tensor, squared: Tensor, index: Tensor, mad: _Mad | None
+) -> Tensor:
+    (many, width), labels = x.shape, index if mad is None else mad.labels
+    result = x.new_empty(many, width)
+    columns = min(128, max(16, triton.next_power_of_2(width)))
+    rows = 4096 // columns
+    gradients.gradient_rows[(triton.cdiv(many, rows), triton.cdiv(width, columns))](
+        grad, x, centers, labels, squared, index, result,
+        many, width, x.stride(0), centers.stride(0), grad.stride(0), labels.stride(0),
+        0.0 if mad is None else mad.eta, 0.0 if mad is None else mad.eps,
+        MAD=mad is not None, BN=rows, BD=columns, **FUSED,
+    )  # fmt: skip
+    return result
+
+
+def _by_centers(
+    grad: Tensor, x: Tensor, centers: Tensor, squared: Tensor, index: Tensor, mad: _Mad | None
+) -> Tensor:
+    """The rows sorted by centre, then sums in a fixed order: equal bits in every run."""
+    (count, width), labels = centers.shape, index if mad is None else mad.labels
+    nearest, order = index.clamp(min=0).sort(stable=True)
+    bounds = torch.searchsorted(nearest, torch.arange(count + 1, device=x.device))
+    splits = min(256, triton.next_power_of_2(triton.cdiv(SPLITS, count)))
+    parts = torch.empty(splits, count, width, dtype=torch.float32, device=x.device)
+    columns = min(128, max(16, triton.next_power_of_2(width)))
+    gradients.gradient_centers[(count, splits, triton.cdiv(width, columns))](
+        grad, x, centers, labels, squared, index, order, bounds, parts,
+        count, width, x.stride(0), centers.stride(0), grad.stride(0), labels.stride(0),
+        0.0 if mad is None else mad.eta, 0.0 if mad is None else mad.eps,
+        MAD=mad is not None, SPLITS=splits, BN=32, BD=columns, **FUSED,
+    )  # fmt: skip
+    return parts.sum(0).to(centers.dtype)
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    centers: Tensor,
+    squared: Tensor,
+    index: Tensor,
+    mad: _Mad | None,
+    needs: list[bool],
+) -> list[Tensor]:
+    x, centers, none = _packed(x), _packed(centers), grad.new_empty(0)
+    with _device(x):
+        return [
+            _by_rows(grad, x, centers, squared, index, mad) if needs[0] else none,
+            _by_centers(grad, x, centers, squared, index, mad) if needs[1] else none,
+        ]
+
+
+def nearest_center_backward(
+    grad: Tensor,
+    x: Tensor,
+    centers: Tensor,
+    active: Tensor | None,
+    precision: str,
+    squared: Tensor,
+    index: Tensor,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Gradients of sum(grad * squared distance) by x and centers."""
+    return _backward(grad, x, centers, squared, index, None, needs)
+
+
+def mad_backward(
+    grad: Tensor,
+    x: Tensor,
+    centers: Tensor,
+    semi_labels: Tensor,
+    active: Tensor | None,
+    eta: float,
+    eps: float,
+    precision: str,
+    loss: Tensor,
+    squared: Tensor,
+    index: Tensor,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Gradients of sum(grad * loss) by x and centers."""
+    return _backward(grad, x, centers, squared, index, _Mad(semi_labels, eta, eps), needs)

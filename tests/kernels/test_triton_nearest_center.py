@@ -1,0 +1,35 @@
+"""Runs triton_nearest_center_cases.py in Triton's interpreter, and on the GPU if there is one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).resolve().parents[2]
+CASES = Path(__file__).with_name("triton_nearest_center_cases.py")
+
+
+def run(**variables: str) -> None:
+    # Triton reads the variable when a kernel is defined: every mode needs a process of its own.
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "--timeout=250", "-p", "no:cacheprovider", CASES],
+        cwd=ROOT,
+        env=kept | variables,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_in_the_interpreter():
+    run(TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+
+
+@pytest.mark.gpu
+def test_on_the_gpu():
+    run()

@@ -1,0 +1,258 @@
+"""The Triton backend's nearest centre against float64; run by test_triton_nearest_center.py."""
+
+import pytest
+import torch
+
+from selftaught.kernels.triton import spheres
+from tests.losses import formulas
+from tests.losses.formulas import relative_error
+
+DEVICE = "cpu" if spheres.triton.knobs.runtime.interpret else "cuda"
+LOW = [torch.float32, torch.bfloat16, torch.float16]
+SHAPES = [(37, 100, width) for width in (1, 16, 17, 100, 128, 200, 512)]
+SHAPES += [(65, count, 17) for count in (1, 2, 129, 1000)]
+LOW_SHAPES = [(5, 1, 1), (37, 100, 128), (65, 129, 40), (3, 33, 200), (5, 100, 512)]
+CALLS = [(shape, torch.float32) for shape in SHAPES]
+CALLS += [(shape, dtype) for shape in LOW_SHAPES for dtype in LOW[1:]]
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch):
+    """The interpreter runs one program after the other."""
+    monkeypatch.setattr(spheres, "SPLITS", 8)
+
+
+def points(rows, centers, width, spread=1.0, offset=0.0, dtype=torch.float32):
+    """Rows `spread` away from centres, all of it moved by `offset`; of exactly `dtype`."""
+    generator = torch.Generator().manual_seed(rows + 31 * centers + width)
+    c = torch.randn(centers, width, dtype=torch.float64, generator=generator) + offset
+    noise = spread * torch.randn(rows, width, dtype=torch.float64, generator=generator)
+    x = c[torch.arange(rows) % centers] + noise
+    return x.to(DEVICE, dtype), c.to(DEVICE, dtype)
+
+
+def semi_labels(rows):
+    return torch.arange(rows, device=DEVICE) % 3 - 1
+
+
+def nearest(x, c, active=None, precision="auto"):
+    return spheres.nearest_center(x, c, active, precision)
+
+
+def check(x, c, found, active=None):
+    """Distances to 1e-6 of float64; another centre only where it is as near to 1e-6."""
+    squared, index = found
+    assert squared.dtype == torch.float32 and index.dtype == torch.int64
+    truth, place = formulas.nearest(x.double(), c.double(), active)
+    torch.testing.assert_close(squared.double(), truth, rtol=1e-6, atol=0)
+    chosen = (x.double() - c.double()[index]).square().sum(1)
+    torch.testing.assert_close(squared.double(), chosen, rtol=1e-6, atol=0)
+    other = index != place
+    assert (chosen[other] <= truth[other] * (1 + 1e-6)).all()
+    assert other.sum() <= len(x) // 20
+
+
+@pytest.mark.parametrize("shape, dtype", CALLS)
+def test_distance_and_index(shape, dtype):
+    x, c = points(*shape, dtype=dtype)
+    check(x, c, nearest(x, c))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_precision_of_the_scores_may_be_chosen(precision):
+    for dtype in (torch.float32, torch.bfloat16):
+        x, c = points(70, 70, 40, dtype=dtype)
+        check(x, c, nearest(x, c, precision=precision))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 1e2, 1e4])
+@pytest.mark.parametrize("spread", [1e-4, 1e-2, 1.0])
+def test_collapse_and_offset(spread, offset):
+    x, c = points(70, 40, 40, spread, offset)
+    for precision in ("fp32", "fp16", "bf16"):
+        check(x, c, nearest(x, c, precision=precision))
+
+
+def test_many_centers():
+    """Above 1,024 centres their mean takes a launch of its own."""
+    x, c = points(5, 1100, 16, offset=50.0)
+    active = torch.arange(1100, device=DEVICE) % 3 != 0
+    check(x, c, nearest(x, c, active), active)
+
+
+@pytest.mark.parametrize("apart", [1e-3, 1e-5, 3e-7])
+def test_more_centers_than_two_within_the_error_of_the_scores(apart):
+    """Twelve centres `apart` from one another, and far ones that set the scale of the errors."""
+    generator = torch.Generator().manual_seed(3)
+    near = apart * torch.randn(12, 24, dtype=torch.float64, generator=generator) + 1
+    far = 10 * torch.randn(90, 24, dtype=torch.float64, generator=generator)
+    c = torch.cat([far[:50], near, far[50:]]).float().to(DEVICE)
+    x = apart * torch.randn(67, 24, dtype=torch.float64, generator=generator) + 1
+    x = x.float().to(DEVICE)
+    check(x, c, nearest(x, c))
+
+
+@pytest.mark.parametrize("dtype", LOW)
+def test_ties_go_to_the_smallest_index(dtype):
+    _, c = points(1, 130, 33, dtype=dtype)
+    for same in ((3, 70), (129, 64, 8), (70, 65, 66, 128)):
+        copies = c.clone()
+        copies[list(same)] = c[same[0]]
+        x = copies[[same[0], 40]] * 1.0078125
+        index = nearest(x, copies)[1].tolist()
+        assert index[0] == min(same)
+    x = torch.tensor([[0.0, 0.0], [0.0, 3.0], [5.0, 0.0]], device=DEVICE, dtype=dtype)
+    c = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, -1.0]], device=DEVICE, dtype=dtype)
+    squared, index = nearest(x, c)
+    assert index.tolist() == [1, 1, 0]
+    assert squared.tolist() == [1.0, 4.0, 9.0]
+
+
+def test_squares_beyond_the_range_of_float16():
+    x, c = points(50, 40, 128, dtype=torch.float64)
+    for scale in (30.0, 1e4):
+        low = [(t.clamp(-5, 5) * scale).half() for t in (x, c)]
+        assert low[0].float().norm(dim=1).min() > 256
+        check(*low, nearest(*low))
+
+
+def test_inactive_centers_are_never_nearest():
+    x, c = points(40, 90, 17)
+    active = torch.arange(90, device=DEVICE) % 2 == 0
+    for filler in (1e30, float("nan")):
+        found = nearest(x, torch.where(active[:, None], c, filler), active)
+        check(x, c, found, active)
+    for count in (1, 90):
+        none = torch.zeros(count, dtype=torch.bool, device=DEVICE)
+        squared, index = nearest(x, c[:count], none)
+        assert squared.isnan().all() and (index == -1).all()
+    x[:] = c[1]
+    assert (nearest(x, c[:2], ~active[:2])[1] == 1).all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("count", [1, 2, 70])
+def test_rows_that_are_not_finite(count, value, precision):
+    x, c = points(66, count, 40)
+    expected = nearest(x, c, precision=precision)
+    x[[2, 64], 19] = value
+    squared, index, counts = spheres.nearest_center_counts(x, c, None, precision)
+    good = torch.ones(66, dtype=torch.bool, device=DEVICE)
+    good[[2, 64]] = False
+    assert squared[~good].isnan().all() and (index[~good] == -1).all()
+    assert torch.equal(squared[good], expected[0][good])
+    assert torch.equal(index[good], expected[1][good])
+    assert counts.dtype == torch.int64
+    assert torch.equal(counts, torch.bincount(index[good], minlength=count))
+    c[count // 2, 3] = value
+    squared, index = nearest(x, c, precision=precision)
+    assert squared.isnan().all() and (index == -1).all()
+
+
+def test_distances_that_overflow_are_infinite():
+    x, c = points(3, 5, 4)
+    x[1] = 1e30
+    squared, index = nearest(x, c)
+    assert squared.isfinite().tolist() == [True, False, True]
+    assert squared[1] == float("inf") and index[1] >= 0
+
+
+@pytest.mark.parametrize("dtype", LOW)
+def test_a_row_does_not_depend_on_its_batch(dtype):
+    x, c = points(150, 70, 40, dtype=dtype)
+    y = semi_labels(150)
+    whole = spheres.mad(x, c, y, None, 0.5, 1e-3, "auto")
+    again = spheres.mad(x, c, y, None, 0.5, 1e-3, "auto")
+    places = [0, 1, 8, 75, 150]
+    parts = [
+        spheres.mad(x[a:b], c, y[a:b], None, 0.5, 1e-3, "auto")
+        for a, b in zip(places, places[1:], strict=False)
+    ]
+    order = torch.randperm(150, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    mixed = spheres.mad(x[order], c, y[order], None, 0.5, 1e-3, "auto")
+    for place, value in enumerate(whole):
+        assert torch.equal(again[place], value)
+        assert torch.equal(torch.cat([part[place] for part in parts]), value)
+        assert torch.equal(mixed[place], value[order])
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 1, 17), (67, 7, 130), (3, 11, 100), (20, 50, 3)])
+def test_losses_and_gradients(shape, dtype):
+    x, c = points(*shape, dtype=dtype)
+    y = semi_labels(shape[0]).to(torch.int8)
+    grad = torch.linspace(0.5, 1.5, shape[0], device=DEVICE)
+    wide = [t.double().requires_grad_() for t in (x, c)]
+    tolerance = {torch.float32: 2e-6}.get(dtype, torch.finfo(dtype).eps)
+
+    found = spheres.nearest_center(x, c, None, "auto")
+    truth = formulas.nearest(*wide)[0]
+    back = spheres.nearest_center_backward(grad, x, c, None, "auto", *found, [True, True])
+    for value, exact in zip(back, torch.autograd.grad(truth @ grad.double(), wide), strict=True):
+        assert value.dtype == dtype and relative_error(value, exact) < tolerance
+
+    found = spheres.mad(x, c, y, None, 0.7, 0.1, "auto")
+    truth = formulas.mad(*wide, y, 0.7, 0.1)
+    torch.testing.assert_close(found[0].double(), truth, rtol=2e-6, atol=0)
+    arguments = (grad, x, c, y, None, 0.7, 0.1, "auto", *found)
+    back = spheres.mad_backward(*arguments, [True, True])
+    for value, exact in zip(back, torch.autograd.grad(truth @ grad.double(), wide), strict=True):
+        assert value.dtype == dtype and relative_error(value, exact) < tolerance
+    again = spheres.mad_backward(*arguments, [True, True])
+    assert all(torch.equal(*pair) for pair in zip(back, again, strict=True))
+    only = spheres.mad_backward(*arguments, [False, True])
+    assert only[0].numel() == 0 and torch.equal(only[1], back[1])
+
+
+@pytest.mark.parametrize("squared", [0.0, 1e-20, 1e-12, 1e-8, 1e-6, 1e-3, 1.0, 1e3, 1e6])
+def test_known_abnormal_gradient_at_every_distance(squared):
+    c = torch.tensor([[0.0, 0.0, 0.0], [2e4, 2e4, 2e4]], device=DEVICE)
+    x = torch.tensor([[squared**0.5, 0.0, 0.0]], device=DEVICE)
+    y, grad = torch.tensor([-1], device=DEVICE), torch.ones(1, device=DEVICE)
+    # The square of 1e-22 has no digits in float32.
+    for eta, eps in ((3.0, 1e-6), (1e-6, 1e-22)):
+        found = spheres.mad(x, c, y, None, eta, eps, "auto")
+        arguments = (grad, x, c, y, None, eta, eps, "auto", *found)
+        value = spheres.mad_backward(*arguments, [True, False])[0]
+        exact = x.double()
+        distance = exact.square().sum() + eps
+        torch.testing.assert_close(found[0].double(), eta / distance[None], rtol=1e-6, atol=0)
+        expected = -2 * eta * exact / distance**2
+        torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_wrong_rows_poison_their_gradients_only():
+    x, c = points(70, 4, 8)
+    x[2, 3] = float("nan")
+    y = semi_labels(70)
+    y[5] = 2
+    grad = torch.ones(1, device=DEVICE).expand(70)
+    found = spheres.mad(x, c, y, None, 1.0, 1e-6, "auto")
+    arguments = (grad, x, c, y, None, 1.0, 1e-6, "auto", *found)
+    rows, centers = spheres.mad_backward(*arguments, [True, True])
+    wrong = torch.zeros(70, dtype=torch.bool, device=DEVICE)
+    wrong[[2, 5]] = True
+    assert torch.equal(found[0].isnan(), wrong)
+    assert torch.equal(rows.isnan().all(1), wrong) and rows[~wrong].isfinite().all()
+    assert torch.equal(centers.isnan().any(1).nonzero()[:, 0], torch.tensor([0, 1], device=DEVICE))
+
+
+def test_views_and_other_dtypes_of_centers():
+    x, c = points(70, 9, 20)
+    expected = nearest(x, c)
+    padded = torch.cat([x, torch.full_like(x, 9e9)], 1)
+    y = semi_labels(70)
+    both = torch.stack([y, y + 7], 1)
+    plain = spheres.mad(x, c, y, None, 1.0, 1e-6, "auto")
+    for rows in (padded[:, :20], x.T.contiguous().T):
+        for centers in (c.double(), c.T.contiguous().T):
+            for value, truth in zip(nearest(rows, centers), expected, strict=True):
+                assert torch.equal(value, truth)
+            found = spheres.mad(rows, centers, both[:, 0], None, 1.0, 1e-6, "auto")
+            assert torch.equal(found[0], plain[0])
+            arguments = (y, None, 1.0, 1e-6, "auto", *found, [True, True])
+            back = spheres.mad_backward(found[0], rows, centers, *arguments)
+            truth = spheres.mad_backward(found[0], x, c, *arguments)
+            assert torch.equal(back[0], truth[0]) and back[1].dtype == centers.dtype
+            assert torch.equal(back[1].float(), truth[1])
