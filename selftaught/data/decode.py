@@ -38,7 +38,7 @@ def check_header(path: Path | str) -> tuple[int, int]:
     """Read an image's size from its header; no pixel is decoded.
 
     Args:
-        path: a PNG, JPEG, TIFF or DICOM file.
+        path: a PNG, JPEG, TIFF or DICOM file, or an image or mask of a pack.
 
     Returns:
         (height, width) in pixels, upright (after EXIF rotation), as `read_grey` will give it.
@@ -48,6 +48,9 @@ def check_header(path: Path | str) -> tuple[int, int]:
         MachineError: the disk cannot be read.
     """
     path = Path(path)
+    packed = _packed(path)
+    if packed is not None:
+        return packed.shape[0], packed.shape[1]
     with _file_errors(path):
         kind = _kind(path)
         if kind == "DICOM":
@@ -63,7 +66,7 @@ def read_grey(path: Path | str) -> np.ndarray:
     brighter always means denser. More than 8 bits stay 16 bits.
 
     Args:
-        path: a PNG, JPEG, TIFF or DICOM file.
+        path: a PNG, JPEG, TIFF or DICOM file, or an image or mask of a pack.
 
     Returns:
         (H, W) uint8 or uint16, C-contiguous, writable.
@@ -74,6 +77,9 @@ def read_grey(path: Path | str) -> np.ndarray:
         MachineError: the disk cannot be read.
     """
     path = Path(path)
+    packed = _packed(path)
+    if packed is not None:
+        return np.array(packed)
     with _file_errors(path):
         kind = _kind(path)
         if kind == "DICOM":
@@ -83,6 +89,16 @@ def read_grey(path: Path | str) -> np.ndarray:
         else:
             grey = raster.read(path, kind)
     return np.require(grey, requirements=["C", "W"])
+
+
+def _packed(path: Path) -> np.ndarray | None:
+    """The image or mask that a path names inside a pack."""
+    from selftaught.data.pipeline.pack import FOLDER, locate
+
+    packed = locate(path) if FOLDER in path.parts else None
+    if packed is None:
+        return None
+    return packed.pack.mask(packed.slot) if packed.is_mask else packed.pack.image(packed.slot)
 
 
 def _kind(path: Path) -> str:

@@ -190,11 +190,15 @@ def _plain_files(folder: Path, real_root: str, allow_outside: bool) -> set[str]:
 
 
 def _file_fault(path: Path, real_root: str, allow_outside: bool) -> str:
+    from selftaught.data.pipeline.pack import locate
+
     try:
         real = os.path.realpath(path)
         if not allow_outside and not _inside(real, real_root):
             return f"leads out of the manifest's folder to {show(real)}; allowed: --allow-outside"
         if os.path.isfile(real):
+            return ""
+        if locate(Path(real)) is not None:
             return ""
         if os.path.exists(real):
             return "is not a file"

@@ -8,6 +8,7 @@ import numpy as np
 
 from selftaught.data.decode import read_grey
 from selftaught.data.limits import BadImage
+from selftaught.data.pipeline.pack import locate
 
 
 class Sample(NamedTuple):
@@ -28,7 +29,7 @@ class Sample(NamedTuple):
 
 
 def load(path: Path, mask: Path | None, *, cutoff: float) -> Sample:
-    """Decode an image and its mask at the image's own size.
+    """Read an image and its mask at the image's own size, from a pack where they lie in one.
 
     Args:
         path: the image file.
@@ -38,8 +39,11 @@ def load(path: Path, mask: Path | None, *, cutoff: float) -> Sample:
     Raises:
         BadImage: as `read_grey`; also a mask of another size than the image, or an empty mask.
     """
-    image = read_grey(path)
+    packed = locate(path)
+    image = read_grey(path) if packed is None else packed.pack.image(packed.slot)
     region = None if mask is None else _read_mask(mask, path, image.shape)
+    if packed is not None and cutoff == packed.pack.cutoff:
+        return Sample(_stretch(image, *packed.pack.limits(packed.slot)), region)
     return Sample(autocontrast(image, cutoff), region)
 
 
@@ -71,6 +75,16 @@ def autocontrast(image: np.ndarray, cutoff: float) -> np.ndarray:
     Returns:
         (H, W) of the same type.
     """
+    return _stretch(image, *contrast_limits(image, cutoff))
+
+
+def contrast_limits(image: np.ndarray, cutoff: float) -> tuple[int, int]:
+    """Lowest and highest grey level left after cutting some pixels at both ends.
+
+    Args:
+        image: (H, W) uint8 or uint16.
+        cutoff: per cent of the pixels at each end, 0 to below 50.
+    """
     levels = 256 if image.dtype == np.uint8 else 65536
     counts = cv2.calcHist([image], [0], None, [levels], [0, levels]).astype(np.int64)
     below = np.cumsum(counts.reshape(-1))
@@ -78,8 +92,14 @@ def autocontrast(image: np.ndarray, cutoff: float) -> np.ndarray:
     cut = int(pixels * cutoff // 100)
     low = int(np.searchsorted(below, cut, side="right"))
     high = int(np.searchsorted(below, pixels - 1 - cut, side="right"))
+    return low, high
+
+
+def _stretch(image: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Spread the levels from low to high over the full range."""
     if high <= low:
         return image
+    levels = 256 if image.dtype == np.uint8 else 65536
     scale = (levels - 1) / (high - low)
     stretched = np.clip(np.trunc(np.arange(levels) * scale - low * scale), 0, levels - 1)
     table = stretched.astype(image.dtype)
