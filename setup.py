@@ -76,9 +76,6 @@ class BuildNative(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Compiles and links; a failure leaves the library out."""
         target = Path(self.get_ext_fullpath(ext.name))
-        # An older library must not outlive a failed build.
-        target.unlink(missing_ok=True)
-        (Path(*ext.name.split(".")).with_suffix(".so")).unlink(missing_ok=True)
         try:
             objects = self._compile("library", ["csrc/cpu/library.cpp"], [])
             kernels = [source for source in ext.sources if not source.endswith("library.cpp")]
@@ -88,6 +85,9 @@ class BuildNative(build_ext):
                 objects, str(target), target_lang="c++", extra_postargs=["-pthread"]
             )
         except (CCompilerError, BaseError, OSError) as error:
+            # An older library must not outlive a failed build.
+            target.unlink(missing_ok=True)
+            Path(self.get_ext_filename(ext.name)).unlink(missing_ok=True)
             print(f"selftaught: native ops are left out, no C++17 compiler works here ({error})")
 
     def _compile(

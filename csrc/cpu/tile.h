@@ -42,29 +42,29 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// c (kRows x kPanel) = or += sum over steps of a column of a times a row of b. a is addressed by
-// the two strides, b holds kPanel values a step.
-template <class T, int RowStride, int StepStride>
+// c (kRows rows of kAcross vectors) = or += sum over steps of a column of a times a row of b. a is
+// addressed by the two strides, b holds kAcross vectors a step.
+template <class T, int kAcross, int kRowStride, int kStepStride>
 inline void multiply(int64_t steps, const T* __restrict a, const T* __restrict b, T* __restrict c,
                      int64_t c_stride, bool add) {
-  V<T> sums[kRows<T>][kVectors<T>] = {};
+  V<T> sums[kRows<T>][kAcross] = {};
   for (int64_t step = 0; step < steps; ++step) {
-    V<T> right[kVectors<T>];
+    V<T> right[kAcross];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors<T>; ++v) right[v] = load(b + v * kLanes<T>);
+    for (int v = 0; v < kAcross; ++v) right[v] = load(b + v * kLanes<T>);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows<T>; ++row) {
-      const V<T> left = all<T>(a[row * RowStride]);
+      const V<T> left = all<T>(a[row * kRowStride]);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors<T>; ++v) sums[row][v] += left * right[v];
+      for (int v = 0; v < kAcross; ++v) sums[row][v] += left * right[v];
     }
-    a += StepStride;
-    b += kPanel<T>;
+    a += kStepStride;
+    b += kAcross * kLanes<T>;
   }
 #pragma GCC unroll 16
   for (int row = 0; row < kRows<T>; ++row) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors<T>; ++v) {
+    for (int v = 0; v < kAcross; ++v) {
       T* to = c + row * c_stride + v * kLanes<T>;
       store<T>(to, add ? load(to) + sums[row][v] : sums[row][v]);
     }
@@ -132,7 +132,7 @@ void similarities(const T* x, const T* y, int64_t width, int64_t rows, int64_t c
       const T* right = y + column * width + k * kPanel<T>;
       for (int64_t row = 0; row < rows; row += kRows<T>) {
         const T* left = x + row / kPanel<T> * kPanel<T> * width + k * kPanel<T> + row % kPanel<T>;
-        multiply<T, 1, kPanel<T>>(steps, left, right, tile + row * kBlock + column, kBlock, k > 0);
+        multiply<T, kVectors<T>, 1, kPanel<T>>(steps, left, right, tile + row * kBlock + column, kBlock, k > 0);
       }
     }
   }

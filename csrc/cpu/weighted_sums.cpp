@@ -11,6 +11,12 @@ namespace {
 // Tasks to aim at where there are few rows. Part of the result's definition, so a constant.
 constexpr int64_t kTasks = 32;
 
+// Blocks that meet other blocks together, to be read from far memory less often: as many as leave
+// enough teams to share out.
+constexpr int64_t team_size(int64_t blocks) {
+  return blocks < kTasks ? 1 : blocks < 8 * kTasks ? 2 : 4;
+}
+
 // In powers of 2. Up to the bound on logits one exp an entry, exp(l - shift), serves both sides:
 // it stays above 2^-kFloor, and the sides' factors weight * exp(shift - total) are checked to stay
 // within 2^+-kRange.
@@ -22,17 +28,19 @@ template <class T>
 constexpr double kRange = sizeof(T) == 4 ? 100 : 900;
 
 // Columns packed for the second product: per block of kBlock rows, per panel of the width, the
-// rows one after the other; zeros behind the width and behind the last row.
+// rows one after the other; zeros behind the width and behind the last row. Panels are kPanel wide
+// but the last, which is as many vectors wide as it needs.
 template <class T>
 class Values {
  public:
   Values(const T* rows, int64_t count, int64_t width, int64_t threads)
-      : panels_(ceil_div(width, kPanel<T>)), data_(ceil_div(count, kBlock) * block_size()) {
+      : width_(ceil_div(width, kLanes<T>) * kLanes<T>),
+        data_(ceil_div(count, kBlock) * block_size()) {
     for_tasks(threads, ceil_div(count, kBlock), [&](int64_t block, int64_t) {
       T* to = data_.get() + block * block_size();
-      for (int64_t at = 0; at < panels_ * kPanel<T>; at += kPanel<T>) {
+      for (int64_t at = 0; at < width_; at += kPanel<T>) {
         for (int64_t row = block * kBlock; row < (block + 1) * kBlock; ++row) {
-          for (int64_t k = at; k < at + kPanel<T>; ++k) {
+          for (int64_t k = at; k < at + across(at); ++k) {
             *to++ = row < count && k < width ? rows[row * width + k] : T(0);
           }
         }
@@ -40,12 +48,19 @@ class Values {
     });
   }
 
-  int64_t panels() const { return panels_; }
-  int64_t block_size() const { return panels_ * kPanel<T> * kBlock; }
+  // Width of the panel that starts at a place of the width.
+  int64_t across(int64_t at) const { return smaller_of(kPanel<T>, width_ - at); }
+  int64_t width() const { return width_; }
+  int64_t block_size() const { return width_ * kBlock; }
   const T* block(int64_t index) const { return data_.get() + index * block_size(); }
+  // Place of a value in a block.
+  int64_t place(int64_t row, int64_t k) const {
+    const int64_t at = k / kPanel<T> * kPanel<T>;
+    return at * kBlock + row * across(at) + k - at;
+  }
 
  private:
-  int64_t panels_;
+  int64_t width_;
   Buffer<T> data_;
 };
 
@@ -140,7 +155,8 @@ void weigh(const Pass<T>& pass, T* tile, int64_t first_row, int64_t first_column
     for (int v = 0; v < kAcross; ++v) {
       const int64_t j = first_column + v * kLanes<T>;
       T* at = tile + r * kBlock + v * kLanes<T>;
-      V<T> logit = load(at) / pass.temperature;
+      V<T> logit{};
+      if (!kShared || pass.slope) logit = load(at) / pass.temperature;
       V<T> of_row{}, of_column{};
       if (kShared) {
         const V<T> term = power_of_2<T>(load(at), pass.factor, pass.shift);
@@ -188,37 +204,53 @@ void weigh(const Pass<T>& pass, T* tile, int64_t first_row, int64_t first_column
   }
 }
 
-// sums += tile * values, or the transposed tile * values; `sums` is laid out as Values' blocks.
-template <class T, bool kTransposed>
-void accumulate(const T* tile, const T* values, int64_t panels, int64_t rows, int64_t steps,
-                T* sums) {
-  for (int64_t panel = 0; panel < panels; ++panel) {
-    for (int64_t row = 0; row < rows; row += kRows<T>) {
-      constexpr int kRowStride = kTransposed ? 1 : kBlock, kStepStride = kTransposed ? kBlock : 1;
-      multiply<T, kRowStride, kStepStride>(
-          steps, tile + row * kRowStride, values + panel * kBlock * kPanel<T>,
-          sums + (panel * kBlock + row) * kPanel<T>, kPanel<T>, true);
-    }
+// sums += tile * values, or the transposed tile * values, for one panel of kAcross vectors.
+template <class T, bool kTransposed, int kAcross>
+void accumulate_panel(const T* tile, const T* values, int64_t rows, int64_t steps, T* sums) {
+  constexpr int kRowStride = kTransposed ? 1 : kBlock, kStepStride = kTransposed ? kBlock : 1;
+  for (int64_t row = 0; row < rows; row += kRows<T>) {
+    multiply<T, kAcross, kRowStride, kStepStride>(steps, tile + row * kRowStride, values,
+                                                  sums + row * kAcross * kLanes<T>,
+                                                  kAcross * kLanes<T>, true);
   }
 }
 
-// The rounds of a tournament of `blocks` blocks: in each every block meets one other (or, with an
+template <class T, bool kTransposed, int kAcross = kVectors<T>>
+auto panel_of(int64_t vectors) -> void (*)(const T*, const T*, int64_t, int64_t, T*) {
+  if constexpr (kAcross > 1) {
+    if (vectors < kAcross) return panel_of<T, kTransposed, kAcross - 1>(vectors);
+  }
+  return accumulate_panel<T, kTransposed, kAcross>;
+}
+
+// The same for a block of values; `sums` is laid out as the block is.
+template <class T, bool kTransposed>
+void accumulate(const T* tile, const Values<T>& values, int64_t block, int64_t rows, int64_t steps,
+                T* sums) {
+  const T* from = values.block(block);
+  for (int64_t at = 0; at < values.width(); at += kPanel<T>) {
+    const auto panel = panel_of<T, kTransposed>(values.across(at) / kLanes<T>);
+    panel(tile, from + at * kBlock, rows, steps, sums + at * kBlock);
+  }
+}
+
+// The rounds of a tournament of teams of blocks: in each every team meets one other (or, with an
 // odd number, sits out), so its sums grow in an order that does not depend on threads.
 struct Tournament {
-  int64_t blocks, players, tasks;
+  int64_t teams, players, tasks;
 
-  explicit Tournament(int64_t blocks)
-      : blocks(blocks),
-        players(blocks + blocks % 2),
-        tasks(blocks + (players - 1) * (players / 2)) {}
+  explicit Tournament(int64_t teams)
+      : teams(teams),
+        players(teams + teams % 2),
+        tasks(teams + (players - 1) * (players / 2)) {}
 
   struct Game {
-    int64_t round, one, other;  // round 0: every block with itself
+    int64_t round, one, other;  // round 0: every team with itself
   };
 
   Game game(int64_t task) const {
-    if (task < blocks) return {0, task, task};
-    const int64_t round = (task - blocks) / (players / 2), table = (task - blocks) % (players / 2);
+    if (task < teams) return {0, task, task};
+    const int64_t round = (task - teams) / (players / 2), table = (task - teams) % (players / 2);
     const int64_t turning = players - 1;
     if (table == 0) return {round + 1, round, turning};
     return {round + 1, (round + table) % turning, (round - table + turning) % turning};
@@ -249,6 +281,7 @@ class Gradient {
         splits_(smaller_of(ceil_div(kTasks, row_blocks_), column_blocks_)),
         // With equal sides a tile and its mirror image are one.
         mirrored_(m_.symmetric && same(arguments)),
+        team_(team_size(row_blocks_)),
         output_(mirrored_ ? 1 : splits_, row_blocks_, values.block_size()),
         tiles_(m_.threads * kBlock * kBlock) {
     if (mirrored_) splits_ = 1;
@@ -302,39 +335,51 @@ class Gradient {
       const int64_t last = (split + 1) * column_blocks_ / splits_;
       for (int64_t other = split * column_blocks_ / splits_; other < last; ++other) {
         weights(block, other, tile, {slopes(split, block), nullptr});
-        accumulate<T, false>(tile, values_.block(other), values_.panels(), rows(block),
+        accumulate<T, false>(tile, values_, other, rows(block),
                              columns(other), sums(split, block));
       }
     });
   }
 
   void by_pairs() const {
-    const Tournament tournament(row_blocks_);
+    const int64_t teams = ceil_div(row_blocks_, team_);
+    const Tournament tournament(teams);
     const Buffer<int64_t> played(tournament.players);
-    for (int64_t block = 0; block < tournament.players; ++block) played[block] = 0;
-    const auto wait = [&](int64_t block, int64_t round) {
-      while (__atomic_load_n(&played[block], __ATOMIC_ACQUIRE) != round) yield();
+    for (int64_t team = 0; team < tournament.players; ++team) played[team] = 0;
+    const auto wait = [&](int64_t team, int64_t round) {
+      while (__atomic_load_n(&played[team], __ATOMIC_ACQUIRE) != round) yield();
+    };
+    const auto free = [&](int64_t team, int64_t round) {
+      __atomic_store_n(&played[team], round + 1, __ATOMIC_RELEASE);
     };
     for_tasks(m_.threads, tournament.tasks, [&](int64_t task, int64_t worker) {
       const auto [round, one, other] = tournament.game(task);
       T* tile = tiles_.get() + worker * kBlock * kBlock;
       wait(one, round);
       if (round == 0) {
-        clear(0, one);
-        weights(one, one, tile, {slopes(0, one), nullptr});
-        accumulate<T, false>(tile, values_.block(one), values_.panels(), rows(one), rows(one),
-                             sums(0, one));
-      } else if (other < row_blocks_) {
-        wait(other, round);
-        weights(one, other, tile, {slopes(0, one), slopes(0, other)});
-        accumulate<T, false>(tile, values_.block(other), values_.panels(), rows(one), rows(other),
-                             sums(0, one));
-        accumulate<T, true>(tile, values_.block(one), values_.panels(), rows(other), rows(one),
-                            sums(0, other));
-        __atomic_store_n(&played[other], round + 1, __ATOMIC_RELEASE);
+        for (int64_t block = first(one); block < first(one + 1); ++block) clear(0, block);
       }
-      __atomic_store_n(&played[one], round + 1, __ATOMIC_RELEASE);
+      if (other < teams) {
+        wait(other, round);
+        play(one, other, tile);
+        if (other != one) free(other, round);
+      }
+      free(one, round);
     });
+  }
+
+  int64_t first(int64_t team) const { return smaller_of(team * team_, row_blocks_); }
+
+  void play(int64_t one, int64_t other, T* tile) const {
+    for (int64_t block = first(one); block < first(one + 1); ++block) {
+      const int64_t start = one == other ? block : first(other);
+      for (int64_t mate = start; mate < first(other + 1); ++mate) {
+        weights(block, mate, tile, {slopes(0, block), mate == block ? nullptr : slopes(0, mate)});
+        accumulate<T, false>(tile, values_, mate, rows(block), rows(mate), sums(0, block));
+        if (mate == block) continue;
+        accumulate<T, true>(tile, values_, block, rows(mate), rows(block), sums(0, mate));
+      }
+    }
   }
 
   void write(T* to, T* to_slopes) const {
@@ -344,8 +389,7 @@ class Gradient {
         for (int64_t k = 0; k < m_.width; ++k) {
           double total = 0;
           for (int64_t split = 0; split < splits_; ++split) {
-            total += static_cast<double>(
-                sums(split, block)[(k / kPanel<T> * kBlock + row) * kPanel<T> + k % kPanel<T>]);
+            total += static_cast<double>(sums(split, block)[values_.place(row, k)]);
           }
           to[i * m_.width + k] = static_cast<T>(total);
         }
@@ -363,6 +407,7 @@ class Gradient {
   const Values<T>& values_;
   int64_t row_blocks_, column_blocks_, splits_;
   bool mirrored_;
+  int64_t team_;
   Output<T> output_;
   Buffer<T> tiles_;
 };

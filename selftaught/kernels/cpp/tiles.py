@@ -75,14 +75,12 @@ def _matrix(x: Rows, y: Rows, temperature: Tensor, excluded: Excluded | None) ->
     )
 
 
-def _contiguous(side: Side | None) -> Side:
+def _side(side: Side | None) -> tuple[_Side, list[Tensor]]:
+    """The struct, and the tensors that must outlive it."""
     if side is None:
-        return Side(*[None] * len(Side._fields))  # type: ignore[arg-type]
-    return Side(*(None if part is None else part.contiguous() for part in side))
-
-
-def _side(side: Side) -> _Side:
-    return _Side(*map(native.pointer, side))
+        return _Side(), []
+    parts = {name: part.contiguous() for name, part in side._asdict().items() if part is not None}
+    return _Side(**{name: part.data_ptr() for name, part in parts.items()}), list(parts.values())
 
 
 class CppTiles:
@@ -143,8 +141,8 @@ class CppTiles:
         """See `Tiles`."""
         sums = torch.empty_like(x.unit)
         slopes = x.unit.new_empty(x.unit.shape[0]) if slope else None
-        of_row = _contiguous(row)
-        of_column = of_row if column is row else _contiguous(column)
+        of_row, _kept = _side(row)
+        of_column, _kept_too = (of_row, []) if column is row else _side(column)
         row_classes = column_classes = None
         if classes is not None:
             row_classes = classes.rows.contiguous()
@@ -152,8 +150,8 @@ class CppTiles:
             column_classes = row_classes if same else classes.columns.contiguous()
         arguments = _WeightedSums(
             matrix=_matrix(x, y, temperature, excluded),
-            row=_side(of_row),
-            column=_side(of_column),
+            row=of_row,
+            column=of_column,
             row_classes=native.pointer(row_classes),
             column_classes=native.pointer(column_classes),
             sums=native.pointer(sums),
