@@ -1,8 +1,8 @@
 // Nearest centre of every row, and the MAD loss on its distance, without an (N, K) matrix.
 //
 // Centres are ruled out by the score |c - o|^2 - 2 <x - o, c - o>, o the mean of the centres. Those
-// whose scores are within the bound of rounding of the best are compared by direct difference, so
-// neither index nor distance depends on how a score was rounded, on the batch or on the threads.
+// whose scores are within the bound of rounding of the best are compared by direct difference. The
+// result is the first centre whose direct distance is smallest, however the scores were rounded.
 #include "nearest_center.h"
 
 namespace selftaught::SELFTAUGHT_ISA {
@@ -21,6 +21,9 @@ constexpr int64_t kBlockRows = 48;                    // rows of one task
 constexpr int64_t kChunkVectors = 10 * kTileVectors;  // of centres scored before a look at them
 constexpr int64_t kPartialSums = 64;                  // of a direct distance, on every machine
 constexpr int64_t kRun = 1024;                        // terms added in T, then in double
+
+// A direct distance is wrong by at most this many units: 16 terms and 6 halvings in T, 3 more.
+constexpr double kDirect = 25;
 
 template <class T>
 constexpr double kUnit = sizeof(T) == 4 ? 0x1p-24 : 0x1p-53;
@@ -121,8 +124,9 @@ struct Packed {
       }
       length[column] = static_cast<T>(padding ? __builtin_inf() : squared);
       // Rounding of x - o and c - o, D additions, the last one; 5 % for the bound's own rounding.
+      // The offset has the rounding of the direct distance as well, less its share in |x - o|.
       slope[column] = static_cast<T>(2.1 * (width + 8) * kUnit<T> * __builtin_sqrt(squared));
-      offset[column] = static_cast<T>(10 * kUnit<T> * squared);
+      offset[column] = static_cast<T>((10 + 2 * kDirect) * kUnit<T> * squared);
     }
   }
 };
@@ -246,10 +250,12 @@ struct Search {
       high = choose<T>(value < high, value, high);
     }
     row.bound = lesser(row.bound, smallest<T>(high));
+    const T slack = static_cast<T>(4 * kDirect * kUnit<T>) * row.norm * row.norm;
+    const T limit = row.bound + slack;
     I<T> found = {};
     for (int64_t v = 0; v < vectors * W; v += W) {
       const V<T> low = load(score + v) - (load(slope + v) * row.norm + load(offset + v));
-      found |= ~(low > row.bound);
+      found |= ~(low > limit);
     }
     typedef int8_t Bytes __attribute__((vector_size(W)));
     const Bytes bytes = __builtin_convertvector(found, Bytes);
@@ -261,7 +267,7 @@ struct Search {
         const int64_t end = lesser(vectors * W, packed.live - first * W);
         for (int64_t at = lane; at < end; at += W) {
           const T low = score[at] - (slope[at] * row.norm + offset[at]);
-          if (!(low > row.bound)) compare(x, row, first * W + at);
+          if (!(low > limit)) compare(x, row, first * W + at);
         }
       }
     }

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from selftaught.kernels import cpp, native, ops
+from selftaught.kernels import dispatch, native, ops
 from selftaught.kernels.cpp import spheres
 from tests.losses import formulas
 from tests.losses.formulas import relative_error
@@ -93,6 +93,20 @@ def test_centers_that_are_nearly_equal(gap, width, apart, variant):
     assert (index < 12).all()
     if gap == 0:
         assert (index < 6).all()
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-7, 1e-3, 1.0, 1e3, 1e5, 1e6, 1e9])
+def test_the_index_is_the_first_smallest_direct_distance(size, variant):
+    """On a sphere about their mean all centres are about as far; taken alone they need no score."""
+    generator = torch.Generator().manual_seed(5)
+    c = torch.nn.functional.normalize(torch.randn(40, 33, generator=generator), dim=1)
+    c = torch.cat([c, -c])
+    x = size * torch.randn(50, 33, generator=generator)
+    alone = [spheres.nearest_center(x, c, one, "auto")[0] for one in torch.eye(80).bool()]
+    truth = torch.stack(alone, 1)
+    squared, index = spheres.nearest_center(x, c, None, "auto")
+    assert torch.equal(squared, truth.min(1).values)
+    assert torch.equal(index, (truth == squared[:, None]).int().argmax(1))
 
 
 def test_ties_go_to_the_smallest_index(variant):
@@ -311,8 +325,12 @@ def test_sums_by_center_are_exact_to_rounding():
     torch.testing.assert_close(by_c.double(), expected, rtol=1e-6, atol=0)
 
 
-def test_the_backend_serves_both_ops():
-    assert {"nearest_center", "mad"} <= set(cpp.OPS)
+def test_the_backend_serves_both_ops(monkeypatch):
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    for op in ("nearest_center", "mad"):
+        cpu = torch.device("cpu")
+        request = dispatch.Request(op=op, device=cpu, dtype=torch.float32, width=8)
+        assert dispatch.choose(request) == "cpp"
     x, c = (t.float().requires_grad_() for t in points(20, 4, 8))
     y = torch.arange(20) % 3 - 1
     found = ops.mad(x, c, y, None, 1.0, 1e-6, "auto", "auto")
