@@ -68,6 +68,18 @@ def start(timeout_seconds: float = 600.0) -> torch.device:
     return device
 
 
+def start_alone() -> None:
+    """Make this process a group of one where no launcher did, for engines that ask for a group."""
+    if not is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def backend() -> str:
+    """What carries the collectives: nccl, gloo, or "" without a process group."""
+    return str(dist.get_backend()) if is_initialized() else ""
+
+
 def finish() -> None:
     """Leave the process group; only after success, since cleanup after an error can deadlock."""
     if is_initialized():
@@ -193,3 +205,31 @@ def ring(tensors: tuple[Tensor, ...], group: Group = None) -> Iterator[tuple[int
 def world_group() -> Group:
     """The group of all ranks, None in a plain process."""
     return dist.group.WORLD if world_size() > 1 else None
+
+
+def communication_device(group: Group = None) -> torch.device:
+    """Where a tensor must be for `group` to send it: the GPU under nccl, else the CPU."""
+    if world_size(group) > 1 and dist.get_backend(group) == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def max_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
+    """Largest `tensor` over the ranks, elementwise and in place, without gradient."""
+    if world_size(group) > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
+    return tensor
+
+
+def exchange(tensor: Tensor, group: Group = None) -> Tensor:
+    """Entry i of the first dimension goes to rank i; entry j of the result came from rank j.
+
+    Args:
+        tensor: (ranks, ...), the same shape on every rank.
+        group: process group, None for the default one.
+    """
+    if world_size(group) == 1:
+        return tensor
+    arrived = torch.empty_like(tensor)
+    dist.all_to_all_single(arrived, tensor.contiguous(), group=group)
+    return arrived

@@ -43,29 +43,50 @@ def load_faiss() -> Any:
     return faiss
 
 
-def matrix(values: torch.Tensor | Array, name: str) -> Array:
-    """`values` as a finite (N, D) float32 or float64 array in C order.
+def checked(
+    values: torch.Tensor | Array,
+    name: str,
+    *,
+    empty: bool = False,
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    """`values` as a finite (N, D) float32 or float64 tensor, contiguous.
+
+    Args:
+        values: tensor or array.
+        name: how messages call it.
+        empty: accept no rows.
+        device: where the result goes; None: where `values` are.
 
     Raises:
         ValueError: not a matrix, no rows or columns, not floating point, not finite, or so large
             that squares overflow in float32.
     """
-    tensor = torch.as_tensor(values).detach().cpu()
-    if tensor.ndim != 2 or 0 in tensor.shape:
+    tensor = torch.as_tensor(values).detach()
+    rows, width = (*tensor.shape, 0, 0)[:2]
+    if tensor.ndim != 2 or width == 0 or (rows == 0 and not empty):
         raise ValueError(f"{name}: shape {tuple(tensor.shape)}, must be (N, D), both at least 1")
     if not tensor.is_floating_point():
         raise ValueError(f"{name}: {tensor.dtype}, must be floating point")
+    if device is not None:
+        tensor = tensor.to(device)
     if tensor.dtype not in (torch.float32, torch.float64):
         tensor = tensor.float()
-    array = np.ascontiguousarray(tensor.numpy())
-    # A comparison with NaN is false, so one pass finds all three kinds.
-    good = (np.abs(array) <= LARGEST).all(axis=1)
-    if not good.all():
-        raise ValueError(
-            f"{name}: row {int(good.argmin())} holds a value that is not finite or not within "
-            f"+-{LARGEST:g}"
-        )
-    return array
+    tensor = tensor.contiguous()
+    if rows:
+        # A comparison with NaN is false, so one bound finds all three kinds.
+        good = torch.linalg.vector_norm(tensor, torch.inf, dim=1) <= LARGEST
+        if not bool(good.all()):
+            raise ValueError(
+                f"{name}: row {int((~good).int().argmax())} holds a value that is not finite or "
+                f"not within +-{LARGEST:g}"
+            )
+    return tensor
+
+
+def matrix(values: torch.Tensor | Array, name: str, *, empty: bool = False) -> Array:
+    """`checked` as an array on the CPU, in C order."""
+    return checked(values, name, empty=empty, device=torch.device("cpu")).numpy()
 
 
 def map_blocks(function: Callable[[slice], T], rows: int, block: int = BLOCK) -> Iterator[T]:
@@ -105,13 +126,6 @@ def flat_search(database: Array, k: int) -> Search:
             return faiss.knn(queries, database, k)
 
     return search
-
-
-def squared_distances(queries: Array, database: Array) -> Array:
-    """All squared distances (Q, N) float32, to the precision of `flat_search`, on the CPU."""
-    faiss = load_faiss()
-    with _one_thread(faiss):
-        return faiss.pairwise_distances(queries, database)
 
 
 @contextmanager

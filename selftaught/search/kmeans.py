@@ -1,128 +1,147 @@
-"""k-means on all the data: FAISS assigns, sums and inertia are float64."""
+"""k-means on all the rows, on one device or sharded over ranks."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from selftaught.search.flat import Array, flat_search, map_blocks, matrix, squared_distances
+from selftaught.search import assign
+from selftaught.search.direct import squared_to
+from selftaught.search.exact_sums import mean_of_rows, total_of
+from selftaught.search.flat import Array, checked
+from selftaught.search.lloyd import EMPTY_POLICIES, counted, lloyd
 from selftaught.search.neighbours import Rows, squared_knn
+from selftaught.search.seeding import plus_plus
+from selftaught.search.shards import Ranks, Shard, ranks_of
+
+BLOCK = 1 << 16
 
 
 class KMeansResult(NamedTuple):
-    """Centres and what belongs to them; tensors on the CPU.
+    """Centres and what belongs to them, on the device of the rows.
 
     Attributes:
-        centers: (k, D) float32, every one nearest to at least one sample.
-        assignment: (N,) int64, the nearest centre of each sample (lowest number on ties).
-        counts: (k,) int64, samples per centre.
-        inertia: sum of squared distances to the nearest centre, by direct differences in float64.
+        centers: (k, D) float32, every one nearest to at least one sample unless `empty="keep"`.
+        assignment: (N,) int64, the nearest centre of each sample of this rank (lowest number on
+            ties).
+        counts: (k,) int64, samples of all ranks per centre.
+        inertia: weighted sum over all ranks of squared distances to the nearest centre, by direct
+            differences in float64.
     """
 
-    centers: torch.Tensor
-    assignment: torch.Tensor
-    counts: torch.Tensor
+    centers: Tensor
+    assignment: Tensor
+    counts: Tensor
     inertia: float
 
 
-def _start(x: Array, k: int, generator: np.random.Generator) -> Array:
-    """Greedy k-means++ start: up to k distinct rows of `x`, fewer if there are fewer (k', D).
+class _Data(NamedTuple):
+    """A shard, its rows before they were moved, and the common origin (D,) float64."""
 
-    Each row is the best of 2 + log k drawn in proportion to the squared distance to the rows
-    chosen before (Arthur and Vassilvitskii 2007, the trials as in its Sec. 5).
-    """
-    trials = 2 + int(np.log(k))
-    nearest = np.full(len(x), np.inf)
-    row, rows = int(generator.integers(len(x))), []
-
-    def update(block: slice) -> None:
-        # Direct differences: a repeated row is at 0 exactly and is never drawn again.
-        difference = x[block] - x[row]
-        squared = np.einsum("nd,nd->n", difference, difference, dtype=np.float64)
-        np.minimum(nearest[block], squared, out=nearest[block])
-
-    def potentials(block: slice) -> Array:
-        squared = squared_distances(x[block], x[drawn])
-        return np.minimum(squared, nearest[block, None]).sum(axis=0)
-
-    while True:
-        rows.append(row)
-        for _ in map_blocks(update, len(x)):
-            pass
-        total = np.cumsum(nearest)
-        if len(rows) == k or total[-1] == 0:
-            return x[rows]
-        drawn = np.searchsorted(total, generator.random(trials) * total[-1], side="right")
-        drawn = np.minimum(drawn, np.flatnonzero(nearest)[-1])
-        row = int(drawn[np.sum(list(map_blocks(potentials, len(x))), axis=0).argmin()])
+    shard: Shard
+    original: Tensor
+    origin: Tensor
 
 
-def _nearest(x: Array, centers: Array) -> tuple[Array, Array]:
-    """Approximate squared distance (N,) and number (N,) of the nearest centre."""
-    search = flat_search(np.ascontiguousarray(centers, np.float32), 1)
-    found = list(map_blocks(lambda block: search(x[block]), len(x)))
-    squared, numbers = (np.concatenate(parts)[:, 0] for parts in zip(*found, strict=True))
-    return squared, numbers
+def _check_options(k: int, iterations: int, restarts: int, seed: int, empty: str) -> None:
+    counts = {"k": k, "iterations": iterations, "restarts": restarts}
+    for name, value, least in [*((n, v, 1) for n, v in counts.items()), ("seed", seed, 0)]:
+        if value < least:
+            raise ValueError(f"{name}={value}: must be at least {least}")
+    if empty not in EMPTY_POLICIES:
+        raise ValueError(f"empty: got {empty!r}, allowed are {', '.join(EMPTY_POLICIES)}")
 
 
-def _move(totals: Array, counts: Array, x: Array, clusters: Array, sign: int) -> None:
-    """Add (sign 1) or take away (-1) the rows of `x` from their clusters' sums, in fixed order."""
-
-    def partial(block: slice) -> tuple[Array, Array, Array]:
-        order = np.argsort(clusters[block], kind="stable")
-        found, first = np.unique(clusters[block][order], return_index=True)
-        sums = np.add.reduceat(x[block][order], first, axis=0, dtype=np.float64)
-        return found, sums, np.diff(first, append=len(order))
-
-    for found, sums, numbers in map_blocks(partial, len(x)):
-        totals[found] += sign * sums
-        counts[found] += sign * numbers
-
-
-def _lloyd(x: Array, centers: Array, iterations: int) -> Array:
-    """Centres (k, D) float64 after at most `iterations`, fewer once no sample moves.
-
-    A centre left empty moves to the sample farthest from its own centre.
-    """
-    k = len(centers)
-    centers = centers.astype(np.float64)
-    totals, counts = np.zeros_like(centers), np.zeros(k, np.int64)
-    previous = np.full(len(x), -1)
-    for _ in range(iterations):
-        squared, assignment = _nearest(x, centers)
-        empty = np.flatnonzero(np.bincount(assignment, minlength=k) == 0)
-        assignment[np.argsort(-squared, kind="stable")[: len(empty)]] = empty
-        # Few samples move after the first iterations: summing only those halves the time.
-        moved = np.flatnonzero(assignment != previous)
-        if not len(moved):
-            break
-        left = moved[previous[moved] >= 0]
-        _move(totals, counts, x[left], previous[left], -1)
-        _move(totals, counts, x[moved], assignment[moved], 1)
-        filled = counts > 0
-        centers[filled] = totals[filled] / counts[filled, None]
-        previous = assignment
-    return centers
+def _check_weights(weights: Tensor | Array | None, rows: int, device: torch.device) -> Any:
+    if weights is None:
+        return None
+    values = torch.as_tensor(weights).detach().to(device)
+    if values.shape != (rows,):
+        raise ValueError(f"weights: shape {tuple(values.shape)}, must be ({rows},), one for a row")
+    values = values.double()
+    good = values.isfinite() & (values >= 0)
+    if not bool(good.all()):
+        row = int((~good).int().argmax())
+        raise ValueError(
+            f"weights: row {row} is {float(values[row]):g}, must be finite and not negative"
+        )
+    return values
 
 
-def _finish(x: Array, centers: Array, shift: Array) -> KMeansResult:
+def _open(x: Rows, weights: Any, device: torch.device | None, ranks: Ranks) -> _Data:
+    """This rank's rows checked and moved to their common mean; raises on all ranks or on none."""
+    problem, original, weight = "", torch.empty(0, 0), None
+    try:
+        original = checked(x, "x", empty=ranks.count > 1, device=device)
+        weight = _check_weights(weights, len(original), original.device)
+    except ValueError as error:
+        problem = str(error)
+    ranks.agree(problem)
+    kinds = ranks.everyone((original.shape[1], weight is not None, len(original)))
+    if len({kind[:2] for kind in kinds}) > 1:
+        raise ValueError(f"x: widths and weights differ between ranks: {kinds}")
+    numbers = [kind[2] for kind in kinds]
+    rows = sum(numbers)
+    if not rows:
+        raise ValueError(f"x: shape {tuple(original.shape)} on every rank, must hold a row")
+    if weight is not None and float(total_of(weight, rows, ranks)) == 0:
+        raise ValueError("weights: all are 0, at least one must be positive")
+    # Rounded to the rows' dtype, so that moving small integers moves them exactly.
+    origin = mean_of_rows(original, rows, ranks, BLOCK).to(original.dtype)
+    moved = (original - origin).float()
+    first = sum(numbers[: ranks.own])
+    shard = Shard(x=moved, weights=weight, first=first, rows=rows, ranks=ranks)
+    return _Data(shard, original, origin.double())
+
+
+def _exactly(data: _Data, centers: Tensor, backend: str) -> Tensor:
+    """Nearest of the float32 `centers`, in float64 where the backend has it."""
+    moved = centers.double() - data.origin
+    parts = []
+    for part in data.original.split(BLOCK):
+        rows = part.double() - data.origin
+        if backend == "faiss" and len(rows):
+            numbers = squared_knn(rows.numpy(), moved.numpy(), 1)[1][:, 0]
+            parts.append(torch.from_numpy(numbers.copy()))
+        elif rows.device.type == "cpu":
+            parts.append(assign.native(rows, moved))
+        else:  # GPUs are slow in float64, and the kernels there have none
+            parts.append(assign.native(rows.float(), moved))
+    return torch.cat(parts)
+
+
+def _finish(data: _Data, centers: Tensor, backend: str, empty: str) -> KMeansResult:
     """Round the centres to what is returned, then assign exactly and drop empty ones."""
-    centers = (centers + shift).astype(np.float32)
+    shard = data.shard
+    centers = (centers + data.origin).float()
     while True:
-        moved = centers.astype(np.float64) - shift
-        squared, rows = squared_knn(x, moved, 1)
-        counts = np.bincount(rows[:, 0], minlength=len(centers))
-        if counts.all():
+        index = _exactly(data, centers, backend)
+        filled = counted(shard, index, len(centers)) > 0
+        if empty == "keep" or bool(filled.all()):
             break
-        centers = centers[counts > 0]
-    return KMeansResult(
-        torch.from_numpy(centers),
-        torch.from_numpy(rows[:, 0].copy()),
-        torch.from_numpy(counts),
-        float(squared.sum()),
-    )
+        centers = centers[filled]
+    squared = squared_to(data.original.double(), centers, index)
+    if shard.weights is not None:
+        squared = squared * shard.weights
+    counts = shard.ranks.total(torch.bincount(index, minlength=len(centers)))
+    return KMeansResult(centers, index, counts, total_of(squared, shard.rows, shard.ranks))
 
 
+def _starts(data: _Data, k: int, seed: int, restarts: int, initial: Rows | None) -> list[Tensor]:
+    if initial is None:
+        seeds = np.random.SeedSequence(seed).spawn(restarts)
+        return [plus_plus(data.shard, k, np.random.default_rng(s)) for s in seeds]
+    start = checked(initial, "initial", device=data.shard.x.device)
+    if start.shape != (k, data.shard.x.shape[1]) or restarts != 1:
+        raise ValueError(
+            f"initial: shape {tuple(start.shape)} with restarts={restarts}, "
+            f"must be ({k}, {data.shard.x.shape[1]}) with restarts=1"
+        )
+    return [start.double() - data.origin]
+
+
+@torch.no_grad()
 def kmeans(
     x: Rows,
     k: int,
@@ -132,51 +151,57 @@ def kmeans(
     restarts: int = 1,
     initial: Rows | None = None,
     allow_fewer: bool = False,
+    weights: Tensor | Array | None = None,
+    empty: str = "farthest",
+    backend: str = "auto",
+    group: Any = None,
 ) -> KMeansResult:
-    """Lloyd's k-means from a k-means++ start, over every sample (no subsampling).
+    """Lloyd's k-means from a greedy k-means++ start, over every sample (no subsampling).
 
-    The data are centred before FAISS sees them. The result depends on the data, `seed` and the
-    device only, not on the number of threads. With fewer than k distinct samples, or when a
-    centre owns no sample in the end, the result has fewer than k centres.
+    The result depends on the data, `seed`, `backend` and the kind of device only: neither on the
+    number of threads nor, with a `group`, on how the rows are divided over its ranks. With fewer
+    than k distinct samples, or when a centre owns no sample in the end, it has fewer than k
+    centres.
 
     Args:
-        x: (N, D) floats, tensor on any device or array.
+        x: (N, D) floats, tensor on any device or array; with a group this rank's part of the rows,
+            which may be of any size or empty. The work is done where the rows are.
         k: number of centres.
         seed: of the starts.
         iterations: at most this many updates per start; stops early when no sample moves.
         restarts: starts; the one with the least inertia is returned.
         initial: (k, D) start to use instead of k-means++; `restarts` must then be 1.
         allow_fewer: accept N < k and return up to N centres.
+        weights: (N,) how much each sample counts, at least 0; None: all count 1.
+        empty: what becomes of a centre that no sample is nearest to during the iterations.
+            "farthest": it moves to the sample farthest from its own centre; "split": it halves the
+            largest cluster; "keep": it stays, in the result too; "drop": it goes.
+        backend: "native", the fused nearest-centre op; "faiss", on the CPU; "auto", the faster.
+        group: process group, or "world", whose ranks hold the rows; None: this process alone.
 
     Returns:
-        Centres, assignment, counts and inertia.
+        Centres, counts and inertia, the same on every rank; assignment of this rank's samples.
 
     Raises:
         ValueError: k, iterations or restarts below 1, N < k without `allow_fewer`, a start of
-            another shape, data empty, not floating point or not finite.
-        InputError: faiss is missing.
+            another shape, weights negative or all 0, data empty, not floating point or not finite.
+            With a group every rank raises.
+        InputError: `backend="faiss"` and faiss is missing.
     """
-    data = matrix(x, "x")
-    counts = {"k": k, "iterations": iterations, "restarts": restarts}
-    for name, value, least in [*((n, v, 1) for n, v in counts.items()), ("seed", seed, 0)]:
-        if value < least:
-            raise ValueError(f"{name}={value}: must be at least {least}")
-    if len(data) < k and not allow_fewer:
-        raise ValueError(f"k={k}: only {len(data)} samples, must be at most their number")
-    shift = data.mean(axis=0, dtype=np.float64).astype(data.dtype)
-    data = np.ascontiguousarray(data - shift, np.float32)
-    shift = shift.astype(np.float64)
-    starts = []
-    if initial is not None:
-        start = matrix(initial, "initial")
-        if start.shape != (k, data.shape[1]) or restarts != 1:
-            raise ValueError(
-                f"initial: shape {start.shape} with restarts={restarts}, "
-                f"must be ({k}, {data.shape[1]}) with restarts=1"
-            )
-        starts = [start - shift]
-    else:
-        seeds = np.random.SeedSequence(seed).spawn(restarts)
-        starts = [_start(data, min(k, len(data)), np.random.default_rng(s)) for s in seeds]
-    results = [_finish(data, _lloyd(data, start, iterations), shift) for start in starts]
-    return min(results, key=lambda result: result.inertia)
+    _check_options(k, iterations, restarts, seed, empty)
+    asked = torch.as_tensor(x)
+    kind = assign.choose(backend, asked.device, asked.shape[-1] if asked.ndim else 0)
+    ranks = ranks_of(group)
+    keep_there = kind == "native" and asked.device.type in ("cpu", "cuda")
+    data = _open(x, weights, None if keep_there else torch.device("cpu"), ranks)
+    if data.shard.rows < k and not allow_fewer:
+        raise ValueError(f"k={k}: only {data.shard.rows} samples, must be at most their number")
+    nearest = assign.faiss if kind == "faiss" else assign.native
+    best: KMeansResult | None = None
+    for start in _starts(data, k, seed, restarts, initial):
+        found = _finish(data, lloyd(data.shard, start, iterations, nearest, empty), kind, empty)
+        if best is None or found.inertia < best.inertia:
+            best = found
+    assert best is not None
+    centers, assignment, counts = (t.to(asked.device) for t in best[:3])
+    return KMeansResult(centers, assignment, counts, best.inertia)

@@ -1,0 +1,134 @@
+"""Lloyd's iterations over sharded rows: exact sums, four policies for a cluster left empty."""
+
+import torch
+from torch import Tensor
+
+from selftaught.search.assign import Assign
+from selftaught.search.direct import squared_to
+from selftaught.search.exact_sums import on_grid, peak, scale_for, summing_dtype
+from selftaught.search.shards import Shard
+
+EMPTY_POLICIES = ("farthest", "split", "keep", "drop")
+BLOCK = 1 << 16
+SPLIT = 2.0**-10
+
+
+class _Sums:
+    """Weighted sums of the rows of each cluster, kept up to date by the rows that move.
+
+    They are exact, so taking rows away and adding them leaves the bits that summing all would.
+    """
+
+    def __init__(self, shard: Shard, clusters: int) -> None:
+        self.shard = shard
+        self.dtype = summing_dtype(shard.x.device)
+        weights, ranks = shard.weights, shard.ranks
+        largest = peak(shard.x, ranks)
+        self.one = torch.ones((), dtype=torch.float64, device=largest.device)
+        heaviest = self.one if weights is None else peak(weights[:, None], ranks)[0]
+        self.scale = scale_for(largest * heaviest, shard.rows, self.dtype)
+        self.weight_scale = scale_for(heaviest, shard.rows, self.dtype)
+        self.totals = shard.x.new_zeros(clusters, shard.x.shape[1], dtype=self.dtype)
+        self.masses = shard.x.new_zeros(clusters, dtype=self.dtype)
+
+    def _add(self, rows: Tensor, clusters: Tensor, sign: int) -> None:
+        for part, index in zip(rows.split(BLOCK), clusters.split(BLOCK), strict=True):
+            values = self.shard.x[part].double()
+            if self.shard.weights is None:
+                weights = self.one.expand(len(part))
+            else:
+                weights = self.shard.weights[part]
+                values *= weights[:, None]
+            values *= self.scale
+            self.totals.index_add_(0, index, values.round_().to(self.dtype), alpha=sign)
+            mass = on_grid(weights, self.weight_scale, self.dtype)
+            self.masses.index_add_(0, index, mass, alpha=sign)
+
+    def move(self, before: Tensor, now: Tensor) -> bool:
+        """Take up assignments `now` (N,) after `before`, -1 for none; whether any rank's differ."""
+        moved = torch.nonzero(now != before)[:, 0]
+        if not int(self.shard.ranks.total(torch.tensor(len(moved)))):
+            return False
+        if 2 * len(moved) > len(now):
+            self.totals.zero_()
+            self.masses.zero_()
+            moved = torch.arange(len(now), device=now.device)
+        else:
+            self._add(moved, before[moved], -1)
+        self._add(moved, now[moved], 1)
+        return True
+
+    def means(self, otherwise: Tensor) -> Tensor:
+        """(K, D) float64 means of the clusters, `otherwise` where a cluster weighs nothing."""
+        ranks = self.shard.ranks
+        totals, masses = ranks.total(self.totals).double(), ranks.total(self.masses).double()
+        means = totals / self.scale / (masses / self.weight_scale)[:, None]
+        return torch.where(masses[:, None] > 0, means, otherwise)
+
+
+def counted(shard: Shard, assignment: Tensor, clusters: int) -> Tensor:
+    """Rows of positive weight in each cluster (K,) int64, over all ranks."""
+    held = assignment if shard.weights is None else assignment[shard.weights > 0]
+    return shard.ranks.total(torch.bincount(held, minlength=clusters))
+
+
+def _farthest(shard: Shard, centers: Tensor, assignment: Tensor, empty: Tensor) -> Tensor:
+    """`assignment` with each empty cluster given one of the rows farthest from their centres."""
+    squared = squared_to(shard.x, centers, assignment)
+    if shard.weights is not None:
+        squared = squared.masked_fill(shard.weights <= 0, -1)
+    # A stable order: of equal distances the lowest row comes first, here and over the ranks.
+    order = torch.argsort(-squared, stable=True)[: len(empty)]
+    mine = zip((-squared[order]).tolist(), (order + shard.first).tolist(), strict=True)
+    found = sorted(pair for part in shard.ranks.everyone(list(mine)) for pair in part)
+    assignment = assignment.clone()
+    for (negative, row), cluster in zip(found, empty.tolist(), strict=False):
+        if negative <= 0 and 0 <= row - shard.first < len(assignment):
+            assignment[row - shard.first] = cluster
+    return assignment
+
+
+def _split(centers: Tensor, counts: Tensor) -> Tensor:
+    """Centres with each empty one put beside that of the largest cluster, whose rows they share."""
+    centers, counts = centers.clone(), counts.clone()
+    signs = torch.ones_like(centers[0])
+    signs[1::2] = -1
+    for cluster in torch.nonzero(counts == 0)[:, 0].tolist():
+        donor = int(counts.argmax())
+        centers[cluster] = centers[donor] * (1 + SPLIT * signs)
+        centers[donor] *= 1 - SPLIT * signs
+        counts[cluster] = counts[donor] // 2
+        counts[donor] -= counts[cluster]
+    return centers
+
+
+def lloyd(shard: Shard, centers: Tensor, iterations: int, assign: Assign, empty: str) -> Tensor:
+    """Centres (K, D) float64 after at most `iterations` updates, fewer once no row moves.
+
+    Args:
+        shard: this rank's rows.
+        centers: (K, D) start, the same on every rank.
+        iterations: at least 1.
+        assign: finds the nearest centre of rows.
+        empty: one of `EMPTY_POLICIES`.
+    """
+    centers = centers.double()
+    sums = _Sums(shard, len(centers))
+    previous = torch.full((len(shard.x),), -1, device=shard.x.device)
+    for _ in range(iterations):
+        now = assign(shard.x, centers.float())
+        counts = counted(shard, now, len(centers))
+        gaps = torch.nonzero(counts == 0)[:, 0]
+        if len(gaps) and empty == "farthest":
+            now = _farthest(shard, centers, now, gaps)
+        elif len(gaps) and empty == "drop":
+            now = (torch.cumsum(counts > 0, 0) - 1)[now]
+            centers, previous = centers[counts > 0], torch.full_like(now, -1)
+            sums = _Sums(shard, len(centers))
+        if not sums.move(previous, now) and not (len(gaps) and empty == "split"):
+            break
+        centers = sums.means(centers)
+        if len(gaps) and empty == "split":
+            centers = _split(centers, counts)
+        previous = now
+    return centers
