@@ -59,7 +59,7 @@ def truth(objective: str, views: list[Tensor], temperature: float) -> tuple[floa
     else:
         value = eager(*double, temperature)
     value.backward()
-    return float(value), torch.cat([view.grad for view in double])
+    return float(value.detach()), torch.cat([view.grad for view in double])
 
 
 def errors(
