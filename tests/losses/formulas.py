@@ -53,6 +53,14 @@ def info_nce(query, key, negatives, tau, symmetric: bool = False, normalize: boo
     return torch.cat(losses)
 
 
+def queue(query, key, negatives, tau, normalize: bool = True) -> Tensor:
+    if normalize:
+        query, key, negatives = unit(query), unit(key), unit(negatives)
+    positive = (query * key).sum(1, keepdim=True)
+    logits = torch.cat([positive, query @ negatives.T], 1) / tau
+    return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.int64), reduction="none")
+
+
 def nearest(x: Tensor, centers: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
     squared = (x[:, None] - centers[None]).square().sum(2)
     if active is not None:

@@ -17,6 +17,8 @@ from selftaught.losses import (
 from tests.losses import formulas
 from tests.losses.formulas import gradients, relative_error, views
 
+pytestmark = pytest.mark.usefixtures("every_backend")
+
 # images, width, noise between views, temperature, (lowest, highest) mean NT-Xent loss
 REGIMES = {
     "loss 5": (90, 128, 3.0, 0.5, (4.5, 5.5)),
@@ -25,17 +27,26 @@ REGIMES = {
     "loss 1e-6": (20, 128, 0.1, 0.05, (1e-9, 1e-5)),
     "width 16": (31, 16, 0.5, 0.2, (0.0, 9.0)),
     "width 17": (7, 17, 0.5, 0.07, (0.0, 9.0)),
+    "width 200": (23, 200, 0.6, 0.1, (0.0, 9.0)),
+    "width 512": (12, 512, 0.6, 0.1, (0.0, 9.0)),
+    "width 768": (17, 768, 0.6, 0.1, (0.0, 9.0)),
+    "width 1024": (9, 1024, 0.6, 0.1, (0.0, 9.0)),
     "cold": (9, 17, 1.0, 0.005, (0.0, 200.0)),
     "hot": (9, 17, 1.0, 10.0, (2.0, 4.0)),
     "two images": (2, 3, 1.0, 0.5, (0.0, 9.0)),
 }
-LOSSES = ("ntxent", "supcon", "info_nce", "clip")
+LOSSES = ("ntxent", "supcon", "info_nce", "clip", "queue")
 
 
 def labels_for(images: int) -> torch.Tensor:
     labels = torch.arange(images) % 4
     labels[::3] = -1
     return labels
+
+
+def bank(loss, z1, z2):
+    """Negatives; alone they must be hard, or the plain formula has no digits of the loss."""
+    return z2.roll(1, 0)[:4] if loss == "queue" else z1[:2].roll(1, 1)
 
 
 def ours(loss: str, z1, z2, tau, **settings):
@@ -45,9 +56,8 @@ def ours(loss: str, z1, z2, tau, **settings):
         return supcon_loss(z1, z2, labels_for(len(z1)), tau, reduction="none", **settings)
     if loss == "clip":
         return info_nce_loss(z1, z2, temperature=tau, symmetric=True, reduction="none", **settings)
-    return info_nce_loss(
-        z1, z2, negatives=z1[:2].roll(1, 1), temperature=tau, reduction="none", **settings
-    )
+    settings |= {"negatives": bank(loss, z1, z2), "temperature": tau, "reduction": "none"}
+    return info_nce_loss(z1, z2, in_batch=loss != "queue", **settings)
 
 
 def theirs(loss: str, z1, z2, tau, **settings):
@@ -55,7 +65,9 @@ def theirs(loss: str, z1, z2, tau, **settings):
         return formulas.ntxent(z1, z2, tau, **settings)
     if loss == "supcon":
         return formulas.supcon(z1, z2, labels_for(len(z1)), tau, **settings)
-    negatives = None if loss == "clip" else z1[:2].roll(1, 1)
+    negatives = None if loss == "clip" else bank(loss, z1, z2)
+    if loss == "queue":
+        return formulas.queue(z1, z2, negatives, tau, **settings)
     return formulas.info_nce(z1, z2, negatives, tau, symmetric=loss == "clip", **settings)
 
 
@@ -186,7 +198,7 @@ def test_supcon_without_classes_is_ntxent():
     torch.testing.assert_close(
         supcon_loss(z1, z2, none, 0.1, reduction="none"),
         ntxent_loss(z1, z2, 0.1, reduction="none"),
-        rtol=1e-12,
+        rtol=1e-11,
         atol=0,
     )
 
@@ -283,6 +295,10 @@ def test_wrong_arguments_are_named():
         "key: must be finite, but row 2": lambda: info_nce_loss(z, bad),
         "negatives: width D": lambda: info_nce_loss(z, z, negatives=z[:, :3]),
         "negatives: must have at least one row": lambda: info_nce_loss(z, z, negatives=z[:0]),
+        "in_batch: False needs `negatives`": lambda: info_nce_loss(z, z, in_batch=False),
+        "exchange: got 'star', allowed are gather, ring": lambda: ntxent_loss(
+            z, z, exchange="star"
+        ),
         "negatives: must be None": lambda: info_nce_loss(z, z, negatives=z, symmetric=True),
         "temperature: must be a finite number above 0, got 0": lambda: ntxent_loss(z, z, 0),
         "temperature: must be a finite number above 0, got -1.0": lambda: NTXentLoss(-1.0),

@@ -14,6 +14,8 @@ from selftaught.losses import (
 from tests.losses import formulas
 from tests.losses.formulas import relative_error
 
+pytestmark = pytest.mark.usefixtures("every_backend")
+
 SHAPES = [(1, 1, 1), (5, 1, 17), (37, 100, 128), (64, 7, 16), (3, 11, 100), (20, 300, 3)]
 
 
