@@ -10,9 +10,8 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from selftaught.kernels.triton import nearest_center as kernels  # noqa: E402
-from selftaught.kernels.triton import nearest_gradient as gradients  # noqa: E402
 from selftaught.kernels.triton import spheres  # noqa: E402
+from selftaught.kernels.triton.spheres import gradients, kernels  # noqa: E402
 
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 POINTERS = dict(

@@ -14,6 +14,8 @@ SHAPES += [(65, count, 17) for count in (1, 2, 129, 1000)]
 LOW_SHAPES = [(5, 1, 1), (37, 100, 128), (65, 129, 40), (3, 33, 200), (5, 100, 512)]
 CALLS = [(shape, torch.float32) for shape in SHAPES]
 CALLS += [(shape, dtype) for shape in LOW_SHAPES for dtype in LOW[1:]]
+GRADIENTS = [(shape, LOW[0]) for shape in [(1, 1, 1), (67, 7, 130), (20, 50, 3)]]
+GRADIENTS += [(shape, dtype) for shape in [(5, 1, 17), (3, 11, 100)] for dtype in LOW]
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +68,7 @@ def test_precision_of_the_scores_may_be_chosen(precision):
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0, 1e2, 1e4])
-@pytest.mark.parametrize("spread", [1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("spread", [1e-4, 1.0])
 def test_collapse_and_offset(spread, offset):
     x, c = points(70, 40, 40, spread, offset)
     for precision in ("fp32", "fp16", "bf16"):
@@ -78,6 +80,14 @@ def test_many_centers():
     x, c = points(5, 1100, 16, offset=50.0)
     active = torch.arange(1100, device=DEVICE) % 3 != 0
     check(x, c, nearest(x, c, active), active)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_pairs_of_centers_within_the_error_of_the_scores(precision):
+    x, c = points(140, 70, 40)
+    c[1::2] = c[::2] + 1e-4 * c[1::2]
+    x = c.repeat(2, 1) + 1e-4 * x
+    check(x, c, nearest(x, c, precision=precision))
 
 
 @pytest.mark.parametrize("apart", [1e-3, 1e-5, 3e-7])
@@ -92,10 +102,20 @@ def test_more_centers_than_two_within_the_error_of_the_scores(apart):
     check(x, c, nearest(x, c))
 
 
+def test_scores_are_as_good_as_float32():
+    """Eight centres all around each row whose distances differ by a few parts in 10,000."""
+    generator = torch.Generator().manual_seed(5)
+    x = 4 * formulas.unit(torch.randn(40, 24, dtype=torch.float64, generator=generator))
+    around = formulas.unit(torch.randn(320, 24, dtype=torch.float64, generator=generator))
+    length = 1 + 2e-4 * torch.rand(320, 1, dtype=torch.float64, generator=generator) * 8
+    c = (x.repeat_interleave(8, 0) + around * length).float().to(DEVICE)
+    check(x.float().to(DEVICE), c, nearest(x.float().to(DEVICE), c))
+
+
 @pytest.mark.parametrize("dtype", LOW)
 def test_ties_go_to_the_smallest_index(dtype):
     _, c = points(1, 130, 33, dtype=dtype)
-    for same in ((3, 70), (129, 64, 8), (70, 65, 66, 128)):
+    for same in ((3, 70), (129, 64, 8)):
         copies = c.clone()
         copies[list(same)] = c[same[0]]
         x = copies[[same[0], 40]] * 1.0078125
@@ -130,9 +150,8 @@ def test_inactive_centers_are_never_nearest():
     assert (nearest(x, c[:2], ~active[:2])[1] == 1).all()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("count, precision", [(1, "fp32"), (70, "fp32"), (70, "bf16")])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("count", [1, 2, 70])
 def test_rows_that_are_not_finite(count, value, precision):
     x, c = points(66, count, 40)
     expected = nearest(x, c, precision=precision)
@@ -156,6 +175,8 @@ def test_distances_that_overflow_are_infinite():
     squared, index = nearest(x, c)
     assert squared.isfinite().tolist() == [True, False, True]
     assert squared[1] == float("inf") and index[1] >= 0
+    y = torch.full((3,), -1, device=DEVICE)
+    assert spheres.mad(x, c, y, None, 1.0, 1e-6, "auto")[0][1] == 0
 
 
 @pytest.mark.parametrize("dtype", LOW)
@@ -164,7 +185,7 @@ def test_a_row_does_not_depend_on_its_batch(dtype):
     y = semi_labels(150)
     whole = spheres.mad(x, c, y, None, 0.5, 1e-3, "auto")
     again = spheres.mad(x, c, y, None, 0.5, 1e-3, "auto")
-    places = [0, 1, 8, 75, 150]
+    places = [0, 1, 76, 150]
     parts = [
         spheres.mad(x[a:b], c, y[a:b], None, 0.5, 1e-3, "auto")
         for a, b in zip(places, places[1:], strict=False)
@@ -177,8 +198,7 @@ def test_a_row_does_not_depend_on_its_batch(dtype):
         assert torch.equal(mixed[place], value[order])
 
 
-@pytest.mark.parametrize("dtype", LOW)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 1, 17), (67, 7, 130), (3, 11, 100), (20, 50, 3)])
+@pytest.mark.parametrize("shape, dtype", GRADIENTS)
 def test_losses_and_gradients(shape, dtype):
     x, c = points(*shape, dtype=dtype)
     y = semi_labels(shape[0]).to(torch.int8)

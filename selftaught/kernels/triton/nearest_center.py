@@ -293,7 +293,7 @@ def _loss(squared, label, eta, eps):
     """The MAD loss; NaN for any label but -1, 0, 1."""
     loss = tl.where(label == 0, squared, float("nan"))
     loss = tl.where(label == 1, eta * (squared + eps), loss)
-    return tl.where(label == -1, tl.math.div_rn(eta + 0.0 * squared, squared + eps), loss)
+    return tl.where(label == -1, tl.math.div_rn(tl.zeros_like(squared) + eta, squared + eps), loss)
 
 
 @triton.jit(do_not_specialize=["N", "K"])

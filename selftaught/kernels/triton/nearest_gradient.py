@@ -26,7 +26,7 @@ def _coefficient(
         by_distance = tl.where(label == 0, 1.0, float("nan"))
         by_distance = tl.where(label == 1, eta, by_distance)
         # Divided twice: the square of a small eps is 0 in float32.
-        steep = -tl.math.div_rn(tl.math.div_rn(eta + 0.0 * distance, distance), distance)
+        steep = -tl.math.div_rn(tl.math.div_rn(tl.zeros_like(distance) + eta, distance), distance)
         slope = slope * tl.where(label == -1, steep, by_distance)
     return tl.where(nearest < 0, float("nan"), slope), tl.maximum(nearest, 0)
 
