@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -68,7 +69,9 @@ class PretextConfig:
             imagenet = start from model.weights, none = random weights.
         epochs: passes over the training set.
         batch_size: images in a global batch; divided over ranks. Each gives two views.
-        lr: Adam's learning rate.
+        lr: learning rate.
+        optimizer: adam as published; sgd and lars (for large batches) have momentum 0.9 and want
+            rates of their own, some 0.05 and 0.3 times batch_size / 256.
         milestones: epochs at which the rate is divided by ten.
         temperature: of the softmax over similarities.
         weight_decay: coupled L2.
@@ -79,6 +82,7 @@ class PretextConfig:
     epochs: int = 100
     batch_size: int = 24
     lr: float = 1e-3
+    optimizer: Literal["adam", "sgd", "lars"] = "adam"
     milestones: list[int] = field(default_factory=lambda: [70, 90])
     temperature: float = 0.5
     weight_decay: float = 1e-6
@@ -95,7 +99,9 @@ class FinetuneConfig:
         eta: weight of known images.
         epochs: passes over the training set.
         batch_size: images in a global batch; divided over ranks.
-        lr: Adam's learning rate.
+        lr: learning rate.
+        optimizer: adam as published; sgd and lars (for large batches) have momentum 0.9 and want
+            rates of their own, some 0.05 and 0.3 times batch_size / 256.
         milestones: epochs at which the rate is divided by ten.
         weight_decay: coupled L2.
         center_epsilon: centre coordinates closer to 0 than this are pushed to +-this; 0 stays.
@@ -110,6 +116,7 @@ class FinetuneConfig:
     epochs: int = 150
     batch_size: int = 16
     lr: float = 1e-4
+    optimizer: Literal["adam", "sgd", "lars"] = "adam"
     milestones: list[int] = field(default_factory=lambda: [90, 140])
     weight_decay: float = 1e-6
     center_epsilon: float = 0.1
@@ -120,20 +127,34 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How the work is carried out; nothing here changes what is computed beyond rounding.
+    """How the work is carried out; all but accumulate, clip and sync_batch_norm compute the same.
 
     Args:
-        kind: ddp covers one process and any number under torchrun.
+        kind: ddp covers one process and any number under torchrun; deepspeed too, where installed.
+        zero_stage: with deepspeed, what is divided over ranks: 0 = nothing, 1 = optimizer state,
+            2 = gradients too.
         precision: auto = bf16 autocast on GPUs and CPUs that multiply bf16, fp32 elsewhere.
         accumulate: micro-batches per optimizer step; a contrastive loss then sees only the
-            negatives of its micro-batch.
+            negatives of its micro-batch, on all ranks.
+        clip: largest norm of the gradient of a step; 0 = any.
+        sync_batch_norm: auto = statistics of the global micro-batch wherever several ranks train,
+            off = each rank its own.
+        compile: torch.compile of the encoder; logs what it gained.
+        peak_tflops: what one device can do at best, in TFLOP/s; 0 = no MFU in the metrics.
+        profile: steps whose profiler trace is written to profile/, such as 10-12; empty = none.
         save_every: steps between checkpoints; 0 = at ends of epochs, at most one a minute.
         resume: auto continues a run found in the folder, never refuses such a folder.
     """
 
-    kind: Literal["ddp"] = "ddp"
+    kind: Literal["ddp", "deepspeed"] = "ddp"
+    zero_stage: Literal[0, 1, 2] = 1
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     accumulate: int = 1
+    clip: float = 0.0
+    sync_batch_norm: Literal["auto", "off"] = "auto"
+    compile: bool = False
+    peak_tflops: float = 0.0
+    profile: str = ""
     save_every: int = 0
     resume: Literal["auto", "never"] = "auto"
 
@@ -217,6 +238,37 @@ def _require(option: str, value: Any, allowed: str, fine: bool) -> None:
         raise InputError(f"{option} is {value!r}; allowed: {allowed}")
 
 
+def profile_window(text: str) -> range:
+    """The 0-based steps that `engine.profile` names, first and last included; none if empty.
+
+    Raises:
+        InputError: it is not `first-last` with 0 <= first <= last.
+    """
+    if not text:
+        return range(0)
+    first, dash, last = text.partition("-")
+    fine = bool(dash) and first.isdecimal() and last.isdecimal() and int(first) <= int(last)
+    _require("engine.profile", text, "first-last steps counted from 0, such as 10-12", fine)
+    return range(int(first), int(last) + 1)
+
+
+def _check_engine(config: Config) -> None:
+    engine = config.engine
+    for name, smallest in (("accumulate", 1), ("clip", 0), ("peak_tflops", 0), ("save_every", 0)):
+        value = getattr(engine, name)
+        fine = math.isfinite(value) and value >= smallest
+        _require(f"engine.{name}", value, f"{smallest} or more", fine)
+    profile_window(engine.profile)
+    for name, stage in (("pretext", config.pretext), ("finetune", config.finetune)):
+        _require(
+            f"{name}.optimizer",
+            stage.optimizer,
+            f"adam or sgd with engine.zero_stage {engine.zero_stage}, which flattens the layers "
+            "that lars scales by, or engine.zero_stage 0",
+            stage.optimizer != "lars" or engine.kind != "deepspeed" or engine.zero_stage == 0,
+        )
+
+
 def check(config: Config) -> Config:
     """Refuse settings that cannot work, naming option, value and what is allowed.
 
@@ -271,12 +323,7 @@ def check(config: Config) -> Config:
     _require("finetune.eta", tune.eta, "above 0", tune.eta > 0)
     _require("finetune.center_epsilon", tune.center_epsilon, "0 or more", tune.center_epsilon >= 0)
     _require("finetune.validate_every", tune.validate_every, "0 or more", tune.validate_every >= 0)
-    _require(
-        "engine.accumulate", config.engine.accumulate, "1 or more", config.engine.accumulate >= 1
-    )
-    _require(
-        "engine.save_every", config.engine.save_every, "0 or more", config.engine.save_every >= 0
-    )
+    _check_engine(config)
     _require("score.neighbours", config.score.neighbours, "1 or more", config.score.neighbours >= 1)
     _require("score.batch_size", config.score.batch_size, "1 or more", config.score.batch_size >= 1)
     quantile = config.score.flag_quantile

@@ -9,18 +9,23 @@ from typing import Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from selftaught import distributed
+from selftaught.models.sync_norm import synchronise_norms
+from selftaught.training import optim
+from selftaught.training.config import EngineConfig
 from selftaught.training.tasks import Task
 
 Batch = dict[str, Tensor]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 class Engine(Protocol):
     """What the loop needs; an engine never knows which stage it trains."""
 
     task: Task
+    bf16: bool
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The task's outputs, `loss` among them."""
@@ -32,19 +37,19 @@ class Engine(Protocol):
         """Add the gradient of `loss / parts`."""
 
     def gradient_norm(self) -> Tensor:
-        """Euclidean norm of the averaged gradient, 0-d."""
+        """Euclidean norm of the averaged gradient before clipping, 0-d; all ranks take part."""
 
     def step(self, lr: float) -> None:
-        """Update the parameters at learning rate `lr` and clear the gradients."""
+        """Clip, update the parameters at learning rate `lr` and clear the gradients."""
 
     def sync_buffers(self) -> None:
         """Give every rank rank 0's buffers (batch-norm statistics)."""
 
     def state(self) -> dict[str, Tensor]:
-        """Optimizer state as named tensors."""
+        """Optimizer state as named tensors, whole on every rank; all ranks take part."""
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state` gave."""
+        """Take up what any engine's `state` gave, after the task's weights were loaded."""
 
 
 def bf16_pays(device: torch.device) -> bool:
@@ -55,6 +60,19 @@ def bf16_pays(device: torch.device) -> bool:
     return bool(facts.get("avx512_bf16") or facts.get("amx_bf16"))
 
 
+def casts(precision: Precision, device: torch.device) -> bool:
+    """Whether forward passes run under bf16 autocast."""
+    return bf16_pays(device) if precision == "auto" else precision == "bf16"
+
+
+@torch.no_grad()
+def share_buffers(task: nn.Module) -> None:
+    """Rank 0's floating-point buffers on all ranks."""
+    for buffer in task.buffers():
+        if buffer.is_floating_point():
+            distributed.broadcast_tensor(buffer)
+
+
 def _no_buffer_broadcast() -> dict[str, bool]:
     # Rank 0's buffers would overwrite the other ranks' counts per centre. torch 2.15 renamed it.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
@@ -63,12 +81,14 @@ def _no_buffer_broadcast() -> dict[str, bool]:
 
 
 class TorchEngine:
-    """Adam in one process, or DistributedDataParallel where a process group is up.
+    """A torch optimizer in one process, or DistributedDataParallel where a process group is up.
 
     Args:
         task: the module to train, on its device.
         weight_decay: coupled L2, as in the paper.
+        optimizer: adam, sgd or lars.
         precision: auto = bf16 autocast where the device multiplies bf16, fp32 elsewhere.
+        clip: largest norm of a gradient, 0 = any.
     """
 
     def __init__(
@@ -76,11 +96,15 @@ class TorchEngine:
         task: Task,
         *,
         weight_decay: float,
-        precision: Literal["auto", "fp32", "bf16"] = "auto",
+        optimizer: optim.Name = "adam",
+        precision: Precision = "auto",
+        clip: float = 0.0,
     ) -> None:
         self.task = task
         self.device = next(task.parameters()).device
-        self.bf16 = bf16_pays(self.device) if precision == "auto" else precision == "bf16"
+        self.bf16 = casts(precision, self.device)
+        self.clip = clip
+        self.norm: Tensor | None = None
         self.module: nn.Module = task
         if distributed.world_size() > 1:
             self.module = DistributedDataParallel(
@@ -89,7 +113,7 @@ class TorchEngine:
                 **_no_buffer_broadcast(),  # type: ignore[arg-type]
             )
         self.parameters = [p for p in task.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, weight_decay=weight_decay)
+        self.optimizer = optim.make_optimizer(optimizer, self.parameters, weight_decay)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The task's outputs under the chosen precision."""
@@ -108,35 +132,61 @@ class TorchEngine:
 
     def gradient_norm(self) -> Tensor:
         """Euclidean norm of the gradient, 0-d."""
-        return get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        self.norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        return self.norm
 
     def step(self, lr: float) -> None:
-        """One Adam update at rate `lr`."""
+        """One clipped update at rate `lr`."""
+        if self.clip > 0:
+            norm = self.gradient_norm() if self.norm is None else self.norm
+            clip_grads_with_norm_(self.parameters, self.clip, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.norm = None
 
     def sync_buffers(self) -> None:
         """Rank 0's floating-point buffers on all ranks."""
-        for buffer in self.task.buffers():
-            if buffer.is_floating_point():
-                distributed.broadcast_tensor(buffer)
+        share_buffers(self.task)
 
     def state(self) -> dict[str, Tensor]:
         """Optimizer state, keys `<parameter number>.<name>`."""
-        state = self.optimizer.state_dict()["state"]
-        return {
-            f"{number}.{name}": value
-            for number, one in state.items()
-            for name, value in one.items()
-        }
+        return optim.state_of(self.optimizer)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up what `state` gave."""
-        nested: dict[int, dict[str, Tensor]] = {}
-        for key, value in state.items():
-            number, name = key.split(".", 1)
-            nested.setdefault(int(number), {})[name] = value
-        whole = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({"state": nested, "param_groups": whole["param_groups"]})
+        optim.load_state(self.optimizer, state)
+
+
+def make_engine(
+    task: Task, config: EngineConfig, *, optimizer: optim.Name, weight_decay: float
+) -> Engine:
+    """The engine that `config` names, around a task that is on its device.
+
+    The task's batch norms are replaced by synchronised ones where several ranks train.
+
+    Raises:
+        InputError: DeepSpeed is asked for and cannot be had, or cannot run this optimizer.
+    """
+    if config.sync_batch_norm == "auto":
+        synchronise_norms(task)
+    if config.kind == "deepspeed":
+        from selftaught.training.deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine(
+            task,
+            weight_decay=weight_decay,
+            optimizer=optimizer,
+            precision=config.precision,
+            clip=config.clip,
+            accumulate=config.accumulate,
+            zero_stage=config.zero_stage,
+        )
+    return TorchEngine(
+        task,
+        weight_decay=weight_decay,
+        optimizer=optimizer,
+        precision=config.precision,
+        clip=config.clip,
+    )

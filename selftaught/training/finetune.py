@@ -18,7 +18,7 @@ from selftaught.search import kmeans
 from selftaught.training import checkpoint, guards
 from selftaught.training.checkpoint import Checkpoint
 from selftaught.training.config import Config
-from selftaught.training.engine import TorchEngine
+from selftaught.training.engine import make_engine
 from selftaught.training.inputs import (
     Images,
     Rows,
@@ -186,7 +186,9 @@ def finetune(
     task = FinetuneTask(embedder, centers, eta=options.eta, gamma=options.gamma)
     place(task, device)
     synchronise_parameters(task)
-    engine = TorchEngine(task, weight_decay=options.weight_decay, precision=config.engine.precision)
+    engine = make_engine(
+        task, config.engine, optimizer=options.optimizer, weight_decay=options.weight_decay
+    )
     if found is None and distributed.is_main():
         # Step 0 holds the centres: a run killed later never draws them again.
         start = {"loss_sum": 0.0, "loss_steps": 0}

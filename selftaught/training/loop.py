@@ -211,11 +211,12 @@ def save(engine: Engine, folder: Path, step: int, figures: dict[str, Any]) -> No
     """Write a checkpoint of `step` done steps (rank 0 writes, all ranks take part)."""
     engine.sync_buffers()
     engine.task.before_save()
+    optimizer = engine.state()
     if distributed.is_main():
         weights: dict[str, Tensor] = engine.task.state_dict()
         checkpoint.save(
             folder,
-            Checkpoint(step=step, weights=weights, optimizer=engine.state(), figures=figures),
+            Checkpoint(step=step, weights=weights, optimizer=optimizer, figures=figures),
         )
     distributed.barrier()
 

@@ -11,7 +11,7 @@ from selftaught.models.weights import load_encoder_weights
 from selftaught.training import checkpoint
 from selftaught.training.checkpoint import Checkpoint
 from selftaught.training.config import Config
-from selftaught.training.engine import TorchEngine
+from selftaught.training.engine import make_engine
 from selftaught.training.inputs import (
     Images,
     open_plain,
@@ -57,8 +57,11 @@ def pretrain(
         return
     task = pretext_task(config, device)
     synchronise_parameters(task)
-    engine = TorchEngine(
-        task, weight_decay=config.pretext.weight_decay, precision=config.engine.precision
+    engine = make_engine(
+        task,
+        config.engine,
+        optimizer=config.pretext.optimizer,
+        weight_decay=config.pretext.weight_decay,
     )
     if config.engine.accumulate > 1:
         reporter.warn(

@@ -1,0 +1,109 @@
+"""Optimizers by name, and their state as named tensors that any engine can take up."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+Name = Literal["adam", "sgd", "lars"]
+
+MOMENTUM = 0.9
+TRUST = 1e-3
+
+
+class Lars(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling for large batches.
+
+    You, Gitman and Ginsburg, "Large Batch Training of Convolutional Networks", 2017,
+    arXiv:1708.03888. Each weight tensor moves at `lr * trust * |w| / (|g| + weight_decay * |w|)`;
+    biases and the norms' scales and shifts (fewer than two dimensions) move at `lr`, undecayed.
+    A tensor whose weights or gradients are all zero moves at `lr` too.
+
+    Args:
+        parameters: whole tensors; a flattened network has no layers, which is why ZeRO refuses it.
+        lr: learning rate.
+        momentum: share of the last update that is kept.
+        weight_decay: coupled L2 of tensors with two dimensions or more.
+        trust: the paper's eta, the share of its norm that a tensor moves at `lr` 1.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        *,
+        lr: float,
+        momentum: float = MOMENTUM,
+        weight_decay: float = 0.0,
+        trust: float = TRUST,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
+        super().__init__(parameters, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update from the gradients at hand; `closure` is not used."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, parameter.grad, group)
+
+    def _move(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        if parameter.ndim > 1:
+            decay = group["weight_decay"]
+            size, slope = parameter.norm(), grad.norm()
+            share = group["trust"] * size / (slope + decay * size)
+            # No host sync: the choice is made on the device.
+            share = torch.where((size > 0) & (slope > 0), share, torch.ones_like(share))
+            grad = (grad + decay * parameter) * share
+        kept = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+        kept.mul_(group["momentum"]).add_(grad, alpha=group["lr"])
+        parameter.sub_(kept)
+
+
+def make_optimizer(
+    name: Name, parameters: list[Parameter], weight_decay: float
+) -> torch.optim.Optimizer:
+    """The optimizer `name`; the loop writes its learning rate at every step.
+
+    Args:
+        name: adam (the paper's), sgd or lars, both with momentum 0.9.
+        parameters: what it moves.
+        weight_decay: coupled L2.
+
+    Raises:
+        ValueError: `name` is none of them.
+    """
+    if name == "adam":
+        return torch.optim.Adam(parameters, weight_decay=weight_decay)
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=0.0, momentum=MOMENTUM, weight_decay=weight_decay)
+    if name == "lars":
+        return Lars(parameters, lr=0.0, weight_decay=weight_decay)
+    raise ValueError(f"optimizer is {name!r}; allowed: adam, sgd, lars")
+
+
+def state_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Optimizer state, keys `<parameter number>.<name>`."""
+    return {
+        f"{number}.{name}": value
+        for number, one in optimizer.state_dict()["state"].items()
+        for name, value in one.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def nested(state: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """`state_of`'s tensors by parameter number, then by name."""
+    out: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        number, name = key.split(".", 1)
+        out.setdefault(int(number), {})[name] = value
+    return out
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+    """Take up what `state_of` gave."""
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": nested(state), "param_groups": groups})

@@ -1,0 +1,72 @@
+"""Runs a function on several gloo ranks of this machine and gives back what each returned."""
+
+import os
+import pickle
+import socket
+import tempfile
+import traceback
+from pathlib import Path
+
+import torch
+
+from selftaught import distributed
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _work(rank, world, port, folder, function, arguments):
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    torch.set_num_threads(1)
+    try:
+        distributed.start(timeout_seconds=120)
+        result = function(*arguments)
+        distributed.finish()
+        (Path(folder) / f"{rank}.pickle").write_bytes(pickle.dumps(result))
+    except BaseException:
+        (Path(folder) / f"{rank}.error").write_text(traceback.format_exc())
+        raise SystemExit(1) from None
+
+
+def start_ranks(world, function, *arguments):
+    """Processes that run `function(*arguments)`, and where they leave what it returns."""
+    context = torch.multiprocessing.get_context("spawn")
+    folder, port = tempfile.mkdtemp(), free_port()
+    processes = [
+        context.Process(
+            target=_work, args=(rank, world, port, folder, function, arguments), daemon=True
+        )
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    return processes, Path(folder)
+
+
+def results_of(processes, folder, timeout=240):
+    """What each rank returned, in rank order; fails with the first rank's traceback."""
+    for process in processes:
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+    errors = sorted(folder.glob("*.error"))
+    assert not errors, "\n".join(path.read_text() for path in errors)
+    return [
+        pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(len(processes))
+    ]
+
+
+def run_ranks(world, function, *arguments):
+    """`function(*arguments)` on `world` ranks; what each returned, in rank order."""
+    return results_of(*start_ranks(world, function, *arguments))
