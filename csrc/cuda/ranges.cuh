@@ -3,11 +3,11 @@
 
 #include "tile.cuh"
 
-// Base-2 logits lie in [-bound, bound] and up to `count` of exp2 of them are added. With the shift
-// below, sums stay under 2^110 and single terms above 2^-120, so that products with 2^13 / weights
-// and the sums of the gradient pass stay inside float's range too.
+// Base-2 logits lie in [-bound, bound] and up to 2^count of exp2 of them are added. With the shift
+// below, sums stay under 2^110 and single terms above 2^-110. A side's factor in the gradient pass
+// is at most 2^14 exp2(shift + bound), which then is below 2^125.
 constexpr float HIGHEST_SUM = 110;
-constexpr float WIDEST = 230;
+constexpr float WIDEST = 220;  // of 2 bound + count
 constexpr int WEIGHT_EXPONENT = 13;
 constexpr int SETUP_THREADS = 1024;
 

@@ -9,6 +9,7 @@
 
 constexpr int LANES = 32;
 constexpr int THREADS = 128;
+constexpr int MOST_SHARED = 99 * 1024;  // bytes a block may have on every chip from sm_80 on
 constexpr int CHUNK = 8;  // halves in 16 bytes
 constexpr float LOG2_E = 1.44269504f;
 constexpr float LN_2 = 0.693147181f;
@@ -50,6 +51,7 @@ struct Operand {
   // Starts to copy rows first..first+ROWS-1; those from `count` on become zeros.
   template <int ROWS>
   DEVICE static void fetch(char* to, const Half* from, int first, int count) {
+#pragma unroll 4
     for (int i = device::thread(); i < ROWS * CHUNKS; i += THREADS) {
       const int row = i / CHUNKS, chunk = i % CHUNKS, source = first + row;
       const bool wanted = source < count;

@@ -33,6 +33,7 @@ struct WeightedSumsShape {
   static constexpr int OWN = ROWS * Rows::BYTES, SIDES = COLUMNS * 16;
   static constexpr int WALKED = COLUMNS * Rows::BYTES + SIDES;
   static constexpr int BYTES = OWN + STAGES * WALKED + ROWS * 20;
+  static_assert(BYTES <= MOST_SHARED, "a block has more shared memory than every chip");
 };
 
 // What a warp's rows are weighed with; pointers start at the warp's first row.
@@ -44,6 +45,7 @@ struct RowFacts {
 template <class Shape>
 struct Gradient {
   static constexpr int MT = Shape::MT, NT = Shape::PART / 8, WT = Shape::WIDTH / 8;
+  static constexpr int GROUP = 8;
   using Rows = typename Shape::Rows;
   float sum[MT][WT][4], slope[MT][2];
 
@@ -115,7 +117,9 @@ struct Gradient {
   }
 
   // sum += weights times rows of y. Pairs of neighbouring sum fragments are a left fragment.
-  DEVICE void add(const float (&s)[MT][NT][4], const char* y, int y_row) {
+  // Leaving out groups of columns that are padding also keeps the compiler from mixing groups,
+  // which costs more registers than there are.
+  DEVICE void add(const float (&s)[MT][NT][4], const char* y, int y_row, int width) {
     uint32_t high[MT][NT / 2][4], low[MT][NT / 2][4];
 #pragma unroll
     for (int m = 0; m < MT; ++m)
@@ -132,6 +136,7 @@ struct Gradient {
         }
 #pragma unroll
     for (int n = 0; n < WT; n += 2) {
+      if (n % GROUP == 0 && 8 * n >= width) break;
       if constexpr (Shape::SPLIT) add_split(high, low, y, y_row, n);
       else add_whole(high, y, y_row, n);
     }
@@ -273,7 +278,7 @@ DEVICE void gradient(const WeightedSums& a, const Ranges& r) {
       } else {
         state.weigh(s, a, r, facts, column_side, row, column + part);
       }
-      state.add(s, now + Shape::SIDES, part);
+      state.add(s, now + Shape::SIDES, part, a.width);
     }
     if (Shape::STAGES == 1) {
       device::sync_block();

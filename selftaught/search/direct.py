@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-BLOCK_VALUES = 1 << 22
+# Values of a block: on a CPU its float64 copies stay in the cache.
+BLOCK_VALUES = {"cpu": 1 << 17, "cuda": 1 << 24}
 
 
 def squared_rows(x: Tensor, y: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ def squared_rows(x: Tensor, y: Tensor) -> Tensor:
 
 def squared_to(x: Tensor, centers: Tensor, index: Tensor) -> Tensor:
     """Squared distance (N,) float64 of each row to `centers[index]`, in blocks."""
-    block = max(1, BLOCK_VALUES // max(x.shape[1], 1))
+    block = max(1, BLOCK_VALUES[x.device.type] // max(x.shape[1], 1))
     parts = [
         squared_rows(part, centers[numbers])
         for part, numbers in zip(x.split(block), index.split(block), strict=True)

@@ -45,10 +45,20 @@ def on_grid(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return (values.double() * scale).round_().to(dtype)
 
 
+def rounded(x: Tensor, scale: Tensor, block: int) -> Tensor:
+    """`x` (N, D) float32 with each column rounded to multiples of 1 / `scale`, which float32 holds.
+
+    The float64 sum of such rows is exact as it stands.
+    """
+    parts = [(part.double() * scale).round_().div_(scale).float() for part in x.split(block)]
+    return torch.cat(parts)
+
+
 def peak(values: Tensor, ranks: Ranks) -> Tensor:
     """Largest magnitude on any rank over dimension 0, float64; 0 without rows."""
     if len(values):
-        here = values.abs().amax(dim=0).double()
+        low, high = torch.aminmax(values, dim=0)
+        here = torch.maximum(high, -low).double()
     else:
         here = values.new_zeros(values.shape[1:], dtype=torch.float64)
     return ranks.largest(here)

@@ -8,14 +8,21 @@ from torch import Tensor
 
 from selftaught.search import assign
 from selftaught.search.direct import squared_to
-from selftaught.search.exact_sums import mean_of_rows, total_of
+from selftaught.search.exact_sums import (
+    mean_of_rows,
+    peak,
+    rounded,
+    scale_for,
+    summing_dtype,
+    total_of,
+)
 from selftaught.search.flat import Array, checked
 from selftaught.search.lloyd import EMPTY_POLICIES, counted, lloyd
 from selftaught.search.neighbours import Rows, squared_knn
 from selftaught.search.seeding import plus_plus
 from selftaught.search.shards import Ranks, Shard, ranks_of
 
-BLOCK = 1 << 16
+BLOCK = 4096
 
 
 class KMeansResult(NamedTuple):
@@ -90,8 +97,15 @@ def _open(x: Rows, weights: Any, device: torch.device | None, ranks: Ranks) -> _
     # Rounded to the rows' dtype, so that moving small integers moves them exactly.
     origin = mean_of_rows(original, rows, ranks, BLOCK).to(original.dtype)
     moved = (original - origin).float()
-    first = sum(numbers[: ranks.own])
-    shard = Shard(x=moved, weights=weight, first=first, rows=rows, ranks=ranks)
+    scale = scale_for(peak(moved, ranks), rows, summing_dtype(moved.device))
+    shard = Shard(
+        x=rounded(moved, scale, BLOCK),
+        scale=scale,
+        weights=weight,
+        first=sum(numbers[: ranks.own]),
+        rows=rows,
+        ranks=ranks,
+    )
     return _Data(shard, original, origin.double())
 
 
@@ -121,7 +135,7 @@ def _finish(data: _Data, centers: Tensor, backend: str, empty: str) -> KMeansRes
         if empty == "keep" or bool(filled.all()):
             break
         centers = centers[filled]
-    squared = squared_to(data.original.double(), centers, index)
+    squared = squared_to(data.original, centers, index)
     if shard.weights is not None:
         squared = squared * shard.weights
     counts = shard.ranks.total(torch.bincount(index, minlength=len(centers)))

@@ -9,7 +9,8 @@ from selftaught.search.exact_sums import on_grid, peak, scale_for, summing_dtype
 from selftaught.search.shards import Shard
 
 EMPTY_POLICIES = ("farthest", "split", "keep", "drop")
-BLOCK = 1 << 16
+# Rows of a block: on a CPU its float64 copy stays in the cache.
+BLOCK = {"cpu": 1024, "cuda": 1 << 18}
 SPLIT = 2.0**-10
 
 
@@ -22,40 +23,42 @@ class _Sums:
     def __init__(self, shard: Shard, clusters: int) -> None:
         self.shard = shard
         self.dtype = summing_dtype(shard.x.device)
-        weights, ranks = shard.weights, shard.ranks
-        largest = peak(shard.x, ranks)
-        self.one = torch.ones((), dtype=torch.float64, device=largest.device)
-        heaviest = self.one if weights is None else peak(weights[:, None], ranks)[0]
-        self.scale = scale_for(largest * heaviest, shard.rows, self.dtype)
-        self.weight_scale = scale_for(heaviest, shard.rows, self.dtype)
+        self.scale, self.weight_scale = shard.scale, torch.ones_like(shard.scale[0])
+        if shard.weights is not None:
+            heaviest = peak(shard.weights[:, None], shard.ranks)
+            largest = peak(shard.x, shard.ranks) * heaviest
+            self.scale = scale_for(largest, shard.rows, self.dtype)
+            self.weight_scale = scale_for(heaviest, shard.rows, self.dtype)[0]
         self.totals = shard.x.new_zeros(clusters, shard.x.shape[1], dtype=self.dtype)
         self.masses = shard.x.new_zeros(clusters, dtype=self.dtype)
 
-    def _add(self, rows: Tensor, clusters: Tensor, sign: int) -> None:
-        for part, index in zip(rows.split(BLOCK), clusters.split(BLOCK), strict=True):
-            values = self.shard.x[part].double()
-            if self.shard.weights is None:
-                weights = self.one.expand(len(part))
-            else:
-                weights = self.shard.weights[part]
-                values *= weights[:, None]
-            values *= self.scale
-            self.totals.index_add_(0, index, values.round_().to(self.dtype), alpha=sign)
-            mass = on_grid(weights, self.weight_scale, self.dtype)
-            self.masses.index_add_(0, index, mass, alpha=sign)
+    def _add(self, x: Tensor, weights: Tensor | None, clusters: Tensor, sign: int) -> None:
+        values = x.double() * self.scale
+        mass = torch.ones_like(values[:, 0])
+        if weights is not None:
+            values = (values * weights[:, None]).round_()
+            mass = on_grid(weights, self.weight_scale, torch.float64)
+        self.totals.index_add_(0, clusters, values.to(self.dtype), alpha=sign)
+        self.masses.index_add_(0, clusters, mass.to(self.dtype), alpha=sign)
 
     def move(self, before: Tensor, now: Tensor) -> bool:
         """Take up assignments `now` (N,) after `before`, -1 for none; whether any rank's differ."""
         moved = torch.nonzero(now != before)[:, 0]
         if not int(self.shard.ranks.total(torch.tensor(len(moved)))):
             return False
+        x, weights = self.shard.x, self.shard.weights
+        block = BLOCK[x.device.type]
         if 2 * len(moved) > len(now):
             self.totals.zero_()
             self.masses.zero_()
-            moved = torch.arange(len(now), device=now.device)
-        else:
-            self._add(moved, before[moved], -1)
-        self._add(moved, now[moved], 1)
+            for first in range(0, len(now), block):
+                part = slice(first, first + block)
+                self._add(x[part], None if weights is None else weights[part], now[part], 1)
+            return True
+        for rows in moved.split(block):
+            held = None if weights is None else weights[rows]
+            self._add(x[rows], held, before[rows], -1)
+            self._add(x[rows], held, now[rows], 1)
         return True
 
     def means(self, otherwise: Tensor) -> Tensor:

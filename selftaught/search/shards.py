@@ -79,7 +79,9 @@ class Shard:
     """This rank's rows among all.
 
     Attributes:
-        x: (N, D) float32 rows of this rank, about a common origin.
+        x: (N, D) float32 rows of this rank, about a common origin, on a grid.
+        scale: (D,) float64 powers of two: the columns of `x` on all ranks are multiples of 1 / scale
+            whose sums are exact (`exact_sums`).
         weights: (N,) float64, or None where every row counts once.
         first: global number of its first row.
         rows: number of rows on all ranks.
@@ -87,6 +89,7 @@ class Shard:
     """
 
     x: Tensor
+    scale: Tensor
     weights: Tensor | None
     first: int
     rows: int

@@ -350,7 +350,9 @@ def test_prepare_dots_finish(backend: Backend) -> None:
         assert error(backend.tiles.finish(sums, x, tau, y, own), g) < 4 * tolerance
         plain = backend.tiles.prepare(z, False, "fp32")
         assert plain.inverse is None
-        assert error(backend.tiles.finish(sums, plain, tau), sums.double() / tau.double()) < tolerance
+        assert (
+            error(backend.tiles.finish(sums, plain, tau), sums.double() / tau.double()) < tolerance
+        )
 
 
 @pytest.fixture
@@ -380,9 +382,7 @@ def test_equal_bits_for_any_number_of_threads(backend: Backend, temperature: flo
             row = side(case, True, False)
             column = row if case.y is x else side(case, False, False)
             for of_column in (column, None):
-                results += backend.tiles.weighted_sums(
-                    *call, row=row, column=of_column, slope=True
-                )
+                results += backend.tiles.weighted_sums(*call, row=row, column=of_column, slope=True)
         found.append([result for result in results if result is not None])
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))

@@ -46,7 +46,10 @@ def labels_for(images: int) -> torch.Tensor:
 
 def bank(loss, z1, z2):
     """Negatives; alone they must be hard, or the plain formula has no digits of the loss."""
-    return z2.roll(1, 0)[:4] if loss == "queue" else z1[:2].roll(1, 1)
+    if loss != "queue":
+        return z1[:2].roll(1, 1)
+    half = z1.shape[1] // 2
+    return torch.cat([z2[:4, :half], z1.roll(1, 0)[:4, half:]], 1)
 
 
 def ours(loss: str, z1, z2, tau, **settings):

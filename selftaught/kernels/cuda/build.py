@@ -27,7 +27,7 @@ def find_nvcc() -> str | None:
 
 
 def targets(architectures: Sequence[int] = ARCHITECTURES) -> list[str]:
-    """nvcc options for machine code for each, and intermediate code for the oldest."""
+    """Options of nvcc for machine code for each, and intermediate code for the oldest."""
     options = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
     oldest = min(architectures)
     return [*options, f"-gencode=arch=compute_{oldest},code=compute_{oldest}"]

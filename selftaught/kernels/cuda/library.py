@@ -43,9 +43,7 @@ class Dots(ctypes.Structure):
 class Finish(ctypes.Structure):
     """Struct Finish of rows.cuh."""
 
-    _fields_ = _fields(
-        "sums unit inverse temperature partner coefficient gradient", "count width"
-    )
+    _fields_ = _fields("sums unit inverse temperature partner coefficient gradient", "count width")
 
 
 class Setup(ctypes.Structure):
@@ -93,7 +91,7 @@ class WeightedSums(ctypes.Structure):
 class Gather(ctypes.Structure):
     """Struct Gather of weighted_sums.cuh."""
 
-    _fields_: Pairs = [*_fields("parts sums", ""), ("count", ctypes.c_int64), ("chunks", _INT)]
+    _fields_ = [*_fields("parts sums", ""), ("count", ctypes.c_int64), ("chunks", _INT)]
 
 
 _STRUCTS: tuple[tuple[str, type[ctypes.Structure], bool], ...] = (

@@ -118,7 +118,9 @@ def walk(
     own = torch.empty(plan.ceil_div(cut.span, cut.chunk), rows, device=device)
     walked = torch.empty(cut.span, 2, others, device=device) if both else None
     # Each output is a running total, then the logs. Whose parts it adds: own, walked or both.
-    outputs = [(torch.empty(2, rows, device=device), own, walked if symmetric else None)]
+    outputs: list[tuple[Tensor, Tensor | None, Tensor | None]] = [
+        (torch.empty(2, rows, device=device), own, walked if symmetric else None)
+    ]
     if columns:
         outputs.append((torch.empty(2, others, device=device), None, walked))
     for first in range(0, cut.distances, cut.span):

@@ -6,11 +6,12 @@ PARTS_BYTES = 8 << 20  # partial sums of the forward pass
 SUMS_BYTES = 16 << 20  # partial sums of the gradient pass
 LEAST_SPAN = 8  # distances per launch; fewer would read the own rows too often
 MOST_CHUNK = 8  # distances per block of threads
+MOST_CHUNKS = 65_535  # blocks of threads in the second direction of a launch
 TILE = 64  # columns; multiple of every tile of the gradient pass
 
 
 def ceil_div(a: int, b: int) -> int:
-    """a / b, rounded up."""
+    """Quotient of a and b, rounded up."""
     return -(-a // b)
 
 
@@ -54,10 +55,8 @@ def circle(
     span = min(span, distances)
     # Six blocks of threads for each place keep the last round short.
     chunk = min(max(own_blocks * span // (6 * processors), 1), MOST_CHUNK)
-    chunk = max(chunk, ceil_div(span * rows * 4, PARTS_BYTES))
-    return Circle(
-        own_blocks=own_blocks, circle=length, distances=distances, span=span, chunk=chunk
-    )
+    chunk = max(chunk, ceil_div(span * rows * 4, PARTS_BYTES), ceil_div(span, MOST_CHUNKS))
+    return Circle(own_blocks=own_blocks, circle=length, distances=distances, span=span, chunk=chunk)
 
 
 def column_chunk(rows: int, columns: int, width: int, block: int, processors: int) -> int:

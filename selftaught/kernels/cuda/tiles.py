@@ -122,9 +122,9 @@ class CudaTiles:
             return x.unit.new_zeros(rows, width), x.unit.new_zeros(rows) if slope else None
         library = self._library()
         ranges = set_ranges(library, x, y, temperature, row, column)
-        sides = tuple(
-            set_sides(library, side, ranges, many)
-            for side, many in ((row, rows), (column, y.unit.shape[0]))
+        sides = (
+            set_sides(library, row, ranges, rows),
+            set_sides(library, column, ranges, y.unit.shape[0]),
         )
         positive = None
         if slope:
