@@ -221,7 +221,9 @@ def finetuned_task(config: Config, images: Images, run: Path, which: str = "last
         weights = load_file(run / "checkpoints" / "best" / "weights.safetensors")
     else:
         found, _ = checkpoint.newest(run / "checkpoints" / "finetune")
-        if found is None or found.step < total_steps(config.finetune, "finetune", images):
+        if found is None or found.step < total_steps(
+            config.finetune, "finetune", images, config.engine.accumulate
+        ):
             raise InputError(f"{run}: fine-tuning is not finished; run `selftaught finetune` first")
         weights = found.weights
     embedder = new_embedder(config, config.seed)

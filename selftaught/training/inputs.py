@@ -106,6 +106,7 @@ def training_batches(
     *,
     stage: str,
     batch_size: int,
+    accumulate: int,
     first_step: int,
     steps: int,
     input_range: tuple[float, float],
@@ -118,7 +119,8 @@ def training_batches(
         pipeline: executes the plan.
         rows: training rows.
         stage: names the order of samples.
-        batch_size: of the global batch; divisible by the number of ranks.
+        batch_size: of the global batch; divisible by ranks times `accumulate`.
+        accumulate: micro-batches; each holds the same images on any number of ranks.
         first_step: 0-based.
         steps: the stage's number of steps.
         input_range: lowest and highest value the stage declares.
@@ -129,7 +131,7 @@ def training_batches(
     def requests() -> Iterator[tuple[int, Rows]]:
         for step in range(first_step, steps):
             epoch, chosen = batch_at(images.seed, stage, step, len(rows), batch_size)
-            yield epoch, rows[np.split(chosen, world)[rank]]
+            yield epoch, rows[chosen.reshape(accumulate, world, -1)[:, rank].ravel()]
 
     semi_label = images.semi_label
     low, high = input_range
@@ -147,16 +149,18 @@ def global_batch_size(option: str, batch_size: int, samples: int, accumulate: in
     """The batch size that a training set of `samples` images allows, checked against the ranks.
 
     Raises:
-        InputError: the global batch cannot be divided over the ranks.
+        InputError: the global batch cannot be divided over ranks and micro-batches.
     """
     world = distributed.world_size()
-    size = min(batch_size, samples) // world * world
-    if batch_size % world or size < world:
+    parts = world * accumulate
+    size = min(batch_size, samples) // parts * parts
+    divided = f"{world} ranks" + (f" x engine.accumulate {accumulate}" if accumulate > 1 else "")
+    if batch_size % parts or size < parts:
         raise InputError(
-            f"{option} is {batch_size}; allowed: multiples of the {world} ranks up to the "
+            f"{option} is {batch_size}; allowed: multiples of {parts} ({divided}) up to the "
             f"{samples} training images"
         )
-    if size // world // accumulate < 2:
+    if size // parts < 2:
         raise InputError(
             f"{option} {batch_size} with {samples} training images, {world} ranks and "
             f"engine.accumulate {accumulate} leaves fewer than 2 images to a micro-batch; allowed: "

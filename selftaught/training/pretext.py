@@ -99,7 +99,9 @@ def pretrained_embedder(config: Config, images: Images, run: Path) -> Embedder:
         InputError: stage 1 is not finished there.
     """
     found, _ = checkpoint.newest(run / "checkpoints" / "pretext")
-    if found is None or found.step < total_steps(config.pretext, "pretext", images):
+    if found is None or found.step < total_steps(
+        config.pretext, "pretext", images, config.engine.accumulate
+    ):
         raise InputError(f"{run}: pre-training is not finished; run `selftaught pretrain` first")
     task = pretext_task(config, torch.device("cpu"))
     task.load_state_dict(found.weights)

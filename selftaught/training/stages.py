@@ -62,7 +62,7 @@ def open_evaluation(config: Config, images: Images) -> Pipeline:
 
 
 def total_steps(
-    options: PretextConfig | FinetuneConfig, name: str, images: Images, accumulate: int = 1
+    options: PretextConfig | FinetuneConfig, name: str, images: Images, accumulate: int
 ) -> int:
     """Optimizer steps of a whole stage; 0 where the pretext method trains nothing."""
     if isinstance(options, PretextConfig) and options.method in ("imagenet", "none"):
@@ -96,7 +96,7 @@ class TrainingStage(Generic[TaskType]):
         self.schedule = Schedule(
             stage=name,
             epochs=options.epochs,
-            steps_per_epoch=total_steps(options, name, images) // options.epochs,
+            steps_per_epoch=total_steps(options, name, images, accumulate) // options.epochs,
             lr=options.lr,
             milestones=tuple(options.milestones),
             accumulate=config.engine.accumulate,
@@ -125,6 +125,7 @@ class TrainingStage(Generic[TaskType]):
             self.rows,
             stage=self.schedule.stage,
             batch_size=self.batch_size,
+            accumulate=self.schedule.accumulate,
             first_step=first_step,
             steps=self.schedule.steps,
             input_range=self.options.augment.input_range,

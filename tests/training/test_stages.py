@@ -74,7 +74,7 @@ def test_centers_keep_away_from_zero_but_for_exact_zeros(config, images):
 
 
 def test_steps_follow_the_batch_and_the_training_set(config, images):
-    assert total_steps(config.pretext, "pretext", images) == 100 * 1
-    assert total_steps(config.finetune, "finetune", images) == 150 * 1
+    assert total_steps(config.pretext, "pretext", images, 1) == 100 * 1
+    assert total_steps(config.finetune, "finetune", images, 1) == 150 * 1
     none = dataclasses.replace(config.pretext, method="none")
-    assert total_steps(none, "pretext", images) == 0
+    assert total_steps(none, "pretext", images, 1) == 0
