@@ -6,13 +6,14 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test test-slow lint format faults bench gpu clean
 
-$(STAMP): setup.py pyproject.toml
+$(STAMP): setup.py pyproject.toml $(wildcard csrc/cpu/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "pip>=24" "setuptools>=77" wheel
 	$(BIN)/pip install --quiet --editable ".[train,dev]"
 	touch $(STAMP)
 
 demo: $(STAMP)
+	$(BIN)/python -m selftaught.kernels.native
 	$(BIN)/selftaught demo --out demo
 
 test: $(STAMP)

@@ -84,11 +84,12 @@ class BuildNative(build_ext):
             self.compiler.link_shared_object(
                 objects, str(target), target_lang="c++", extra_postargs=["-pthread"]
             )
-        except (CCompilerError, BaseError, OSError) as error:
+        except (CCompilerError, BaseError, OSError):
             # An older library must not outlive a failed build.
             target.unlink(missing_ok=True)
             Path(self.get_ext_filename(ext.name)).unlink(missing_ok=True)
-            print(f"selftaught: native ops are left out, no C++17 compiler works here ({error})")
+            tried = (getattr(self.compiler, "compiler_so_cxx", None) or ["c++"])[0]
+            print(f"selftaught: native ops are left out, no C++17 compiler works (tried {tried})")
 
     def _compile(
         self, name: str, sources: list[str], macros: list[tuple[str, str | None]]
