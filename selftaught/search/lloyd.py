@@ -23,7 +23,9 @@ class _Sums:
     def __init__(self, shard: Shard, clusters: int) -> None:
         self.shard = shard
         self.dtype = summing_dtype(shard.x.device)
-        self.scale, self.weight_scale = shard.scale, torch.ones_like(shard.scale[0])
+        ones = torch.ones_like(shard.scale)
+        self.scale = ones if self.dtype == torch.float64 else shard.scale
+        self.weight_scale = ones[0]
         if shard.weights is not None:
             heaviest = peak(shard.weights[:, None], shard.ranks)
             largest = peak(shard.x, shard.ranks) * heaviest
@@ -33,11 +35,13 @@ class _Sums:
         self.masses = shard.x.new_zeros(clusters, dtype=self.dtype)
 
     def _add(self, x: Tensor, weights: Tensor | None, clusters: Tensor, sign: int) -> None:
-        values = x.double() * self.scale
+        values = x.double()
         mass = torch.ones_like(values[:, 0])
         if weights is not None:
-            values = (values * weights[:, None]).round_()
+            values = values.mul_(weights[:, None]).mul_(self.scale).round_()
             mass = on_grid(weights, self.weight_scale, torch.float64)
+        elif self.dtype == torch.int64:
+            values *= self.scale
         self.totals.index_add_(0, clusters, values.to(self.dtype), alpha=sign)
         self.masses.index_add_(0, clusters, mass.to(self.dtype), alpha=sign)
 

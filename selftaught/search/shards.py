@@ -80,8 +80,8 @@ class Shard:
 
     Attributes:
         x: (N, D) float32 rows of this rank, about a common origin, on a grid.
-        scale: (D,) float64 powers of two: the columns of `x` on all ranks are multiples of 1 / scale
-            whose sums are exact (`exact_sums`).
+        scale: (D,) float64 powers of two; the columns of `x` are multiples of 1 / scale on every
+            rank, so that their sums are exact (`exact_sums`).
         weights: (N,) float64, or None where every row counts once.
         first: global number of its first row.
         rows: number of rows on all ranks.
