@@ -1,4 +1,4 @@
-// The few machine instructions the kernels are written in; `emulation.h` gives them to a host compiler.
+// The few machine instructions the kernels are written in; `emulation.h` gives them to any host.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,7 @@
 
 #define DEVICE __device__ __forceinline__
 #define BOTH __host__ __device__ inline
-// A kernel takes one struct by value; THREADS per block, at least BLOCKS of them on a multiprocessor.
+// A kernel takes one struct by value. THREADS per block; BLOCKS of them fit a multiprocessor.
 #define KERNEL(THREADS, BLOCKS) static __global__ void __launch_bounds__(THREADS, BLOCKS)
 #define ARGUMENT(TYPE) const __grid_constant__ TYPE
 

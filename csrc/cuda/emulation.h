@@ -1,7 +1,7 @@
 // A GPU for one host thread: every CUDA thread is a fibre, warps exchange registers lane by lane.
 //
-// Made to find mistakes, not to be fast. Fibres run in an order that `emulation::seed` shuffles, so a
-// missing barrier shows; shared memory starts as NaN; asynchronous copies happen as early or as
+// Made to find mistakes, not to be fast. Fibres run in an order that `emulation::seed` shuffles, so
+// a missing barrier shows; shared memory starts as NaN; asynchronous copies happen as early or as
 // late as they may; lanes that disagree about the next warp instruction abort, and so do accesses
 // outside shared memory; bank conflicts of matrix loads are counted. Products of mma are exact and
 // their sums are truncated to float after every 8, as tensor cores do.

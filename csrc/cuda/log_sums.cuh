@@ -223,7 +223,8 @@ DEVICE void walk(const LogSums& a, const Ranges& r) {
     t = after;
   }
   device::await_copies();  // those of a block that had no tile
-  state.write_own(a.own + static_cast<int64_t>(device::block_y()) * a.rows, room, own_first, a.rows);
+  float* to = a.own + static_cast<int64_t>(device::block_y()) * a.rows;
+  state.write_own(to, room, own_first, a.rows);
 }
 
 template <class Shape>

@@ -27,8 +27,9 @@ struct Setup {
 DEVICE float largest(const float* values, int count, float* room) {
   float most = 0;
   if (values)
-    for (int i = device::thread(); i < count; i += SETUP_THREADS) most = fmaxf(most, fabsf(values[i]));
-  for (int lanes = 1; lanes < LANES; lanes *= 2) most = fmaxf(most, device::shuffle_xor(most, lanes));
+    for (int i = device::thread(); i < count; i += SETUP_THREADS)
+      most = fmaxf(most, fabsf(values[i]));
+  most = max_warp(most);
   if (device::thread() % LANES == 0) room[device::thread() / LANES] = most;
   device::sync_block();
   for (int i = 0; i < SETUP_THREADS / LANES; ++i) most = fmaxf(most, room[i]);

@@ -12,7 +12,9 @@ DEVICE float sum_warp(float v) {
   return v;
 }
 
-DEVICE int row_of_warp() { return device::block_x() * (THREADS / LANES) + device::thread() / LANES; }
+DEVICE int row_of_warp() {
+  return device::block_x() * (THREADS / LANES) + device::thread() / LANES;
+}
 
 struct Prepare {
   const float* raw;    // (count, width)
@@ -34,7 +36,7 @@ KERNEL(THREADS, 1) prepare(ARGUMENT(Prepare) a) {
     v[i] = d < a.width ? a.raw[static_cast<int64_t>(row) * a.width + d] : 0;
     most = fmaxf(most, fabsf(v[i]));
   }
-  for (int lanes = 1; lanes < LANES; lanes *= 2) most = fmaxf(most, device::shuffle_xor(most, lanes));
+  most = max_warp(most);
   const bool zero = most < TINY;
   // Dividing by the largest entry first keeps squares from under- and overflowing.
   float squares = 0;

@@ -1,8 +1,8 @@
 // Blocks of half-precision rows in shared memory, their products, and the entries left out.
 //
-// An operand row is WIDTH halves, then WIDTH more with what the first left over where SPLIT. A row in
-// shared memory keeps its 16-byte chunk c at place c ^ (row % 8), so that matrix loads meet no bank
-// conflict.
+// An operand row is WIDTH halves, then WIDTH more with what the first left over where SPLIT. A row
+// in shared memory keeps its 16-byte chunk c at place c ^ (row % 8), so that matrix loads meet no
+// bank conflict.
 #pragma once
 
 #include "device.cuh"
@@ -38,7 +38,8 @@ DEVICE bool is_excluded(const Exclusion& e, int row, int column) {
 // May rows first..first+rows-1 and the columns alike hold an excluded entry?
 DEVICE bool may_exclude(const Exclusion& e, int row, int rows, int column, int columns) {
   if (!e.any) return false;
-  const int least = column - (row + rows - 1) - e.offset, most = column + columns - 1 - row - e.offset;
+  const int least = column - (row + rows - 1) - e.offset;
+  const int most = column + columns - 1 - row - e.offset;
   return (least <= 0 && most >= 0) ||
          (e.half && ((least <= e.half && most >= e.half) || (least <= -e.half && most >= -e.half)));
 }
@@ -55,9 +56,8 @@ struct Operand {
     for (int i = device::thread(); i < ROWS * CHUNKS; i += THREADS) {
       const int row = i / CHUNKS, chunk = i % CHUNKS, source = first + row;
       const bool wanted = source < count;
-      device::copy_later(to + row * BYTES + (chunk ^ (row % 8)) * 16,
-                         from + (wanted ? static_cast<int64_t>(source) * CHUNKS + chunk : 0) * CHUNK,
-                         wanted);
+      const int64_t place = wanted ? static_cast<int64_t>(source) * CHUNKS + chunk : 0;
+      device::copy_later(to + row * BYTES + (chunk ^ (row % 8)) * 16, from + place * CHUNK, wanted);
     }
   }
 
@@ -133,10 +133,15 @@ struct Operand {
   }
 };
 
-// Sum or largest over the 4 lanes that share a row of a sum fragment.
+// Sums and largest values over the 4 lanes that share a row of a sum fragment, or over a warp.
 DEVICE float sum_quad(float v) {
   v += device::shuffle_xor(v, 1);
   return v + device::shuffle_xor(v, 2);
+}
+
+DEVICE float max_warp(float v) {
+  for (int lanes = 1; lanes < LANES; lanes *= 2) v = fmaxf(v, device::shuffle_xor(v, lanes));
+  return v;
 }
 
 DEVICE float max_quad(float v) {

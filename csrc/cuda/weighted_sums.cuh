@@ -110,7 +110,8 @@ struct Gradient {
       for (int n = 0; n < NT; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const int row = row_first + row_in_warp(m, e), column = column_first + column_in_warp(n, e);
+          const int row = row_first + row_in_warp(m, e);
+          const int column = column_first + column_in_warp(n, e);
           if (row >= a.rows || column >= a.columns || is_excluded(a.excluded, row, column))
             s[m][n][e] = 0;
         }
@@ -127,7 +128,8 @@ struct Gradient {
       for (int k = 0; k < NT / 2; ++k)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float one = s[m][2 * k + i / 2][i % 2 * 2], two = s[m][2 * k + i / 2][i % 2 * 2 + 1];
+          const float one = s[m][2 * k + i / 2][i % 2 * 2];
+          const float two = s[m][2 * k + i / 2][i % 2 * 2 + 1];
           const uint32_t both = device::pack(one, two);
           high[m][k][i] = both;
           if constexpr (Shape::SPLIT)
@@ -203,8 +205,10 @@ struct Gradient {
         if (row >= a.rows) continue;
         float* to = a.sums + (base + row) * a.width;
 #pragma unroll
-        for (int n = 0; n < WT; ++n)
-          if (column_in_warp(n, e) < a.width) to[column_in_warp(n, e)] = sum[m][n][e] * r.sums_scale;
+        for (int n = 0; n < WT; ++n) {
+          const int column = column_in_warp(n, e);
+          if (column < a.width) to[column] = sum[m][n][e] * r.sums_scale;
+        }
       }
     if (!a.slope) return;
 #pragma unroll

@@ -3,6 +3,10 @@
 Operands are halves of the rows times a power of two: one product of halves ("fp16", and "bf16",
 whose range unit rows do not need), or, for "fp32", two halves per number and three products, which
 together keep about 22 bits. Nothing here waits for the device.
+
+Weights of the gradient pass become halves too, scaled by the largest gradient by a loss in the
+call: weights below 2^-38 of that are lost, so rows whose loss is below 1e-10 or so get a rough
+gradient, or none but their positive's.
 """
 
 from collections.abc import Callable
