@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 $(STAMP): setup.py pyproject.toml $(wildcard csrc/cpu/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "pip>=24" "setuptools>=77" wheel
-	$(BIN)/pip install --quiet --editable ".[train,dev]"
+	$(BIN)/pip install --quiet --editable ".[all]"
 	touch $(STAMP)
 
 demo: $(STAMP)
@@ -35,10 +35,15 @@ faults: $(STAMP)
 	$(BIN)/python -m pytest tests/faults --timeout=3600
 
 bench: $(STAMP)
+	$(BIN)/python -m benchmarks.ntxent
+	$(BIN)/python -m benchmarks.nearest_center
 	$(BIN)/python -m benchmarks.training_step
 
 gpu: $(STAMP)
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m selftaught.kernels.cuda.build
+	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python -m benchmarks.ntxent
+	$(BIN)/python -m benchmarks.nearest_center
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo
