@@ -56,7 +56,7 @@ def check(compiled, capability, folder):
 def constants(count, width, tier, **changes):
     shape = spheres.blocks(count, width, tier)
     flags = dict(ACTIVE=True, TIER=tier, MAD=True, COUNTED=False)
-    return flags | shape._asdict() | changes, spheres.options(shape)
+    return flags | shape._asdict() | changes, spheres.options(shape, width)
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])

@@ -106,11 +106,12 @@ def blocks(count: int, width: int, number: int) -> _Blocks:
     )
 
 
-def options(shape: _Blocks) -> dict[str, bool | int]:
-    """What `kernels.assign` is compiled with."""
-    # Without maxnreg ptxas spills at 128 registers on sm_100; 168 still lets three programs share
-    # a multiprocessor.
-    return dict(num_warps=4, num_stages=2 if shape.HELD else 3, maxnreg=168, **FUSED)
+def options(shape: _Blocks, width: int) -> dict[str, bool | int]:
+    """What `kernels.assign` is compiled with for rows of width D."""
+    # Left alone, ptxas spills at 128 registers on sm_100; 168 still let three programs share a
+    # multiprocessor. Rows that cannot be read in vectors take more addresses.
+    registers = 255 if width % 16 else 168
+    return dict(num_warps=4, num_stages=2 if shape.HELD else 3, maxnreg=registers, **FUSED)
 
 
 def _device(x: Tensor) -> AbstractContextManager[object]:
@@ -178,7 +179,7 @@ def _assign(
             0.0 if mad is None else mad.eta, 0.0 if mad is None else mad.eps,
             level.error + level.error_per_column * width,
             ACTIVE=active is not None, TIER=level.number if count > 1 else 0, MAD=mad is not None,
-            COUNTED=counts is not None, **shape._asdict(), **options(shape),
+            COUNTED=counts is not None, **shape._asdict(), **options(shape, width),
         )  # fmt: skip
     return _Found(loss, squared, index)
 
