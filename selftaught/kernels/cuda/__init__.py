@@ -1,5 +1,7 @@
 """The contrastive losses in CUDA C++: sources in `csrc/cuda`, made into a library by `build`."""
 
+from functools import cache
+
 import torch
 
 from selftaught.kernels.contrastive import Contrastive
@@ -40,8 +42,11 @@ def refusal(request: Request) -> str:
     if request.width > WIDTHS[-1]:
         return f"embeddings may be up to {WIDTHS[-1]} wide, not {request.width}"
     found = library.load()
-    if isinstance(found, str):
-        return found
-    if torch.cuda.get_device_capability(request.device) < OLDEST:
+    return found if isinstance(found, str) else _trouble(found, request.device)
+
+
+@cache
+def _trouble(found: library.Library, device: torch.device) -> str:
+    if torch.cuda.get_device_capability(device) < OLDEST:
         return f"needs compute capability {OLDEST[0]}.{OLDEST[1]}"
-    return found.trouble(request.device)
+    return found.trouble(device)
