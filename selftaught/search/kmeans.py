@@ -9,9 +9,9 @@ from torch import Tensor
 from selftaught.search import assign
 from selftaught.search.direct import squared_to
 from selftaught.search.exact_sums import (
+    limits,
     mean_of_rows,
-    peak,
-    rounded,
+    moved_to_grid,
     scale_for,
     summing_dtype,
     total_of,
@@ -22,7 +22,7 @@ from selftaught.search.neighbours import Rows, squared_knn
 from selftaught.search.seeding import plus_plus
 from selftaught.search.shards import Ranks, Shard, ranks_of
 
-BLOCK = 4096
+BLOCK = 1024
 
 
 class KMeansResult(NamedTuple):
@@ -94,19 +94,22 @@ def _open(x: Rows, weights: Any, device: torch.device | None, ranks: Ranks) -> _
         raise ValueError(f"x: shape {tuple(original.shape)} on every rank, must hold a row")
     if weight is not None and float(total_of(weight, rows, ranks)) == 0:
         raise ValueError("weights: all are 0, at least one must be positive")
+    low, high = limits(original, ranks)
+    largest = torch.maximum(high, -low)
     # Rounded to the rows' dtype, so that moving small integers moves them exactly.
-    origin = mean_of_rows(original, rows, ranks, BLOCK).to(original.dtype)
-    moved = (original - origin).float()
-    scale = scale_for(peak(moved, ranks), rows, summing_dtype(moved.device))
+    origin = mean_of_rows(original, largest, rows, ranks, BLOCK).to(original.dtype).double()
+    scale = scale_for(
+        torch.maximum(high - origin, origin - low), rows, summing_dtype(original.device)
+    )
     shard = Shard(
-        x=rounded(moved, scale, BLOCK),
+        x=moved_to_grid(original, origin, scale, BLOCK),
         scale=scale,
         weights=weight,
         first=sum(numbers[: ranks.own]),
         rows=rows,
         ranks=ranks,
     )
-    return _Data(shard, original, origin.double())
+    return _Data(shard, original, origin)
 
 
 def _exactly(data: _Data, centers: Tensor, backend: str) -> Tensor:
