@@ -2,6 +2,7 @@
 #include "library.h"
 
 #include <atomic>
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -26,7 +27,15 @@ void parallel(int64_t threads, int64_t tasks,
   for (std::thread& other : others) other.join();
 }
 
-void yield() noexcept { std::this_thread::yield(); }
+void pause(int64_t attempt) noexcept {
+  // Whoever is waited for has lost its core to another program if it takes this long.
+  constexpr int64_t kPatience = 256;
+  if (attempt < kPatience) {
+    std::this_thread::yield();
+  } else {
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+  }
+}
 
 }  // namespace selftaught
 

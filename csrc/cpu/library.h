@@ -24,8 +24,8 @@ enum Status : int { kDone = 0, kOutOfMemory = 1, kFailed = 2 };
 void parallel(int64_t threads, int64_t tasks,
               void (*body)(void* context, int64_t task, int64_t worker), void* context) noexcept;
 
-// Lets another thread run.
-void yield() noexcept;
+// Lets other threads run; to be called again and again, with 0, 1, 2, ..., by one that waits.
+void pause(int64_t attempt) noexcept;
 
 }  // namespace selftaught
 

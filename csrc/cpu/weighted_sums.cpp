@@ -347,7 +347,9 @@ class Gradient {
     const Buffer<int64_t> played(tournament.players);
     for (int64_t team = 0; team < tournament.players; ++team) played[team] = 0;
     const auto wait = [&](int64_t team, int64_t round) {
-      while (__atomic_load_n(&played[team], __ATOMIC_ACQUIRE) != round) yield();
+      for (int64_t attempt = 0; __atomic_load_n(&played[team], __ATOMIC_ACQUIRE) != round;) {
+        pause(attempt++);
+      }
     };
     const auto free = [&](int64_t team, int64_t round) {
       __atomic_store_n(&played[team], round + 1, __ATOMIC_RELEASE);
