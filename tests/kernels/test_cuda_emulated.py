@@ -156,6 +156,24 @@ def test_rows_as_they_are(machine, scale, precision):
     compare_passes(machine, z, None, 3.0 * scale**2, precision, Excluded(0), normalize=False)
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("tau", [0.05, 0.0153, 0.0147, 0.0115, 0.009, 0.001])
+def test_ends_of_the_range(machine, tau, sign):
+    """All logits are +1 / tau or all -1 / tau: no sum may over- or underflow on either path."""
+    z = torch.zeros(70, 16, device=machine.device)
+    z[:, 3] = 1.0
+    x = machine.tiles.prepare(z, True, "fp32")
+    y = machine.tiles.prepare(sign * z, True, "fp32")
+    temperature = torch.tensor(tau, device=machine.device)
+    own, other = machine.tiles.log_sums(x, y, temperature, None, columns=True)
+    wanted = torch.full((70,), sign / tau + math.log(70), device=machine.device)
+    torch.testing.assert_close(own, wanted, rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(other, wanted, rtol=1e-6, atol=2e-6)
+    of = Side(torch.ones_like(own), wanted)
+    sums, _ = machine.tiles.weighted_sums(x, y, temperature, None, row=of, column=of)
+    torch.testing.assert_close(sums, 2 * sign * z, rtol=1e-6 / tau + 1e-5, atol=0)
+
+
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 @pytest.mark.parametrize("count", [1, 2, 3, 128, 129, 257, 400])
 def test_every_pair_is_met_once(machine, count, precision, monkeypatch):
