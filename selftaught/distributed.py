@@ -5,7 +5,9 @@ the one-rank case and communicates nothing.
 """
 
 import os
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -68,6 +70,28 @@ def start(timeout_seconds: float = 600.0) -> torch.device:
     return device
 
 
+_blocked = 0.0
+
+
+@contextmanager
+def _blocking() -> Iterator[None]:
+    """Count the seconds inside as waiting for other ranks."""
+    global _blocked
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        _blocked += time.perf_counter() - began
+
+
+def blocked_seconds() -> float:
+    """Seconds this process has spent so far in the collectives of a forward or backward pass.
+
+    On NCCL, which runs beside the host, it is what the host spent to start them.
+    """
+    return _blocked
+
+
 def start_alone() -> None:
     """Make this process a group of one where no launcher did, for engines that ask for a group."""
     if not is_initialized():
@@ -90,7 +114,8 @@ def finish() -> None:
 def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:
-        dist.barrier()
+        with _blocking():
+            dist.barrier()
 
 
 def broadcast_object(value: Any) -> Any:
@@ -123,7 +148,8 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
 def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
     """Sum of `tensor` over the ranks, in place, without gradient."""
     if world_size(group) > 1:
-        dist.all_reduce(tensor, group=group)
+        with _blocking():
+            dist.all_reduce(tensor, group=group)
     return tensor
 
 
@@ -145,7 +171,8 @@ def gather(local: Tensor, group: Group = None) -> Tensor:
     if ranks == 1:
         return local.detach()
     everyone = local.new_empty((ranks * local.shape[0], *local.shape[1:]))
-    dist.all_gather_into_tensor(everyone, local.detach().contiguous(), group=group)
+    with _blocking():
+        dist.all_gather_into_tensor(everyone, local.detach().contiguous(), group=group)
     return everyone
 
 
@@ -163,11 +190,13 @@ def log_sum_over_ranks(log_sums: Tensor, group: Group = None) -> Tensor:
     if world_size(group) == 1:
         return log_sums
     highest = log_sums.clone()
-    dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
+    with _blocking():
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
     # Where every rank has -inf the difference would be NaN.
     safe = highest.masked_fill(highest == float("-inf"), 0)
     total = (log_sums - safe).exp()
-    dist.all_reduce(total, group=group)
+    with _blocking():
+        dist.all_reduce(total, group=group)
     return total.log() + safe
 
 
@@ -197,8 +226,9 @@ def ring(tensors: tuple[Tensor, ...], group: Group = None) -> Iterator[tuple[int
             operations += [dist.P2POp(dist.irecv, t, after, group) for t in arriving]
             works = dist.batch_isend_irecv(operations)
         yield (own + step) % ranks, current
-        for work in works:
-            work.wait()
+        with _blocking():
+            for work in works:
+                work.wait()
         current = arriving
 
 

@@ -14,7 +14,7 @@ from selftaught.errors import InputError
 from selftaught.evaluation.metrics import auroc
 from selftaught.files import write_atomic
 from selftaught.models.heads import Embedder
-from selftaught.search import kmeans
+from selftaught.search import kmeans, occupancy
 from selftaught.training import checkpoint, guards
 from selftaught.training.checkpoint import Checkpoint
 from selftaught.training.config import Config
@@ -60,6 +60,16 @@ class FinetuneStage(TrainingStage[FinetuneTask]):
         """Stop the loader threads."""
         super().close()
         self.validation.close()
+
+    def close_epoch(self) -> dict[str, Any]:
+        """Prune; the task's figures, and how evenly the epoch's images filled the centres."""
+        counts = distributed.sum_over_ranks(self.task.counts.clone())
+        filled = occupancy.occupancy(counts, self.task.active)
+        return {
+            **super().close_epoch(),
+            "occupancy_min": filled.smallest / max(filled.total, 1),
+            "effective_centers": filled.effective,
+        }
 
     def observe_epoch(self, epoch: int, step: int) -> dict[str, Any]:
         """The pretext stage's figures, centres left and the validation AUROC."""
@@ -121,10 +131,12 @@ def initial_centers(
     config: Config,
     images: Images,
     embedder: Embedder,
-    reporter: Reporter,
+    reporter: Reporter | None,
     stopper: Stopper,
 ) -> Tensor:
     """Stage 2: k-means centres of the training images not known to be abnormal.
+
+    `reporter`, if given, shows the progress and notes how the images spread over the centres.
 
     Returns:
         (K, D) float32; coordinates with 0 < |c| < `finetune.center_epsilon` are pushed to it.
@@ -146,6 +158,10 @@ def initial_centers(
             name="centres",
         )[1]
     found = kmeans(z, options.centers, seed=config.seed, restarts=10)
+    if reporter:
+        filled = occupancy.occupancy(found.counts, found.counts >= 0)
+        text = f"k-means: {occupancy.describe(filled)}; {options.centers} centres were asked for"
+        reporter.log(kind="note", stage="finetune", epoch=0, step=0, message=text)
     centers = distributed.broadcast_object(found.centers.float())
     epsilon = options.center_epsilon
     small = (centers.abs() < epsilon) & (centers != 0)
@@ -206,7 +222,7 @@ def finetune(
         best=run / "checkpoints" / "best",
     )
     try:
-        train(engine, stage, folder, reporter, stopper)
+        train(engine, stage, folder, reporter, stopper, config.engine)
     finally:
         stage.close()
 

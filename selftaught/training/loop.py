@@ -18,9 +18,12 @@ from selftaught import distributed
 from selftaught.errors import MachineError
 from selftaught.training import checkpoint
 from selftaught.training.checkpoint import Checkpoint
+from selftaught.training.compiling import compile_encoder
+from selftaught.training.config import EngineConfig
 from selftaught.training.engine import Batch, Engine
 from selftaught.training.progress import Reporter
 from selftaught.training.stop import Stopper, StopRun
+from selftaught.training.watch import Watch
 
 SECONDS_BETWEEN_SAVES = 60.0
 
@@ -85,7 +88,14 @@ def restore(engine: Engine, folder: Path, reporter: Reporter, stage: str) -> Che
     return found
 
 
-def train(engine: Engine, stage: Stage, folder: Path, reporter: Reporter, stopper: Stopper) -> None:
+def train(
+    engine: Engine,
+    stage: Stage,
+    folder: Path,
+    reporter: Reporter,
+    stopper: Stopper,
+    options: EngineConfig | None = None,
+) -> None:
     """Train until the schedule's end, from the newest checkpoint in `folder` on.
 
     Args:
@@ -94,12 +104,15 @@ def train(engine: Engine, stage: Stage, folder: Path, reporter: Reporter, stoppe
         folder: the stage's checkpoints.
         reporter: metrics and progress.
         stopper: asked at every step.
+        options: compile, profile and peak_tflops; none of them by default.
 
     Raises:
+        InputError: the encoder cannot be compiled here.
         MachineError: a loss or gradient is not finite on some rank; nothing was updated with it.
+            Or the device is out of memory.
         StopRun: a signal arrived; the state was saved first.
     """
-    plan, device = stage.schedule, next(engine.task.parameters()).device
+    plan = stage.schedule
     found = restore(engine, folder, reporter, plan.stage)
     step = found.step if found else 0
     figures: dict[str, Any] = found.figures if found else _new_figures()
@@ -109,28 +122,44 @@ def train(engine: Engine, stage: Stage, folder: Path, reporter: Reporter, stoppe
         if not distributed.broadcast_object(reporter.has_epoch(plan.stage, plan.epoch(step))):
             _finish_epoch(stage, reporter, step, figures)
         figures = _new_figures()
+    if step == plan.steps:
+        return
+    options = options or EngineConfig()
     reporter.start_bar(plan.stage, plan.steps, step)
-    saved_at, clock, waited, images = time.monotonic(), time.monotonic(), 0.0, 0
+    with Watch(engine, plan.stage, plan.steps, options, reporter) as watch:
+        _steps(engine, stage, folder, reporter, stopper, watch, step, figures)
+    reporter.end_bar()
 
-    source = stage.batches(step)
+
+def _steps(
+    engine: Engine,
+    stage: Stage,
+    folder: Path,
+    reporter: Reporter,
+    stopper: Stopper,
+    watch: Watch,
+    step: int,
+    figures: dict[str, Any],
+) -> None:
+    plan, device, first = stage.schedule, next(engine.task.parameters()).device, step
+    saved_at, source = time.monotonic(), stage.batches(step)
     while step < plan.steps:
-        asked = time.monotonic()
-        batch = next(source)
-        waited += time.monotonic() - asked
-        images += batch["ids"].shape[0] * distributed.world_size()
-
-        loss = optimize(engine, batch, plan.rate(step), plan.accumulate, stage.files, step)
+        logged = step < 20 or (step + 1) % max(1, plan.steps_per_epoch // 50) == 0
+        batch = watch.next(source, step, timed=logged)
+        if step == first:
+            _prepare(engine, batch, plan, watch, step)
+        loss = optimize(engine, batch, plan.rate(step), plan.accumulate, stage.files, step, watch)
+        watch.done(step)
         step += 1
         figures["loss_sum"] += loss
         figures["loss_steps"] += 1
-        if step <= 20 or step % max(1, plan.steps_per_epoch // 50) == 0:
-            _log_step(reporter, plan, step, loss)
+        if logged:
+            _log_step(reporter, plan, step, loss, watch)
 
         epoch_done = step % plan.steps_per_epoch == 0
         if epoch_done:
             figures["closing"] = stage.close_epoch()
-            elapsed = max(time.monotonic() - clock, 1e-9)
-            figures["images_per_s"], figures["data_wait"] = images / elapsed, waited / elapsed
+            figures["machines"] = watch.summary(distributed.gather_objects(watch.own()), True)
         stopping = stopper.requested(device)
         due = (
             step % plan.save_every == 0
@@ -142,14 +171,7 @@ def train(engine: Engine, stage: Stage, folder: Path, reporter: Reporter, stoppe
             saved_at = time.monotonic()
         if stopping:
             raise stopper.exit()
-        reporter.advance(
-            plan.stage,
-            step,
-            plan.steps,
-            loss=loss,
-            images_per_s=images / max(time.monotonic() - clock, 1e-9),
-            data_wait=waited / max(time.monotonic() - clock, 1e-9),
-        )
+        reporter.advance(plan.stage, step, plan.steps, loss=loss, **watch.progress())
         if epoch_done:
             engine.sync_buffers()  # all ranks look at one model
             try:
@@ -157,8 +179,23 @@ def train(engine: Engine, stage: Stage, folder: Path, reporter: Reporter, stoppe
             except StopRun:
                 save(engine, folder, step, figures)
                 raise
-            figures, clock, waited, images = _new_figures(), time.monotonic(), 0.0, 0
-    reporter.end_bar()
+            figures = _new_figures()
+            watch.start_epoch()
+
+
+def _prepare(engine: Engine, batch: Batch, plan: Schedule, watch: Watch, step: int) -> None:
+    """Before the first step of this process: count its arithmetic, compile the encoder."""
+    part = split_batch(batch, plan.accumulate)[0]
+    watch.begin(part, step)
+    if watch.options.compile:
+        compile_encoder(engine, part, watch.reporter, plan.stage, step)
+    watch.start_epoch(images=batch["ids"].shape[0])
+
+
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """`parts` micro-batches of consecutive images."""
+    pieces = zip(*(value.chunk(parts) for value in batch.values()), strict=True)
+    return [dict(zip(batch, piece, strict=True)) for piece in pieces]
 
 
 def optimize(
@@ -168,6 +205,7 @@ def optimize(
     parts: int,
     files: Callable[[Tensor], list[str]],
     step: int,
+    watch: Watch,
 ) -> float:
     """One optimizer step over `parts` micro-batches.
 
@@ -178,13 +216,11 @@ def optimize(
         MachineError: loss or gradient is not finite on some rank; raised before the update.
     """
     total = 0.0
-    micro = [
-        dict(zip(batch, piece, strict=True))
-        for piece in zip(*(value.chunk(parts) for value in batch.values()), strict=True)
-    ]
+    micro = split_batch(batch, parts)
     for number, piece in enumerate(micro):
         with engine.accumulate(last=number == len(micro) - 1):
-            loss = engine.forward(piece)["loss"]
+            with watch.forward():
+                loss = engine.forward(piece)["loss"]
             engine.backward(loss, len(micro))
         total += float(loss.detach()) / len(micro)
     norm = float(engine.gradient_norm())
@@ -225,15 +261,16 @@ def _new_figures() -> dict[str, Any]:
     return {"loss_sum": 0.0, "loss_steps": 0}
 
 
-def _log_step(reporter: Reporter, plan: Schedule, step: int, loss: float) -> None:
-    mean = sum(distributed.gather_objects(loss)) / distributed.world_size()
+def _log_step(reporter: Reporter, plan: Schedule, step: int, loss: float, watch: Watch) -> None:
+    everyone = distributed.gather_objects((loss, watch.own()))
     reporter.log(
         kind="step",
         stage=plan.stage,
         epoch=plan.epoch(step),
         step=step,
-        loss=mean,
+        loss=sum(one for one, _ in everyone) / len(everyone),
         lr=plan.rate(step - 1),
+        **watch.summary([own for _, own in everyone], False),
     )
 
 
@@ -249,8 +286,7 @@ def _finish_epoch(stage: Stage, reporter: Reporter, step: int, figures: dict[str
         step=step,
         loss=mean,
         lr=plan.rate(step - 1),
-        images_per_s=figures.get("images_per_s"),
-        data_wait=figures.get("data_wait"),
+        **figures.get("machines", {}),
         **figures.get("closing", {}),
         **observed,
     )

@@ -106,4 +106,6 @@ def nested(state: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
 def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
     """Take up what `state_of` gave."""
     groups = optimizer.state_dict()["param_groups"]
+    # torch would keep the given tensors themselves and move them.
+    state = {key: value.clone() for key, value in state.items()}
     optimizer.load_state_dict({"state": nested(state), "param_groups": groups})

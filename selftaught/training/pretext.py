@@ -71,7 +71,7 @@ def pretrain(
         )
     stage = PretextStage(config, config.pretext, "pretext", images, task, reporter, stopper)
     try:
-        train(engine, stage, folder, reporter, stopper)
+        train(engine, stage, folder, reporter, stopper, config.engine)
     finally:
         stage.close()
 

@@ -88,6 +88,12 @@ def resume(config, optimizer, lr, start, first):
     return {"weights": weights(engine), "state": engine.state()}
 
 
+def halves(config, optimizer, lr, first):
+    """Half of the steps, and the rest by a fresh engine from what the first one gave."""
+    half = train(config, optimizer, lr, first)
+    return {**resume(config, optimizer, lr, half, first), "half": half}
+
+
 def several(cases):
     """Every case in turn: name -> (function, its arguments)."""
     torch.set_num_threads(1)
@@ -95,6 +101,4 @@ def several(cases):
 
 
 def base(**changes):
-    return dataclasses.replace(
-        EngineConfig(precision="fp32", accumulate=2, clip=0.5), **changes
-    )
+    return dataclasses.replace(EngineConfig(precision="fp32", accumulate=2, clip=0.5), **changes)
