@@ -1,6 +1,13 @@
-"""Exact k-means and nearest neighbours through FAISS."""
+"""k-means, occupancy of centres and exact nearest neighbours, on one device or over ranks."""
 
 from selftaught.search.kmeans import KMeansResult, kmeans
-from selftaught.search.neighbours import knn, knn_score
+from selftaught.search.neighbours import NeighbourScores, knn, knn_score, knn_score_with_report
 
-__all__ = ["KMeansResult", "kmeans", "knn", "knn_score"]
+__all__ = [
+    "KMeansResult",
+    "NeighbourScores",
+    "kmeans",
+    "knn",
+    "knn_score",
+    "knn_score_with_report",
+]

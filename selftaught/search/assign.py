@@ -8,8 +8,8 @@ from torch import Tensor
 
 from selftaught.errors import InputError
 from selftaught.kernels import dispatch, ops
+from selftaught.search.exact_knn import squared_knn
 from selftaught.search.flat import BLOCK, flat_search, load_faiss, map_blocks
-from selftaught.search.neighbours import squared_knn
 
 BACKENDS = ("auto", "native", "faiss")
 

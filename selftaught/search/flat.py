@@ -49,6 +49,7 @@ def checked(
     *,
     empty: bool = False,
     device: torch.device | None = None,
+    first: int = 0,
 ) -> torch.Tensor:
     """`values` as a finite (N, D) float32 or float64 tensor, contiguous.
 
@@ -57,11 +58,14 @@ def checked(
         name: how messages call it.
         empty: accept no rows.
         device: where the result goes; None: where `values` are.
+        first: number that messages give to the first row.
 
     Raises:
         ValueError: not a matrix, no rows or columns, not floating point, not finite, or so large
             that squares overflow in float32.
     """
+    if isinstance(values, Array) and not values.flags.writeable:
+        values = values.copy()  # torch warns of memory that it may not write, as in mapped files
     tensor = torch.as_tensor(values).detach()
     rows, width = (*tensor.shape, 0, 0)[:2]
     if tensor.ndim != 2 or width == 0 or (rows == 0 and not empty):
@@ -78,16 +82,19 @@ def checked(
         low, high = torch.aminmax(tensor)
         if not (low >= -LARGEST and high <= LARGEST):
             good = (tensor.abs() <= LARGEST).all(dim=1)
+            row = first + int((~good).int().argmax())
             raise ValueError(
-                f"{name}: row {int((~good).int().argmax())} holds a value that is not finite or "
-                f"not within +-{LARGEST:g}"
+                f"{name}: row {row} holds a value that is not finite or not within +-{LARGEST:g}"
             )
     return tensor
 
 
-def matrix(values: torch.Tensor | Array, name: str, *, empty: bool = False) -> Array:
+def matrix(
+    values: torch.Tensor | Array, name: str, *, empty: bool = False, first: int = 0
+) -> Array:
     """`checked` as an array on the CPU, in C order."""
-    return checked(values, name, empty=empty, device=torch.device("cpu")).numpy()
+    device = torch.device("cpu")
+    return checked(values, name, empty=empty, device=device, first=first).numpy()
 
 
 def map_blocks(function: Callable[[slice], T], rows: int, block: int = BLOCK) -> Iterator[T]:
@@ -123,14 +130,14 @@ def flat_search(database: Array, k: int) -> Search:
         return _gpu_search(faiss, database, k)
 
     def search(queries: Array) -> tuple[Array, Array]:
-        with _one_thread(faiss):
+        with one_thread(faiss):
             return faiss.knn(queries, database, k)
 
     return search
 
 
 @contextmanager
-def _one_thread(faiss: Any) -> Iterator[None]:
+def one_thread(faiss: Any) -> Iterator[None]:
     """Keep FAISS single-threaded in the calling thread; the setting is per thread."""
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)

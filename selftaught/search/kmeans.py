@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from selftaught.search import assign
+from selftaught.search.chunks import Rows
 from selftaught.search.direct import squared_to
+from selftaught.search.exact_knn import squared_knn
 from selftaught.search.exact_sums import (
     limits,
     mean_of_rows,
@@ -18,7 +20,6 @@ from selftaught.search.exact_sums import (
 )
 from selftaught.search.flat import Array, checked
 from selftaught.search.lloyd import EMPTY_POLICIES, counted, lloyd
-from selftaught.search.neighbours import Rows, squared_knn
 from selftaught.search.seeding import plus_plus
 from selftaught.search.shards import Ranks, Shard, ranks_of
 

@@ -1,136 +1,56 @@
-"""Exact nearest neighbours: candidates through FAISS, distances by direct differences."""
+"""Nearest neighbours and the mean distance to them: exact, over ranks, or through IVF."""
+
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from selftaught.search.flat import BLOCK, Array, Search, flat_search, map_blocks, matrix
+from selftaught.search import candidates, ivf
+from selftaught.search.chunks import Database, Rows, is_table, parts
+from selftaught.search.exact_knn import squared_knn
+from selftaught.search.flat import Array, matrix
+from selftaught.search.partial_knn import mean_distance, sharded_scores, squared_in_parts
+from selftaught.search.shards import Ranks, ranks_of
 
-Rows = torch.Tensor | Array
-
-DOUBLE_BLOCK, DIRECT_BLOCK = 512, 64
-EXACT_BYTES = 32 << 20
-
-
-def _exact(queries: Array, rows: Array, database: Array) -> Array:
-    """Squared distances (Q, M) in float64 of each query to its `rows` (Q, M) or (M,), directly."""
-    out = np.empty((len(queries), rows.shape[-1]))
-    step = max(1, EXACT_BYTES // (8 * rows.shape[-1] * queries.shape[1]))
-    for start in range(0, len(queries), step):
-        part = slice(start, start + step)
-        near = database[rows[part] if rows.ndim == 2 else rows].astype(np.float64)
-        difference = near - queries[part, None]
-        np.einsum("qmd,qmd->qm", difference, difference, out=out[part])
-    return out
+METHODS = ("exact", "ivf")
+QUERIES = 16_384
 
 
-def _best(squared: Array, rows: Array, k: int) -> tuple[Array, Array]:
-    """The k smallest per query, ordered by distance and then by row number."""
-    order = np.lexsort((rows, squared), axis=1)[:, :k]
-    return np.take_along_axis(squared, order, 1), np.take_along_axis(rows, order, 1)
+class NeighbourScores(NamedTuple):
+    """Scores, and how far they can be trusted.
 
-
-def _all_rows(queries: Array, database: Array, k: int) -> tuple[Array, Array]:
-    """The k nearest rows without any shortcut; memory grows with the block, not with N."""
-    squared = np.empty((len(queries), 0))
-    rows = np.empty((len(queries), 0), np.int64)
-    for start in range(0, len(database), BLOCK):
-        numbers = np.arange(start, min(start + BLOCK, len(database)))
-        squared = np.concatenate([squared, _exact(queries, numbers, database)], axis=1)
-        rows = np.concatenate([rows, np.broadcast_to(numbers, (len(rows), len(numbers)))], axis=1)
-        # Row numbers ascend among equal distances, so a stable sort keeps them in order.
-        order = np.argsort(squared, axis=1, kind="stable")[:, :k]
-        squared, rows = np.take_along_axis(squared, order, 1), np.take_along_axis(rows, order, 1)
-    return squared, rows
-
-
-def _double_search(database: Array, shift: Array, k: int) -> Search:
-    """`flat_search` in float64, for data whose groups lie farther apart than they are wide."""
-
-    def search(queries: Array) -> tuple[Array, Array]:
-        squared = np.empty((len(queries), 0))
-        rows = np.empty((len(queries), 0), np.int64)
-        for start in range(0, len(database), BLOCK):
-            part = database[start : start + BLOCK] - shift
-            distances = np.einsum("nd,nd->n", part, part) - 2 * (queries @ part.T)
-            numbers = np.broadcast_to(np.arange(start, start + len(part)), distances.shape)
-            squared = np.concatenate([squared, distances], axis=1)
-            rows = np.concatenate([rows, numbers], axis=1)
-            if squared.shape[1] > k:
-                order = np.argpartition(squared, k - 1, axis=1)[:, :k]
-                squared = np.take_along_axis(squared, order, 1)
-                rows = np.take_along_axis(rows, order, 1)
-        return squared + np.einsum("qd,qd->q", queries, queries)[:, None], rows
-
-    return search
-
-
-def _certified(
-    queries: Array, database: Array, k: int, kind: type, pending: Array, out: tuple[Array, Array]
-) -> Array:
-    """Fill `out` for those `pending` queries that k and some candidates settle; return the rest.
-
-    A row outside the candidates has an approximate squared distance of at least the farthest
-    candidate's. Rounding in |q|^2 + |x|^2 - 2qx is at most (D + 16) u (|q| + |x|)^2 with u half
-    the spacing of `kind` at 1 (the 16 covers the centring and the sums), and only rows with
-    |x| <= |q| + r can lie within the k-th distance r. So if the farthest candidate beats r^2 by
-    more than that bound, nothing is missing.
+    Attributes:
+        scores: (Q,) float32 on the CPU.
+        method: "exact" or "ivf".
+        sampled: queries compared with the exact search; 0 for "exact", which is certain.
+        recall: share of the sampled queries' k nearest rows that were found.
+        largest_error: largest relative error of a sampled query's score.
     """
-    # Any shift is correct; the median of some rows stays amid the data when a few are far out.
-    shift = np.median(database[:: -(-len(database) // BLOCK)], axis=0).astype(np.float64)
-    candidates = k + max(4, k // 4)
-    if kind is np.float32:
-        centred = np.empty(database.shape, np.float32)
-        for start in range(0, len(database), BLOCK):
-            centred[start : start + BLOCK] = database[start : start + BLOCK] - shift
-        search = flat_search(centred, candidates)
-    else:
-        search = _double_search(database, shift, candidates)
-    rounding = (queries.shape[1] + 16) * np.finfo(kind).eps / 2
 
-    def settle(block: slice) -> Array:
-        ids = pending[block]
-        moved = (queries[ids] - shift).astype(kind)
-        approximate, rows = search(moved)
-        squared, best = _best(_exact(queries[ids], rows, database), rows, k)
-        reach = 2 * np.linalg.norm(moved.astype(np.float64), axis=1) + np.sqrt(squared[:, -1])
-        sure = approximate.max(axis=1) - rounding * reach**2 > squared[:, -1]
-        out[0][ids[sure]], out[1][ids[sure]] = squared[sure], best[sure]
-        return ids[~sure]
-
-    block = BLOCK if kind is np.float32 else DOUBLE_BLOCK
-    return np.concatenate(list(map_blocks(settle, len(pending), block)))
+    scores: torch.Tensor
+    method: str
+    sampled: int
+    recall: float
+    largest_error: float
 
 
-def squared_knn(queries: Array, database: Array, k: int) -> tuple[Array, Array]:
-    """`knn` on checked arrays, returning squared distances (Q, k) in float64 and rows int64."""
-    out = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
-    pending = np.arange(len(queries))
-    for kind in (np.float32, np.float64):
-        if len(pending) and k + max(4, k // 4) < len(database):
-            pending = _certified(queries, database, k, kind, pending, out)
-
-    def settle(block: slice) -> None:
-        ids = pending[block]
-        out[0][ids], out[1][ids] = _all_rows(queries[ids], database, k)
-
-    for _ in map_blocks(settle, len(pending), DIRECT_BLOCK):
-        pass
-    return out
-
-
-def knn(queries: Rows, database: Rows, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def knn(
+    queries: Rows, database: Rows, k: int, *, backend: str = "auto"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The k nearest rows of `database` to each query, exactly.
 
-    FAISS proposes candidates on centred data; the distances returned are direct differences in
-    float64, and a query whose candidates could have missed a row is searched again in float64,
-    in the end against all rows directly. So results depend neither on which queries are asked
-    together, nor on threads, nor on a common offset of the data. Equal distances are ordered by
-    row number.
+    Matrix products propose candidates on centred data; the distances returned are direct
+    differences in float64, and a query whose candidates could have missed a row is searched again
+    in float64, in the end against all rows directly. So results depend neither on which queries
+    are asked together, nor on threads, nor on a common offset of the data. Equal distances are
+    ordered by row number.
 
     Args:
         queries: (Q, D) floats, tensor on any device or array.
-        database: (N, D) floats.
+        database: (N, D) floats, tensor or array, which may be memory-mapped.
         k: 1 to N.
+        backend: what proposes candidates: "native", "faiss", or "auto" (FAISS where it sees a
+            GPU). It changes the time, not the result.
 
     Returns:
         Euclidean (not squared) distances (Q, k) float32 in ascending order, and row numbers
@@ -138,37 +58,158 @@ def knn(queries: Rows, database: Rows, k: int) -> tuple[torch.Tensor, torch.Tens
 
     Raises:
         ValueError: k outside 1..N, widths differ, no rows, not floating point, not finite.
-        InputError: faiss is missing (small databases do without).
+        InputError: `backend="faiss"` and faiss is missing.
     """
-    asked, known = matrix(queries, "queries"), matrix(database, "database")
-    if asked.shape[1] != known.shape[1]:
-        raise ValueError(
-            f"queries: width {asked.shape[1]}, must be the database's width {known.shape[1]}"
-        )
-    if not 1 <= k <= len(known):
-        raise ValueError(f"k={k}: must be 1 to {len(known)}, the number of database rows")
-    squared, rows = squared_knn(asked, known, k)
+    proposing, asked = candidates.choose(backend), matrix(queries, "queries")
+    if not 1 <= k <= max(1, len(database)):
+        raise ValueError(f"k={k}: must be 1 to {len(database)}, the number of database rows")
+    squared, rows = squared_in_parts(asked, lambda: parts(database, asked.shape[1]), k, proposing)
     return torch.from_numpy(np.sqrt(squared).astype(np.float32)), torch.from_numpy(rows)
 
 
-def knn_score(queries: Rows, database: Rows, k: int = 100) -> torch.Tensor:
+def _exact_scores(asked: Array, database: Database, k: int, backend: str) -> Array:
+    # An iterable is read once, so all queries meet each part; a table is read for each batch.
+    step = QUERIES if is_table(database) else max(1, len(asked))
+    batches = [
+        squared_in_parts(
+            asked[start : start + step], lambda: parts(database, asked.shape[1]), k, backend
+        )[0]
+        for start in range(0, len(asked), step)
+    ]
+    return np.concatenate([mean_distance(squared) for squared in batches])
+
+
+def _over_ranks(queries: Rows, database: Database, k: int, backend: str, ranks: Ranks) -> Array:
+    """`sharded_scores` with arguments checked on every rank before any of them goes on."""
+    problem, asked, rows = "", np.empty((0, 0), np.float32), 0
+    try:
+        asked = matrix(queries, "queries", empty=True)
+        if not is_table(database):
+            raise ValueError(
+                f"database: {type(database).__name__}, must be a tensor or an array with a group: "
+                "it is read once for each batch of queries"
+            )
+        rows = sum(len(part) for _, part in parts(database, asked.shape[1], empty=True))
+    except ValueError as error:
+        problem = str(error)
+    ranks.agree(problem)
+    everyone = ranks.everyone((asked.shape[1], rows))
+    if len({width for width, _ in everyone}) > 1:
+        raise ValueError(f"queries: widths differ between ranks: {[one for one, _ in everyone]}")
+    total = sum(number for _, number in everyone)
+    if not total:
+        raise ValueError("database: has no rows on any rank, must hold at least 1")
+
+    def own() -> Any:
+        return parts(database, asked.shape[1], empty=True)
+
+    return sharded_scores(asked, own, rows, min(k, total), ranks, backend)
+
+
+def _ivf_scores(
+    asked: Array, database: Database, k: int, lists: int | None, probes: int | None, sample: int
+) -> NeighbourScores:
+    if not is_table(database):
+        raise ValueError('database: must be a tensor or an array with method="ivf"')
+    table = matrix(database, "database")
+    if table.shape[1] != asked.shape[1]:
+        raise ValueError(
+            f"queries: width {asked.shape[1]}, must be the database's width {table.shape[1]}"
+        )
+    k = min(k, len(table))
+    squared, rows = ivf.squared_ivf(asked, table, k, *ivf.check(lists, probes, len(table)))
+    scores = mean_distance(squared)
+    chosen = np.unique(np.linspace(0, len(asked) - 1, min(sample, len(asked))).astype(np.int64))
+    certain, nearest = squared_knn(asked[chosen], table, k)
+    pairs = zip(rows[chosen], nearest, strict=True)
+    recall = float(np.mean([len(np.intersect1d(*pair)) / k for pair in pairs]))
+    truth = mean_distance(certain)
+    error = np.abs(scores[chosen] - truth) / np.maximum(truth, np.finfo(np.float32).tiny)
+    return NeighbourScores(torch.from_numpy(scores), "ivf", len(chosen), recall, float(error.max()))
+
+
+def knn_score_with_report(
+    queries: Rows,
+    database: Database,
+    k: int = 100,
+    *,
+    method: str = "exact",
+    backend: str = "auto",
+    group: Any = None,
+    lists: int | None = None,
+    probes: int | None = None,
+    sample: int = 256,
+) -> NeighbourScores:
+    """`knn_score`, and for "ivf" its recall and error against the exact search on some queries.
+
+    Args:
+        queries: as in `knn_score`.
+        database: as in `knn_score`.
+        k: as in `knn_score`.
+        method: as in `knn_score`.
+        backend: as in `knn_score`.
+        group: as in `knn_score`.
+        lists: for "ivf", cells of the database; None: about 4 sqrt(N).
+        probes: for "ivf", cells searched for a query; None: 8 or 5 % of them.
+        sample: for "ivf", queries, evenly spread, that are searched exactly too; at least 1.
+
+    Returns:
+        Scores and their report.
+
+    Raises:
+        ValueError: as in `knn_score`; lists, probes or sample out of range.
+        InputError: as in `knn_score`.
+    """
+    for name, value in (("k", k), ("sample", sample)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
+    if method not in METHODS:
+        raise ValueError(f"method: got {method!r}, allowed are {', '.join(METHODS)}")
+    ranks, proposing = ranks_of(group), candidates.choose(backend)
+    if method == "ivf":
+        if group is not None:
+            raise ValueError('group: must be None with method="ivf"')
+        return _ivf_scores(matrix(queries, "queries"), database, k, lists, probes, sample)
+    if ranks.count > 1:
+        scores = _over_ranks(queries, database, k, proposing, ranks)
+    else:
+        scores = _exact_scores(matrix(queries, "queries"), database, k, proposing)
+    return NeighbourScores(torch.from_numpy(scores), "exact", 0, 1.0, 0.0)
+
+
+def knn_score(
+    queries: Rows,
+    database: Database,
+    k: int = 100,
+    *,
+    method: str = "exact",
+    backend: str = "auto",
+    group: Any = None,
+) -> torch.Tensor:
     """Mean Euclidean distance to the k nearest rows: the paper's 100-NN ablation (Table 1).
 
     With fewer than k rows in the database, all of them count: the score then is the mean distance
-    to every normal image and comparable only with scores against the same database.
+    to every normal image and comparable only with scores against the same database. No list of
+    neighbours outlives its batch of queries.
 
     Args:
-        queries: (Q, D) floats, features `h` of the images to score.
-        database: (N, D) floats, features of normal training images.
+        queries: (Q, D) floats, features `h` of the images to score; with a group this rank's part.
+        database: (N, D) floats, features of normal training images: a tensor or an array, which may
+            be memory-mapped, or an iterable of such; read in parts of 1 GiB. With a group this
+            rank's part, of any size or empty, and no iterable.
         k: at least 1.
+        method: "exact", or "ivf": FAISS's inverted lists, faster and not certain; see
+            `knn_score_with_report`. Not with a group.
+        backend: what proposes candidates of the exact search: "native", "faiss", or "auto".
+        group: process group, or "world", whose ranks hold the database; None: this process alone.
+            Scores do not depend on how the rows are divided.
 
     Returns:
         (Q,) float32 on the CPU, higher = more abnormal.
 
     Raises:
-        ValueError: as for `knn`, and k below 1.
+        ValueError: as for `knn`, k below 1, an unknown option. With a group every rank raises.
+        InputError: as for `knn`; "ivf" without faiss.
     """
-    if k < 1:
-        raise ValueError(f"k={k}: must be at least 1")
-    distances, _ = knn(queries, database, min(k, len(database)))
-    return distances.double().mean(dim=1).float()
+    found = knn_score_with_report(queries, database, k, method=method, backend=backend, group=group)
+    return found.scores

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from selftaught.errors import InputError
-from selftaught.search import flat, knn, knn_score, neighbours
+from selftaught.search import exact_knn, flat, knn, knn_score
 
 
 def brute(queries, database, k):
@@ -91,26 +91,26 @@ def test_the_callers_faiss_threads_are_left_alone():
 def test_few_candidates_and_all_rows_agree(monkeypatch):
     x, q = data(1500, 9, regime="collapsed"), data(30, 9, seed=1, regime="collapsed")
     wanted = knn(q, x, 20)
-    monkeypatch.setattr(neighbours, "_certified", lambda q, x, k, kind, pending, out: pending)
+    monkeypatch.setattr(exact_knn, "_certified", lambda *arguments: arguments[4])
     found = knn(q, x, 20)
     assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1])
 
 
 def test_equal_distances_are_ordered_by_row():
-    squared, rows = neighbours._best(np.array([[1.0, 1, 0, 1]]), np.array([[7, 3, 5, 4]]), 3)
+    squared, rows = exact_knn.best(np.array([[1.0, 1, 0, 1]]), np.array([[7, 3, 5, 4]]), 3)
     assert rows.tolist() == [[5, 3, 4]] and squared.tolist() == [[0, 1, 1]]
 
 
 def test_broad_data_need_no_second_search(monkeypatch):
     searches = []
-    original = neighbours._certified
+    original = exact_knn._certified
 
     def counted(*arguments):
         left = original(*arguments)
         searches.append(len(left))
         return left
 
-    monkeypatch.setattr(neighbours, "_certified", counted)
+    monkeypatch.setattr(exact_knn, "_certified", counted)
     knn(data(500, 64, seed=1), data(5000, 64), 100)
     assert searches[0] == 0
 

@@ -1,0 +1,85 @@
+"""Searches that propose neighbours: approximate distances, to be settled by direct difference."""
+
+import numpy as np
+import torch
+
+from selftaught.errors import InputError
+from selftaught.search.flat import BLOCK, Array, Search, flat_search, load_faiss
+from selftaught.search.seeding import UNIT
+
+BACKENDS = ("auto", "native", "faiss")
+QUERIES = 512
+COLUMNS = 16_384
+
+
+def choose(backend: str) -> str:
+    """Which of native and faiss proposes: in "auto" FAISS on a GPU it sees, native on the CPU.
+
+    Raises:
+        ValueError: not one of `BACKENDS`.
+        InputError: faiss was asked for and is missing.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: got {backend!r}, allowed are {', '.join(BACKENDS)}")
+    if backend == "faiss":
+        load_faiss()
+    if backend != "auto" or not torch.cuda.is_available():
+        return "native" if backend == "auto" else backend
+    try:
+        return "faiss" if load_faiss().get_num_gpus() else "native"
+    except InputError:
+        return "native"
+
+
+def rounding(width: int, kind: type, backend: str) -> float:
+    """Bound on a proposed squared distance's error, as a share of (|q| + |x|)^2.
+
+    |q|^2 + |x|^2 - 2qx has sums of `width` products, and 16 more operations cover the rest. torch
+    may be set to round a float32 product's inputs further.
+    """
+    error = (width + 16) * float(np.finfo(kind).eps) / 2
+    if kind is np.float32 and backend == "native":
+        further = UNIT[torch.get_float32_matmul_precision()]
+        error += 4 * further if further > 2.0**-24 else 0.0
+    return error
+
+
+def product_search(database: Array, k: int) -> Search:
+    """The `k` rows with the least |x|^2 - 2qx + |q|^2, by matrix products and torch.topk.
+
+    On a CPU it took 0.37 of the time of FAISS's flat search (512 queries, 50,000 x 128, k = 125).
+
+    Args:
+        database: (N, D) float32 or float64, C order.
+        k: 1 to N.
+
+    Returns:
+        A function (Q, D) -> (squared distances (Q, k), rows (Q, k) int64), in any order, which
+        uses torch's threads.
+    """
+    table = torch.from_numpy(database)
+    lengths = torch.cat([part.square().sum(1) for part in table.split(BLOCK)])
+
+    def search(queries: Array) -> tuple[Array, Array]:
+        asked = torch.from_numpy(queries)
+        squared = asked.new_empty(len(asked), 0)
+        rows = torch.empty(len(asked), 0, dtype=torch.int64)
+        for start in range(0, len(table), COLUMNS):
+            part = slice(start, start + COLUMNS)
+            scores = torch.addmm(lengths[part], asked, table[part].T, alpha=-2)
+            least = torch.topk(scores, min(k, scores.shape[1]), largest=False, sorted=False)
+            squared = torch.cat([squared, least.values], dim=1)
+            rows = torch.cat([rows, least.indices + start], dim=1)
+            if squared.shape[1] > k:
+                squared, order = torch.topk(squared, k, largest=False, sorted=False)
+                rows = rows.gather(1, order)
+        return (squared + asked.square().sum(1, keepdim=True)).numpy(), rows.numpy()
+
+    return search
+
+
+def proposer(database: Array, k: int, kind: type, backend: str) -> tuple[Search, bool]:
+    """A search in `kind`, and whether several threads may share it (else it uses its own)."""
+    if kind is np.float32 and backend == "faiss":
+        return flat_search(database, k), True
+    return product_search(database, k), False
