@@ -53,6 +53,22 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def best_backend() -> str:
+    """What would carry collectives on this machine: nccl with CUDA, else gloo; "" for nothing."""
+    if not dist.is_available():
+        return ""
+    return "nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+
+
+def nccl() -> str:
+    """NCCL's version, or why it is not used."""
+    if not dist.is_available() or not dist.is_nccl_available():
+        return "missing"
+    if not torch.cuda.is_available():
+        return "not used, no GPU"
+    return ".".join(map(str, torch.cuda.nccl.version()))
+
+
 def start(timeout_seconds: float = 600.0) -> torch.device:
     """Join the process group a launcher announced, if any, and choose this rank's device.
 
@@ -64,9 +80,7 @@ def start(timeout_seconds: float = 600.0) -> torch.device:
     if cuda:
         torch.cuda.set_device(device)
     if launched() and not is_initialized():
-        dist.init_process_group(
-            "nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_seconds)
-        )
+        dist.init_process_group(best_backend(), timeout=timedelta(seconds=timeout_seconds))
     return device
 
 
@@ -95,8 +109,7 @@ def blocked_seconds() -> float:
 def start_alone() -> None:
     """Make this process a group of one where no launcher did, for engines that ask for a group."""
     if not is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(best_backend(), store=dist.HashStore(), rank=0, world_size=1)
 
 
 def backend() -> str:

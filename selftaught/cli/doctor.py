@@ -3,10 +3,12 @@
 import importlib.util
 import os
 import platform
+import shutil
+import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from selftaught import __version__
+from selftaught import __version__, distributed
 from selftaught.cli.options import build_parser, parse
 
 # Package, module, what it is for.
@@ -39,6 +41,36 @@ def installed(package: str, module: str) -> str:
         return "missing"
 
 
+def topology() -> list[str]:
+    """How the GPUs of this machine are joined, as nvidia-smi draws it; nothing without it."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    try:
+        told = subprocess.run(
+            ["nvidia-smi", "topo", "-m"], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ["nvidia-smi topo -m: no answer"]
+    return [line for line in told.stdout.splitlines() if line.strip()]
+
+
+def fabric() -> list[str]:
+    """What carries gradients between ranks here, and what a launcher has announced."""
+    backend = distributed.best_backend()
+    if not backend:
+        return ["backend: none, this torch has no torch.distributed; one process only"]
+    norms = "torch's" if backend == "nccl" else "selftaught's, as torch's needs NCCL"
+    lines = [f"backend: {backend}; batch norm over ranks: {norms}"]
+    lines.append(f"NCCL: {distributed.nccl()}")
+    names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID")
+    told = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    told += [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith(("NCCL_", "GLOO_"))]
+    lines.append("launcher: " + (", ".join(told) or "none, one process"))
+    builders = [f"{name} {shutil.which(name) or 'missing'}" for name in ("ninja", "g++")]
+    lines.append(f"DeepSpeed on a CPU builds a part when it starts: {', '.join(builders)}")
+    return lines + topology()
+
+
 def main(arguments: Sequence[str]) -> None:
     """Print versions, devices and backends."""
     parse(build_parser("doctor", "What is here, which backend is taken, and why."), arguments)
@@ -56,6 +88,9 @@ def main(arguments: Sequence[str]) -> None:
     print("\npackages")
     for package, module, purpose in PARTS:
         print(f"  {package:<24} {installed(package, module):<12} {purpose}")
+    print("\nfabric")
+    for line in fabric():
+        print(f"  {line}")
     print("\nkernels")
     for row in backend_table():
         mark = "*" if row.chosen else " "
