@@ -51,6 +51,7 @@ def squared_ivf(
     """
     faiss = load_faiss()
     table, shift = moved(database, np.float32)
+    more = min(k + max(4, k // 4), len(table))  # FAISS's own order is rounded
     with one_thread(faiss):
         index = faiss.IndexIVFFlat(faiss.IndexFlatL2(table.shape[1]), table.shape[1], lists)
         index.train(table)
@@ -61,10 +62,11 @@ def squared_ivf(
     def settle(block: slice) -> None:
         asked = queries[block]
         with one_thread(faiss):
-            rows = index.search((asked - shift).astype(np.float32), k)[1]
-        short = (rows < 0).any(axis=1)
-        rows[short] = 0
-        squared, rows = best(exact(asked, rows, database), rows, k)
+            rows = index.search((asked - shift).astype(np.float32), more)[1]
+        found = rows >= 0
+        squared = np.where(found, exact(asked, np.maximum(rows, 0), database), np.inf)
+        squared, rows = best(squared, rows, k)
+        short = found.sum(axis=1) < k
         if short.any():
             squared[short], rows[short] = squared_knn(asked[short], database, k)
         out[0][block], out[1][block] = squared, rows

@@ -60,7 +60,7 @@ def sharded_scores(
         backend: what proposes candidates.
     """
     device = distributed.communication_device(ranks.group)
-    numbers = [number for number in ranks.everyone(len(queries))]
+    numbers = ranks.everyone(len(queries))
     out = np.empty(len(queries), np.float32)
     for start in range(0, max(numbers), BATCH):
         own = queries[start : start + BATCH]
@@ -74,6 +74,6 @@ def sharded_scores(
             lists[there, : found.shape[1]] = found
         sent = torch.from_numpy(lists.reshape(ranks.count, BATCH, k)).to(device)
         arrived = distributed.exchange(sent, ranks.group).cpu().numpy()[:, : len(own)]
-        mine = np.sort(arrived.transpose(1, 0, 2).reshape(len(own), -1), axis=1)[:, :k]
+        mine = np.sort(arrived.transpose(1, 0, 2).reshape(len(own), ranks.count * k), axis=1)[:, :k]
         out[start : start + len(own)] = mean_distance(mine)
     return out
