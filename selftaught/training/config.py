@@ -23,7 +23,8 @@ class DataConfig:
     Args:
         manifest: CSV or parquet list of images, a folder with normal/ and abnormal/, or MURA-v1.1.
         image_size: side of the square network input, in pixels.
-        pipeline: who executes the augmentation plan; auto takes the best there is.
+        pipeline: who executes the augmentation plan: opencv on CPU threads, dali on a GPU or the
+            CPU; auto = dali on a GPU where it is installed and augment.order is composed.
         workers: decoding and augmentation threads; auto = one for each core, 0 = none.
         mask: auto multiplies images by the manifest's masks where it names some, none ignores them.
         allow_outside: accept manifest paths that leave the manifest's folder.
@@ -33,7 +34,7 @@ class DataConfig:
 
     manifest: str = ""
     image_size: int = 512
-    pipeline: Literal["auto", "opencv"] = "auto"
+    pipeline: Literal["auto", "opencv", "dali"] = "auto"
     workers: int | Literal["auto"] = "auto"
     mask: Literal["auto", "none"] = "auto"
     allow_outside: bool = False

@@ -10,11 +10,13 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from selftaught.data.augment import Augment
 from selftaught.errors import InputError
 
-__all__ = ["Batch", "Pipeline", "Request", "open_pipeline"]
+__all__ = ["Batch", "Pipeline", "Request", "has_dali", "open_pipeline"]
 
 Request = tuple[int, np.ndarray]
 
@@ -23,7 +25,7 @@ class Batch(NamedTuple):
     """One batch of views.
 
     Attributes:
-        views: (B, V, 1, S, S) float32, contiguous, in `Augment.input_range`.
+        views: (B, V, 1, S, S) float32, contiguous, in `Augment.input_range`; on the device.
         masks: (B, V, 1, S, S) float32 in [0, 1] with the views' geometry, or None.
         ids: (B,) int64 sample ids, as requested.
     """
@@ -56,25 +58,47 @@ def open_pipeline(
     kind: Literal["auto", "opencv", "dali"],
     *,
     paths: Sequence[Path],
+    augment: Augment,
+    device: torch.device | str = "cpu",
     **options: Any,
 ) -> Pipeline:
     """Open the executor for `data.pipeline`.
 
     Args:
-        kind: opencv = CPU threads; auto = the best executor there is.
+        kind: opencv = CPU threads; dali = NVIDIA DALI, on a GPU or on the CPU; auto = dali for
+            the composed order on a GPU where it is installed, else opencv.
         paths: image files; a sample's id is its position.
+        augment: what may happen to a view.
+        device: where the batches will be used; dali works there, opencv gives CPU tensors.
         options: as for `OpenCVPipeline`.
 
     Raises:
-        InputError: an executor that this version does not have.
+        InputError: an executor that is not installed, or cannot do what `augment` asks.
     """
-    if kind == "dali":
-        raise InputError(
-            "data.pipeline dali: the DALI executor is not part of this version; "
-            "allowed: auto, opencv"
-        )
-    if kind not in ("auto", "opencv"):
+    if kind not in ("auto", "opencv", "dali"):
         raise InputError(f"data.pipeline {kind!r}: allowed: auto, opencv, dali")
+    device = torch.device(device)
+    if kind == "auto":
+        able = augment.order == "composed" and device.type == "cuda" and has_dali()
+        kind = "dali" if able else "opencv"
+    if kind == "dali":
+        if not has_dali():
+            raise InputError(
+                "data.pipeline dali: NVIDIA DALI is not installed (pip install 'selftaught[gpu]', "
+                "Linux x86-64); allowed here: auto, opencv"
+            )
+        from selftaught.data.pipeline.dali import DaliPipeline
+
+        return DaliPipeline(paths, augment=augment, device=device, **options)
     from selftaught.data.pipeline.opencv import OpenCVPipeline
 
-    return OpenCVPipeline(paths, **options)
+    return OpenCVPipeline(paths, augment=augment, **options)
+
+
+def has_dali() -> bool:
+    """Whether NVIDIA DALI is installed and loads."""
+    try:
+        import nvidia.dali  # noqa: F401
+    except (ImportError, OSError):
+        return False
+    return True

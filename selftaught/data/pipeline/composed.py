@@ -31,13 +31,17 @@ def canvas(sample: Sample, size: int, *, frame: bool) -> Sample:
     return Sample(_square(sample.image, size), None if mask is None else _square(mask, size))
 
 
-def _square(image: np.ndarray, size: int) -> np.ndarray:
-    height, width = image.shape
+def inner_shape(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width on a canvas of side `size`, of an image of any size."""
     ratio = size / max(height, width)
-    if ratio != 1.0:
-        shape = max(1, round(width * ratio)), max(1, round(height * ratio))
-        interpolation = cv2.INTER_AREA if ratio < 1.0 else cv2.INTER_LINEAR
-        image = cv2.resize(image, shape, interpolation=interpolation)
+    return max(1, round(height * ratio)), max(1, round(width * ratio))
+
+
+def _square(image: np.ndarray, size: int) -> np.ndarray:
+    shape = inner_shape(image.shape[0], image.shape[1], size)
+    if shape != image.shape:
+        interpolation = cv2.INTER_AREA if size < max(image.shape) else cv2.INTER_LINEAR
+        image = cv2.resize(image, shape[::-1], interpolation=interpolation)
     square = np.zeros((size, size), image.dtype)
     top, left = (size - image.shape[0]) // 2, (size - image.shape[1]) // 2
     square[top : top + image.shape[0], left : left + image.shape[1]] = image

@@ -45,6 +45,39 @@ def worker_count(workers: int | Literal["auto"]) -> int:
     return workers
 
 
+def check_options(
+    images: int,
+    masks: Sequence[Path | None] | None,
+    image_size: int,
+    views: int,
+    cache_bytes: int,
+    prefetch: int,
+) -> None:
+    """Refuse options that no executor takes.
+
+    Raises:
+        InputError: names the option, its value and what is allowed.
+    """
+    if not 8 <= image_size <= 8192:
+        raise InputError(f"data.image_size {image_size}: allowed 8 to 8192")
+    if views < 1:
+        raise InputError(f"views {views}: allowed from 1")
+    if masks is not None and len(masks) != images:
+        raise InputError(f"{len(masks)} masks for {images} images; one for each is needed")
+    if cache_bytes < 0 or prefetch < 0:
+        raise InputError(f"cache_bytes {cache_bytes}, prefetch {prefetch}: allowed from 0")
+
+
+def check_ids(ids: np.ndarray, images: int) -> None:
+    """Refuse sample ids outside 0 to `images` - 1.
+
+    Raises:
+        ValueError: names the range.
+    """
+    if ids.size and not 0 <= ids.min() <= ids.max() < images:
+        raise ValueError(f"ids {ids.min()} to {ids.max()}: allowed 0 to {images - 1}")
+
+
 class OpenCVPipeline:
     """Decodes, caches and augments on CPU threads.
 
@@ -87,14 +120,7 @@ class OpenCVPipeline:
         cache_bytes: int = CACHE_BYTES,
         prefetch: int = 2,
     ):
-        if not 8 <= image_size <= 8192:
-            raise InputError(f"data.image_size {image_size}: allowed 8 to 8192")
-        if views < 1:
-            raise InputError(f"views {views}: allowed from 1")
-        if masks is not None and len(masks) != len(paths):
-            raise InputError(f"{len(masks)} masks for {len(paths)} images; one for each is needed")
-        if cache_bytes < 0 or prefetch < 0:
-            raise InputError(f"cache_bytes {cache_bytes}, prefetch {prefetch}: allowed from 0")
+        check_options(len(paths), masks, image_size, views, cache_bytes, prefetch)
         cv2.setNumThreads(0)
         self._paths = [Path(path) for path in paths]
         self._masks = [None] * len(paths) if masks is None else list(masks)
@@ -162,8 +188,7 @@ class OpenCVPipeline:
         """Submit a batch; without threads, make it."""
         if self._closed:
             raise RuntimeError("the pipeline is closed")
-        if ids.size and not 0 <= ids.min() <= ids.max() < len(self._paths):
-            raise ValueError(f"ids {ids.min()} to {ids.max()}: allowed 0 to {len(self._paths) - 1}")
+        check_ids(ids, len(self._paths))
         plan = self._draw(epoch=epoch, samples=ids)
         shape = (ids.size, self._views, 1, self._size, self._size)
         views = np.empty(shape, np.float32)

@@ -41,14 +41,26 @@ def load(path: Path, mask: Path | None, *, cutoff: float) -> Sample:
     """
     packed = locate(path)
     image = read_grey(path) if packed is None else packed.pack.image(packed.slot)
-    region = None if mask is None else _read_mask(mask, path, image.shape)
+    region = None if mask is None else read_mask(mask, path, image.shape)
     if packed is not None and cutoff == packed.pack.cutoff:
         return Sample(_stretch(image, *packed.pack.limits(packed.slot)), region)
     return Sample(autocontrast(image, cutoff), region)
 
 
-def _read_mask(path: Path, image_path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """0 or 255, whether the file holds 0/1, 0/255 or 0/65535."""
+def read_mask(path: Path, image_path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Read a mask, whether its file holds 0/1, 0/255 or 0/65535.
+
+    Args:
+        path: the mask's file.
+        image_path: its image's, for the message.
+        shape: (H, W) of the image.
+
+    Returns:
+        (H, W) uint8, 0 or 255.
+
+    Raises:
+        BadImage: as `read_grey`; also another size than the image's, or an empty mask.
+    """
     mask = read_grey(path)
     if mask.shape != shape:
         raise BadImage(

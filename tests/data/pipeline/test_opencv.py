@@ -307,8 +307,6 @@ def test_choice_of_executor(files: Files) -> None:
     for kind in ("auto", "opencv"):
         with open_pipeline(kind, paths=files[0], **settings) as pipeline:  # type: ignore[arg-type]
             assert isinstance(pipeline, OpenCVPipeline)
-    with pytest.raises(InputError, match="DALI executor is not part .* allowed: auto, opencv"):
-        open_pipeline("dali", paths=files[0], **settings)
     with pytest.raises(InputError, match="data.pipeline 'other'"):
         open_pipeline("other", paths=files[0], **settings)  # type: ignore[arg-type]
 

@@ -1,0 +1,244 @@
+"""What a DALI graph is fed: bytes, masks and numbers of samples, looked up on the host."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from selftaught.data.augment import Augment
+from selftaught.data.decode import read_grey
+from selftaught.data.pipeline import composed
+from selftaught.data.pipeline.dali_graph import CODED, Kind
+from selftaught.data.pipeline.dali_resident import Resident
+from selftaught.data.pipeline.pack import Packed, locate
+from selftaught.data.pipeline.sample import contrast_limits, read_mask
+from selftaught.data.plan import PARAMETERS
+
+PNG, JPEG = (".png",), (".jpg", ".jpeg", ".jpe", ".jfif")
+PNG_SPECIAL = (b"tRNS", b"eXIf", b"acTL")
+WIDEST_HEADER = 2**16
+
+
+class Facts(NamedTuple):
+    """What is known of a file once it has been read strictly: how to feed it, and its contrast."""
+
+    kind: Kind
+    height: int
+    width: int
+    low: int
+    high: int
+
+
+class Item(NamedTuple):
+    """One sample to feed: its bytes (n,) uint8, its mask (H, W, 1) uint8 or None, its facts."""
+
+    data: np.ndarray | Tensor
+    mask: np.ndarray | Tensor | None
+    facts: Facts
+
+
+class Numbers(NamedTuple):
+    """What the graph is told about a batch, one field for each of `dali_graph.NUMBERS`.
+
+    Attributes:
+        kind: (B,) int32.
+        shape: (B, 3) int32, height, width, 1.
+        resized: (B, 2) float32, height and width on the canvas.
+        levels: (B, 4) float32: lowest level, stretch, top of the range, 1 without a mask.
+        turns: (B, V, 2, 3) float32, view corner coordinates to those of the resized image.
+        tones: (B, V, 3) float32: two brightness factors, contrast factor.
+        sigmas: (B, V) float32, of the blur; 0 = none.
+        windows: (B, V) int32, width of its kernel in pixels.
+    """
+
+    kind: np.ndarray
+    shape: np.ndarray
+    resized: np.ndarray
+    levels: np.ndarray
+    turns: np.ndarray
+    tones: np.ndarray
+    sigmas: np.ndarray
+    windows: np.ndarray
+
+
+class Items:
+    """Samples by id; every file is read strictly once, then fed to DALI undecoded.
+
+    Args:
+        paths: image files; a sample's id is its position.
+        masks: for each its mask or None.
+        cutoff: per cent of the pixels cut at each end of the histogram.
+        feed_masks: whether items have masks; without a file, the image's frame.
+        cache_bytes: memory for images that DALI cannot decode, and for masks as bits.
+        resident: holds all images and masks, if given.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        masks: Sequence[Path | None],
+        *,
+        cutoff: float,
+        feed_masks: bool,
+        cache_bytes: int,
+        resident: Resident | None,
+    ) -> None:
+        self._paths, self._masks = paths, masks
+        self._cutoff, self._feed_masks = cutoff, feed_masks
+        self._resident = resident
+        self._facts: dict[int, Facts] = {}
+        self._cache: dict[tuple[int, str], np.ndarray] = {}
+        self._cache_left = cache_bytes
+        self._lock = threading.Lock()
+
+    def item(self, sample: int) -> Item:
+        """Everything to feed for one sample.
+
+        Raises:
+            BadImage: the file or its mask cannot be used.
+            MachineError: the disk cannot be read.
+        """
+        packed = locate(self._paths[sample])
+        known = self._facts.get(sample)
+        pixels = None
+        if known is None:
+            known, pixels = _facts(self._paths[sample], packed, self._cutoff)
+            self._facts[sample] = known
+        if self._resident is not None:
+            data: np.ndarray | Tensor = self._resident.image(sample)
+        else:
+            data = self._data(sample, known, packed, pixels)
+        return Item(data, self._mask(sample, known) if self._feed_masks else None, known)
+
+    def _data(
+        self, sample: int, facts: Facts, packed: Packed | None, pixels: np.ndarray | None
+    ) -> np.ndarray:
+        path = self._paths[sample]
+        if packed is not None:
+            return packed.pack.image(packed.slot).reshape(-1).view(np.uint8)
+        if facts.kind in CODED:
+            try:
+                return np.fromfile(path, np.uint8)
+            except OSError:
+                read_grey(path)
+                raise
+        found = self._cache.get((sample, "image"))
+        if found is None:
+            grey = read_grey(path) if pixels is None else pixels
+            found = self._keep((sample, "image"), grey.reshape(-1).view(np.uint8))
+        return found
+
+    def _mask(self, sample: int, facts: Facts) -> np.ndarray | Tensor:
+        shape = facts.height, facts.width
+        if self._resident is not None:
+            return self._resident.mask(sample)
+        path = self._masks[sample]
+        if path is None:
+            return np.full((*shape, 1), 255, np.uint8)
+        bits = self._cache.get((sample, "mask"))
+        if bits is None:
+            mask = read_mask(path, self._paths[sample], shape)
+            if locate(path) is None:
+                self._keep((sample, "mask"), np.packbits(mask > 0))
+            return mask[..., None]
+        unpacked = np.unpackbits(bits, count=shape[0] * shape[1])
+        return (unpacked * np.uint8(255)).reshape(*shape, 1)
+
+    def _keep(self, key: tuple[int, str], found: np.ndarray) -> np.ndarray:
+        with self._lock:
+            if key not in self._cache and found.nbytes <= self._cache_left:
+                self._cache[key] = found
+                self._cache_left -= found.nbytes
+        return found
+
+    def forget(self) -> None:
+        """Free the memory of images and masks."""
+        self._cache.clear()
+        self._resident = None
+
+
+def _facts(path: Path, packed: Packed | None, cutoff: float) -> tuple[Facts, np.ndarray]:
+    grey = read_grey(path) if packed is None else packed.pack.image(packed.slot)
+    deep = grey.dtype != np.uint8
+    if packed is not None and cutoff == packed.pack.cutoff:
+        low, high = packed.pack.limits(packed.slot)
+    else:
+        low, high = contrast_limits(grey, cutoff)
+    if packed is None and decodable(path):
+        kind = Kind.CODED16 if deep else Kind.CODED8
+    else:
+        kind = Kind.PIXELS16 if deep else Kind.PIXELS8
+    return Facts(kind, grey.shape[0], grey.shape[1], low, high), grey
+
+
+def decodable(path: Path) -> bool:
+    """Whether DALI decodes a good file to the levels of `read_grey`.
+
+    It does grey PNGs of 8 or 16 bits and JPEGs, grey or colour; not palettes, transparency,
+    colour PNGs, CMYK, TIFF or DICOM.
+    """
+    suffix = path.suffix.lower()
+    with path.open("rb") as handle:
+        start = handle.read(WIDEST_HEADER)
+    if suffix in PNG:
+        before = start.partition(b"IDAT")[0]
+        plain = b"IDAT" in start and not any(name in before for name in PNG_SPECIAL)
+        return plain and start[25] == 0 and start[24] in (8, 16)
+    if suffix in JPEG:
+        from PIL import Image
+
+        with Image.open(path, formats=("JPEG",)) as image:
+            return image.mode in ("L", "RGB")
+    return False
+
+
+def numbers(
+    facts: Sequence[Facts], plan: np.ndarray, masked: Sequence[bool], size: int, augment: Augment
+) -> Numbers:
+    """Turn a plan into what the graph is told.
+
+    Args:
+        facts: of B samples.
+        plan: (B, V, P) as `selftaught.data.plan.draw` gives it.
+        masked: whether each sample has a mask.
+        size: S, side of canvas and views in pixels.
+        augment: the pivot of the scale.
+    """
+    column = {name: plan[..., i] for i, name in enumerate(PARAMETERS)}
+    sigmas = column["blur_sigma"]
+    resized = [composed.inner_shape(one.height, one.width, size) for one in facts]
+    tones = [column[name] for name in ("brightness", "color_brightness", "color_contrast")]
+    turns = np.empty((*plan.shape[:2], 2, 3), np.float32)
+    for i, inner in enumerate(resized):
+        for v in range(plan.shape[1]):
+            row = dict(zip(PARAMETERS, plan[i, v].astype(float).tolist(), strict=True))
+            turns[i, v] = _turn(row, inner, size, corner=augment.scale_pivot == "corner")
+    return Numbers(
+        kind=np.array([one.kind for one in facts], np.int32),
+        shape=np.array([(one.height, one.width, 1) for one in facts], np.int32),
+        resized=np.array(resized, np.float32),
+        levels=np.array([_levels(*pair) for pair in zip(facts, masked, strict=True)], np.float32),
+        turns=turns,
+        tones=np.stack(tones, axis=-1).astype(np.float32),
+        sigmas=sigmas.astype(np.float32),
+        windows=(2 * np.ceil(3.0 * sigmas.astype(float)) + 1).astype(np.int32),
+    )
+
+
+def _levels(facts: Facts, masked: bool) -> tuple[float, float, float, float]:
+    top = 255.0 if facts.kind in (Kind.PIXELS8, Kind.CODED8) else 65535.0
+    keep = 0.0 if masked else 1.0
+    if facts.high <= facts.low:
+        return 0.0, 1.0, top, keep
+    return float(facts.low), top / (facts.high - facts.low), top, keep
+
+
+def _turn(row: dict[str, float], inner: tuple[int, int], size: int, *, corner: bool) -> np.ndarray:
+    """`composed.matrix` for corner coordinates, onto the image without the canvas's border."""
+    turn = composed.matrix(row, size, corner=corner)
+    turn[:, 2] += 0.5 - 0.5 * (turn[:, 0] + turn[:, 1])
+    turn[:, 2] -= (size - inner[1]) // 2, (size - inner[0]) // 2
+    return turn
