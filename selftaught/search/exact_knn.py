@@ -6,7 +6,7 @@ from selftaught.search import candidates
 from selftaught.search.flat import BLOCK, Array, map_blocks
 
 DIRECT_BLOCK = 64
-EXACT_BYTES = 32 << 20
+EXACT_BYTES = 1 << 20  # stays in the cache; 32 times as much took twice the time
 
 
 def exact(queries: Array, rows: Array, database: Array) -> Array:
@@ -67,6 +67,7 @@ def _certified(
     error is at most `candidates.rounding` times (|q| + |x|)^2. So if the farthest candidate beats
     r^2 by more than that bound, nothing is missing.
     """
+    backend = candidates.settled(backend, len(pending) * queries.shape[1])
     table, shift = moved(database, kind)
     search, shared = candidates.proposer(table, k + max(4, k // 4), kind, backend)
     error = candidates.rounding(queries.shape[1], kind, backend)
@@ -106,7 +107,7 @@ def squared_knn(
         queries: (Q, D) finite, float32 or float64.
         database: (N, D) likewise.
         k: 1 to N.
-        backend: "native" or "faiss": what proposes candidates.
+        backend: what proposes candidates: "native", "faiss" or "auto" (`candidates.settled`).
     """
     out: tuple[Array, Array] = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
     pending = np.arange(len(queries))

@@ -120,7 +120,7 @@ def _exactly(data: _Data, centers: Tensor, backend: str) -> Tensor:
     for part in data.original.split(BLOCK):
         rows = part.double() - data.origin
         if backend == "faiss" and len(rows):
-            numbers = squared_knn(rows.numpy(), moved.numpy(), 1)[1][:, 0]
+            numbers = squared_knn(rows.numpy(), moved.numpy(), 1, backend)[1][:, 0]
             parts.append(torch.from_numpy(numbers.copy()))
         elif rows.device.type == "cpu":
             parts.append(assign.native(rows, moved))

@@ -39,7 +39,7 @@ def knn(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The k nearest rows of `database` to each query, exactly.
 
-    Matrix products propose candidates on centred data; the distances returned are direct
+    FAISS or matrix products propose candidates on centred data; the distances returned are direct
     differences in float64, and a query whose candidates could have missed a row is searched again
     in float64, in the end against all rows directly. So results depend neither on which queries
     are asked together, nor on threads, nor on a common offset of the data. Equal distances are
@@ -49,8 +49,8 @@ def knn(
         queries: (Q, D) floats, tensor on any device or array.
         database: (N, D) floats, tensor or array, which may be memory-mapped.
         k: 1 to N.
-        backend: what proposes candidates: "native", "faiss", or "auto" (FAISS where it sees a
-            GPU). It changes the time, not the result.
+        backend: what proposes candidates: "native" (torch), "faiss", or "auto": FAISS, but torch
+            for few queries on a CPU and where faiss is missing. It changes the time only.
 
     Returns:
         Euclidean (not squared) distances (Q, k) float32 in ascending order, and row numbers
@@ -60,7 +60,7 @@ def knn(
         ValueError: k outside 1..N, widths differ, no rows, not floating point, not finite.
         InputError: `backend="faiss"` and faiss is missing.
     """
-    proposing, asked = candidates.choose(backend), matrix(queries, "queries")
+    proposing, asked = candidates.available(backend), matrix(queries, "queries")
     if not 1 <= k <= max(1, len(database)):
         raise ValueError(f"k={k}: must be 1 to {len(database)}, the number of database rows")
     squared, rows = squared_in_parts(asked, lambda: parts(database, asked.shape[1]), k, proposing)
@@ -165,7 +165,7 @@ def knn_score_with_report(
             raise ValueError(f"{name}={value}: must be at least 1")
     if method not in METHODS:
         raise ValueError(f"method: got {method!r}, allowed are {', '.join(METHODS)}")
-    ranks, proposing = ranks_of(group), candidates.choose(backend)
+    ranks, proposing = ranks_of(group), candidates.available(backend)
     if method == "ivf":
         if group is not None:
             raise ValueError('group: must be None with method="ivf"')

@@ -177,3 +177,134 @@ def test_bfloat16_and_tensors_that_need_gradients():
 def test_wrong_input_is_named(x, k, options, message):
     with pytest.raises(ValueError, match=message):
         kmeans(x, k, **options)
+
+
+def faiss_inertia(x, start, iterations):
+    """FAISS's own k-means from `start`, over all rows, inertia in float64."""
+    import faiss
+
+    peer = faiss.Clustering(x.shape[1], len(start))
+    peer.niter, peer.max_points_per_centroid, peer.min_points_per_centroid = iterations, 10**9, 1
+    faiss.copy_array_to_vector(start.astype(np.float32).ravel(), peer.centroids)
+    peer.train(x, faiss.IndexFlatL2(x.shape[1]))
+    centers = faiss.vector_to_array(peer.centroids).reshape(start.shape).astype(np.float64)
+    squared = ((x.astype(np.float64)[:, None] - centers[None]) ** 2).sum(-1)
+    return squared.min(1).sum()
+
+
+@pytest.mark.parametrize("backend", ["native", "faiss"])
+@pytest.mark.parametrize("kind", ["groups", "noise", "offset", "skewed", "collapsed", "duplicates"])
+def test_inertia_is_at_most_that_of_faiss(kind, backend):
+    rng = np.random.default_rng(7)
+    x = clusters(900, 12, groups=25, spread=1.0)
+    if kind == "noise":
+        x = rng.standard_normal((900, 12)).astype("f4")
+    elif kind == "offset":
+        x = x + np.float32(50)
+    elif kind == "skewed":
+        x = np.concatenate([x[:20] * 30, 0.1 * x[20:]])
+    elif kind == "collapsed":
+        x = clusters(900, 12, groups=25, spread=5000.0)
+    elif kind == "duplicates":
+        x = x[np.arange(900) % 60]
+    start = x[rng.choice(900, 25, replace=False)]
+    found = kmeans(x, 25, initial=start, iterations=25, backend=backend)
+    consistent(found, x)
+    assert found.inertia <= 1.01 * faiss_inertia(x, start, 25) + 1e-6
+
+
+def test_splitting_from_starts_that_leave_centres_empty_is_as_good_as_faiss():
+    ratios = []
+    for seed in range(9):
+        rng, x = np.random.default_rng(seed), clusters(900, 12, groups=25, spread=1.0, seed=seed)
+        start = x[rng.choice(900, 25, replace=False)]
+        start[5:] = start[4] + 1e-3 * rng.standard_normal((20, 12)).astype("f4")
+        found = kmeans(x, 25, initial=start, iterations=25, empty="split")
+        ratios.append(found.inertia / faiss_inertia(x, start, 25))
+    # Which of many optima a start falls into is chance: 0.97 to 1.03 over 30 seeds.
+    assert np.median(ratios) <= 1.01 and max(ratios) < 1.05
+
+
+@pytest.mark.parametrize("kind", ["groups", "near ties"])
+def test_backends_agree(kind):
+    x = clusters(700, 9)
+    if kind == "near ties":
+        x = np.round(2 * x) / 2 + np.float32(1000)
+    native, through_faiss = (kmeans(x, 20, seed=1, backend=b) for b in ("native", "faiss"))
+    assert native.inertia == pytest.approx(through_faiss.inertia, rel=1e-2)
+    if kind == "groups":
+        assert torch.equal(native.assignment, through_faiss.assignment)
+
+
+def test_weights_count_as_repetitions():
+    x, rng = clusters(400, 6), np.random.default_rng(0)
+    weights = rng.integers(0, 4, 400)
+    start = x[weights > 0][:10]
+    weighted = kmeans(x, 10, initial=start, weights=weights)
+    repeated = kmeans(np.repeat(x, weights, axis=0), 10, initial=start)
+    np.testing.assert_allclose(weighted.centers, repeated.centers, rtol=1e-5, atol=1e-6)
+    assert weighted.inertia == pytest.approx(repeated.inertia, rel=1e-6)
+    assert weighted.counts.sum() == 400
+    halves = kmeans(x, 10, initial=start, weights=weights / 2)
+    torch.testing.assert_close(halves.centers, weighted.centers)
+    peer = KMeans(10, init=start.astype(np.float64), n_init=1, max_iter=50, tol=0)
+    peer.fit(x.astype(np.float64), sample_weight=weights)
+    assert weighted.inertia == pytest.approx(peer.inertia_, rel=1e-4)
+
+
+def test_samples_without_weight_start_nothing():
+    x = np.concatenate([clusters(50, 4), np.full((50, 4), 900, "f4")])
+    result = kmeans(x, 6, weights=np.repeat([1.0, 0.0], 50), restarts=5)
+    assert result.centers.abs().max() < 100 and result.counts.sum() == 100
+
+
+@pytest.mark.parametrize(
+    ("empty", "left"), [("farthest", 5), ("split", 5), ("keep", 5), ("drop", 3)]
+)
+@pytest.mark.parametrize("backend", ["native", "faiss"])
+def test_policies_for_an_empty_cluster(empty, left, backend):
+    x = clusters(400, 6, groups=4)
+    far = np.full((2, 6), 1e3, np.float32)
+    start = np.concatenate([x[:3], far])
+    result = kmeans(x, 5, initial=start, empty=empty, iterations=30, backend=backend)
+    assert len(result.centers) == left and result.counts.sum() == 400
+    if empty == "keep":
+        assert torch.equal(result.centers[3:], torch.from_numpy(far))
+        assert result.counts[3:].tolist() == [0, 0]
+    else:
+        consistent(result, x)
+    if empty == "drop":
+        assert result.inertia == pytest.approx(kmeans(x, 3, initial=x[:3], iterations=30).inertia)
+
+
+def test_splitting_repeated_samples_ends():
+    x = clusters(4, 3)[np.arange(40) % 4]
+    result = kmeans(x, 9, initial=np.repeat(x[:1], 9, axis=0), empty="split", iterations=500)
+    assert 1 <= len(result.centers) <= 4 and result.counts.sum() == 40
+
+
+def test_sums_do_not_depend_on_the_order_of_the_samples():
+    rng = np.random.default_rng(3)
+    x = clusters(3000, 7)
+    x[:, 2] *= 1e6
+    x[:, 3] *= 1e-6
+    start, order = x[:20].copy(), rng.permutation(3000)
+    found, shuffled = kmeans(x, 20, initial=start), kmeans(x[order], 20, initial=start)
+    assert torch.equal(found.centers, shuffled.centers) and found.inertia == shuffled.inertia
+    assert torch.equal(found.assignment[order], shuffled.assignment)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"empty": "merge"}, "empty: got 'merge'"),
+        ({"backend": "gpu"}, "backend: got 'gpu'"),
+        ({"weights": np.ones(4)}, r"weights: shape \(4,\), must be \(5,\)"),
+        ({"weights": np.array([1, 1, -1, 1, 1])}, "weights: row 2 is -1"),
+        ({"weights": np.array([1, np.inf, 1, 1, 1])}, "weights: row 1 is inf"),
+        ({"weights": np.zeros(5)}, "weights: all are 0"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        kmeans(np.arange(10, dtype="f4").reshape(5, 2), 2, **options)
