@@ -30,6 +30,20 @@ struct WeightedSums {
   void *sums, *slopes;                       // slopes may be null
 };
 
+struct Normalize {
+  const void* z;
+  void *unit, *inverse;
+  int64_t rows, width, threads;
+};
+
+struct Finish {
+  const void *sums, *unit, *inverse;  // inverse may be null: not normalised
+  const void* temperature;
+  const void *partner, *coefficient;  // both or neither null
+  void* gradient;
+  int64_t rows, width, threads;
+};
+
 struct Dots {
   const void *x, *y;
   int64_t rows, width;

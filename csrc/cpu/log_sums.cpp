@@ -235,42 +235,7 @@ void log_sums(const LogSums& arguments) {
   log_sums_of<T>(arguments, x, y, bound);
 }
 
-// a * b + c as the compiler makes it of vectors: rounded once where the processor can.
-inline float fused(float a, float b, float c) {
-#if defined(__FMA__) || defined(__aarch64__)
-  return __builtin_fmaf(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
-
-inline double fused(double a, double b, double c) {
-#if defined(__FMA__) || defined(__aarch64__)
-  return __builtin_fma(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
-
-// Products of rows, summed in the order of `similarities`.
-template <class T>
-void dots(const Dots& arguments) {
-  const T* x = static_cast<const T*>(arguments.x);
-  const T* y = static_cast<const T*>(arguments.y);
-  for (int64_t row = 0; row < arguments.rows; ++row, x += arguments.width, y += arguments.width) {
-    T total = 0;
-    for (int64_t k = 0; k < arguments.width; k += kDepth) {
-      T part = 0;
-      const int64_t end = smaller_of(k + kDepth, arguments.width);
-      for (int64_t at = k; at < end; ++at) part = fused(x[at], y[at], part);
-      total = k > 0 ? total + part : part;
-    }
-    static_cast<T*>(arguments.of_rows)[row] = total;
-  }
-}
-
 }  // namespace
 }  // namespace selftaught::SELFTAUGHT_ISA
 
 SELFTAUGHT_KERNEL(log_sums, selftaught::LogSums, selftaught::SELFTAUGHT_ISA::log_sums)
-SELFTAUGHT_KERNEL(dots, selftaught::Dots, selftaught::SELFTAUGHT_ISA::dots)

@@ -10,7 +10,7 @@ namespace selftaught::SELFTAUGHT_ISA {
 constexpr int kBlock = 96;
 // Width that is multiplied at once. Products are summed in this order everywhere, so equal rows
 // have equal similarities to the bit.
-constexpr int64_t kDepth = 256;
+constexpr int64_t kDepth = 128;
 
 // The register block is kRows<T> rows by kVectors<T> vectors; kRows divides kPanel, kPanel kBlock.
 #if defined(__AVX512F__)

@@ -2,8 +2,8 @@
 #include <limits>
 
 #include "contrastive.h"
-#include "exponential.h"
 #include "tile.h"
+#include "weights.h"
 
 namespace selftaught::SELFTAUGHT_ISA {
 namespace {
@@ -16,16 +16,6 @@ constexpr int64_t kTasks = 32;
 constexpr int64_t team_size(int64_t blocks) {
   return blocks < kTasks ? 1 : blocks < 8 * kTasks ? 2 : 4;
 }
-
-// In powers of 2. Up to the bound on logits one exp an entry, exp(l - shift), serves both sides:
-// it stays above 2^-kFloor, and the sides' factors weight * exp(shift - total) are checked to stay
-// within 2^+-kRange.
-template <class T>
-constexpr double kBound = sizeof(T) == 4 ? 80 : 700;
-template <class T>
-constexpr double kFloor = sizeof(T) == 4 ? 120 : 1000;
-template <class T>
-constexpr double kRange = sizeof(T) == 4 ? 100 : 900;
 
 // Columns packed for the second product: per block of kBlock rows, per panel of the width, the
 // rows one after the other; zeros behind the width and behind the last row. Panels are kPanel wide
@@ -63,146 +53,6 @@ class Values {
   int64_t width_;
   Buffer<T> data_;
 };
-
-// A side's vectors, padded to whole blocks with zeros.
-template <class T>
-struct Weights {
-  bool there, ranged = true;
-  Buffer<T> weight, total, positive, share, factor;
-
-  // factor = weight * exp(shift - total); `ranged` says whether all of them are safe.
-  Weights(const Side& side, int64_t count, double shift)
-      : there(side.weight != nullptr),
-        weight(padded(count)),
-        total(padded(count)),
-        positive(padded(count)),
-        share(padded(count)),
-        factor(padded(count)) {
-    copy(side.weight, count, weight);
-    copy(side.total, count, total);
-    copy(side.positive, count, positive);
-    copy(side.share, count, share);
-    for (int64_t index = 0; index < padded(count); ++index) {
-      factor[index] = 0;
-      const double power = shift - kLog2E * static_cast<double>(total[index]);
-      if (weight[index] == 0 || power == std::numeric_limits<double>::infinity()) continue;
-      const double value = static_cast<double>(weight[index]) * __builtin_exp2(power);
-      const double size = __builtin_fabs(value);
-      ranged = ranged && size < __builtin_exp2(kRange<T>) && size > __builtin_exp2(-kRange<T>);
-      factor[index] = static_cast<T>(value);
-    }
-  }
-
- private:
-  static int64_t padded(int64_t count) { return ceil_div(count, kBlock) * kBlock; }
-
-  static void copy(const void* from, int64_t count, const Buffer<T>& to) {
-    for (int64_t index = 0; index < padded(count); ++index) {
-      to[index] = from != nullptr && index < count ? static_cast<const T*>(from)[index] : T(0);
-    }
-  }
-};
-
-// int64_t classes cut into integers as wide as T, to compare them lane by lane.
-template <class T>
-struct Parts {
-  using Integer = typename Vector<T>::Integer;
-  static constexpr int kParts = 8 / static_cast<int>(sizeof(T));
-  Buffer<Integer> of[2];
-
-  Parts(const void* classes, int64_t count)
-      : of{Buffer<Integer>(size(classes, count)), Buffer<Integer>(size(classes, count))} {
-    for (int64_t index = 0; classes != nullptr && index < count; ++index) {
-      const int64_t value = static_cast<const int64_t*>(classes)[index];
-      of[0][index] = static_cast<Integer>(value);
-      of[1][index] = static_cast<Integer>(kParts == 2 ? value >> 32 : 0);
-    }
-  }
-
- private:
-  static int64_t size(const void* classes, int64_t count) {
-    return classes == nullptr ? 0 : ceil_div(count, kBlock) * kBlock;
-  }
-};
-
-// One call's facts.
-template <class T>
-struct Pass {
-  T temperature;
-  Factor<T> factor, log2e{kLog2E};
-  T shift;
-  bool shared;  // one exp for both sides
-  Pattern pattern;
-  const Weights<T>&row, &column;
-  const Parts<T>*row_classes, *column_classes;
-  bool slope;
-};
-
-// Where the slopes of a tile's rows go, and those of its mirror image (or null).
-struct Slopes {
-  double *rows, *mirrored;
-};
-
-// Turns a tile of similarities into a tile of weights.
-template <class T, bool kMasked, bool kShared>
-void weigh(const Pass<T>& pass, T* tile, int64_t first_row, int64_t first_column, int64_t rows,
-           Slopes slopes) {
-  constexpr int kAcross = kBlock / kLanes<T>;
-  V<T> down[kAcross] = {};
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t i = first_row + r;
-    V<T> along{};
-    for (int v = 0; v < kAcross; ++v) {
-      const int64_t j = first_column + v * kLanes<T>;
-      T* at = tile + r * kBlock + v * kLanes<T>;
-      V<T> logit{};
-      if (!kShared || pass.slope) logit = load(at) / pass.temperature;
-      V<T> of_row{}, of_column{};
-      if (kShared) {
-        const V<T> term = power_of_2<T>(load(at), pass.factor, pass.shift);
-        of_row = term * pass.row.factor[i];
-        of_column = term * load(pass.column.factor.get() + j);
-      } else {
-        if (pass.row.there) {
-          of_row = exponential<T>(logit - pass.row.total[i], pass.log2e) * pass.row.weight[i];
-        }
-        if (pass.column.there) {
-          of_column = exponential<T>(logit - load(pass.column.total.get() + j), pass.log2e) *
-                      load(pass.column.weight.get() + j);
-        }
-      }
-      V<T> weight = of_row + of_column;
-      if (pass.row_classes != nullptr) {
-        I<T> same = load_integers<T>(pass.column_classes->of[0].get() + j) ==
-                    pass.row_classes->of[0][i];
-        if (Parts<T>::kParts == 2) {
-          same &= load_integers<T>(pass.column_classes->of[1].get() + j) ==
-                  pass.row_classes->of[1][i];
-        }
-        weight -= keep<T>(same, load(pass.column.share.get() + j) + pass.row.share[i]);
-      }
-      if (kMasked) {
-        const I<T> counts = counting<T>(pass.pattern, i, j);
-        weight = keep<T>(counts, weight);
-        logit = keep<T>(counts, logit);
-        of_row = keep<T>(counts, of_row);
-        of_column = keep<T>(counts, of_column);
-      }
-      store<T>(at, weight);
-      if (pass.slope) {
-        along += of_row * (logit - pass.row.positive[i]);
-        if (slopes.mirrored != nullptr) {
-          down[v] += of_column * (logit - load(pass.column.positive.get() + j));
-        }
-      }
-    }
-    if (pass.slope) slopes.rows[r] += static_cast<double>(sum<T>(along));
-  }
-  if (!pass.slope || slopes.mirrored == nullptr) return;
-  for (int column = 0; column < kBlock; ++column) {
-    slopes.mirrored[column] += static_cast<double>(down[column / kLanes<T>][column % kLanes<T>]);
-  }
-}
 
 // sums += tile * values, or the transposed tile * values, for one panel of kAcross vectors.
 template <class T, bool kTransposed, int kAcross>
@@ -435,10 +285,8 @@ void weighted_sums(const WeightedSums& arguments) {
     fill(arguments.slopes, m.rows, std::numeric_limits<T>::quiet_NaN());
     return;
   }
-  const double power = bound * kLog2E;
-  const bool small = power <= kBound<T>;
-  const double shift = small ? __builtin_floor(power < kFloor<T> - power ? power : kFloor<T> - power)
-                             : 0;
+  const bool small = bound * kLog2E <= kBound<T>;
+  const double shift = small ? shift_of<T>(bound * kLog2E) : 0;
   const Weights<T> row(arguments.row, m.rows, shift), column(arguments.column, m.columns, shift);
   const Parts<T> row_classes(arguments.row_classes, m.rows);
   const Parts<T> column_classes(arguments.column_classes, m.columns);

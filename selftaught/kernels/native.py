@@ -20,7 +20,7 @@ from selftaught.errors import InputError
 
 VARIABLE = "SELFTAUGHT_CPU"
 VARIANTS = ("baseline", "avx2", "avx512")
-VERSION = 1
+VERSION = 2
 LIBRARY = Path(__file__).with_name("_native.so")
 
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}

@@ -146,7 +146,8 @@ def test_struct_sizes_match_the_headers() -> None:
 
     from selftaught.kernels.cpp import tiles
 
-    for struct in (tiles._Matrix, tiles._LogSums, tiles._Side, tiles._WeightedSums, tiles._Dots):
+    structs = (tiles._Matrix, tiles._LogSums, tiles._Side, tiles._WeightedSums, tiles._Dots)
+    for struct in (*structs, tiles._Normalize, tiles._Finish):
         fields = [kind for _, kind in struct._fields_]
         assert ctypes.sizeof(struct) == sum(map(ctypes.sizeof, fields))
 

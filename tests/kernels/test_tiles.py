@@ -414,6 +414,27 @@ def test_nan_is_passed_on(cpp: Tiles) -> None:
     assert found.isnan().all() and columns.isnan().all()
 
 
+@pytest.mark.parametrize("size", [1e-300, 1e-160, 1e-38, 1e-20, 1e20, 1e38, 1e160, 1e300])
+def test_prepare_at_the_ends_of_the_range(backend: Backend, size: float) -> None:
+    torch.manual_seed(10)
+    z = torch.randn(6, 5, dtype=torch.float64)
+    for dtype in backend.dtypes:
+        scaled = (z / z.abs().amax() * size).to(dtype)
+        x = backend.tiles.prepare(scaled, True, "fp32")
+        assert x.inverse is not None
+        zero = scaled.abs().amax(1) < torch.finfo(dtype).tiny
+        assert torch.equal((x.inverse == 0)[:, 0], zero)
+        assert (x.unit[zero] == 0).all()
+        if scaled.isfinite().all() and size < torch.finfo(dtype).max / 3:
+            largest = scaled[~zero].double().abs().amax(1, keepdim=True)
+            true = scaled[~zero].double() / largest
+            length = true.norm(dim=1, keepdim=True)
+            tolerance = 8 * torch.finfo(dtype).eps
+            assert torch.allclose(x.unit[~zero].double(), true / length, rtol=tolerance)
+            inverse = (x.inverse[~zero].double() * largest) * length
+            assert torch.allclose(inverse, torch.ones_like(inverse), rtol=1e-5)
+
+
 MEMORY = """
 import resource, torch
 from selftaught.kernels.cpp.tiles import TILES

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from selftaught.kernels import native
 from selftaught.kernels.reference.common import compute_dtype
-from selftaught.kernels.reference.contrastive import unit_rows
-from selftaught.kernels.reference.tiles import finish
 from selftaught.kernels.tiles import Classes, Excluded, Rows, Side
 
 # Below this many multiplications starting threads costs more than they save.
@@ -48,12 +46,31 @@ class _WeightedSums(ctypes.Structure):
     ]
 
 
+class _Normalize(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("z", "unit", "inverse")),
+        *((name, ctypes.c_int64) for name in ("rows", "width", "threads")),
+    ]
+
+
+class _Finish(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("sums", "unit", "inverse", "temperature")),
+        *((name, ctypes.c_void_p) for name in ("partner", "coefficient", "gradient")),
+        *((name, ctypes.c_int64) for name in ("rows", "width", "threads")),
+    ]
+
+
 class _Dots(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("x", "y")),
         *((name, ctypes.c_int64) for name in ("rows", "width")),
         ("of_rows", ctypes.c_void_p),
     ]
+
+
+def _threads(work: int) -> int:
+    return 1 if work < SMALL else torch.get_num_threads()
 
 
 def _matrix(x: Rows, y: Rows, temperature: Tensor, excluded: Excluded | None) -> _Matrix:
@@ -71,7 +88,7 @@ def _matrix(x: Rows, y: Rows, temperature: Tensor, excluded: Excluded | None) ->
         offset=offset,
         half=half,
         symmetric=y is x and offset == 0 and half * 2 in (0, rows),
-        threads=1 if rows * columns * width < SMALL else torch.get_num_threads(),
+        threads=_threads(rows * columns * width),
     )
 
 
@@ -89,9 +106,20 @@ class CppTiles:
     def prepare(self, z: Tensor, normalize: bool, precision: str) -> Rows:
         """See `Tiles`; always in full precision."""
         del precision
-        z = z.detach().to(compute_dtype(z))
-        unit, inverse = unit_rows(z) if normalize else (z, None)
-        return Rows(unit=unit.contiguous(), inverse=inverse)
+        z = z.detach().to(compute_dtype(z)).contiguous()
+        if not normalize:
+            return Rows(unit=z, inverse=None)
+        unit, inverse = torch.empty_like(z), z.new_empty(z.shape[0], 1)
+        arguments = _Normalize(
+            z=native.pointer(z),
+            unit=native.pointer(unit),
+            inverse=native.pointer(inverse),
+            rows=z.shape[0],
+            width=z.shape[1],
+            threads=_threads(z.numel()),
+        )
+        native.run("normalize", z.dtype, arguments)
+        return Rows(unit=unit, inverse=inverse)
 
     def dots(self, x: Rows, y: Rows) -> Tensor:
         """See `Tiles`; the sum runs in the order of the passes, so equal rows give equal bits."""
@@ -169,7 +197,22 @@ class CppTiles:
         coefficient: Tensor | None = None,
     ) -> Tensor:
         """See `Tiles`."""
-        return finish(sums, x, temperature, partner, coefficient)
+        gradient = torch.empty_like(sums)
+        coefficient = None if coefficient is None else coefficient.contiguous()
+        arguments = _Finish(
+            sums=native.pointer(sums),
+            unit=native.pointer(x.unit),
+            inverse=native.pointer(x.inverse),
+            temperature=native.pointer(temperature),
+            partner=None if partner is None else native.pointer(partner.unit),
+            coefficient=native.pointer(coefficient),
+            gradient=native.pointer(gradient),
+            rows=sums.shape[0],
+            width=sums.shape[1],
+            threads=_threads(sums.numel()),
+        )
+        native.run("finish", sums.dtype, arguments)
+        return gradient
 
 
 TILES = CppTiles()
