@@ -1,7 +1,9 @@
 """The ops as kernels written in Triton, for NVIDIA GPUs."""
 
 import torch
+import triton
 
+from selftaught.kernels.contrastive import Contrastive
 from selftaught.kernels.dispatch import ABSENT, Request
 from selftaught.kernels.triton.spheres import (
     mad,
@@ -10,23 +12,51 @@ from selftaught.kernels.triton.spheres import (
     nearest_center_backward,
     nearest_center_counts,
 )
+from selftaught.kernels.triton.tiles import TILES
 
 __all__ = [
+    "TILES",
+    "info_nce",
+    "info_nce_backward",
     "mad",
     "mad_backward",
     "nearest_center",
     "nearest_center_backward",
     "nearest_center_counts",
+    "ntxent",
+    "ntxent_backward",
     "refusal",
+    "supcon",
+    "supcon_backward",
 ]
 
-OPS: tuple[str, ...] = ("nearest_center", "mad")
+OPS: tuple[str, ...] = ("ntxent", "supcon", "info_nce", "nearest_center", "mad")
+CONTRASTIVE = OPS[:3]
+# Oldest GPUs with the instructions that the kernels are compiled and checked for.
+OLDEST = (8, 0)
+# Kernels over rows hold a whole row in registers.
+WIDEST = 8192
+
+_losses = Contrastive(TILES)
+ntxent, ntxent_backward = _losses.ntxent, _losses.ntxent_backward
+supcon, supcon_backward = _losses.supcon, _losses.supcon_backward
+info_nce, info_nce_backward = _losses.info_nce, _losses.info_nce_backward
 
 
 def refusal(request: Request) -> str:
-    """Refuses other devices, float64 and ops that are not written."""
-    if request.device.type != "cuda":
-        return "runs on cuda only"
+    """Refuses other devices, float64 and ops that are not written.
+
+    On the CPU the contrastive losses run in Triton's interpreter where TRITON_INTERPRET=1.
+    """
     if request.op not in OPS:
         return ABSENT
-    return "float64 is not supported" if request.dtype == torch.float64 else ""
+    interpreted = triton.knobs.runtime.interpret and request.op in CONTRASTIVE
+    if request.device.type != "cuda" and not (interpreted and request.device.type == "cpu"):
+        return "runs on cuda only"
+    if request.dtype == torch.float64:
+        return "float64 is not supported"
+    if request.device.type == "cuda" and torch.cuda.get_device_capability(request.device) < OLDEST:
+        return f"needs compute capability {OLDEST[0]}.{OLDEST[1]}"
+    if request.op in CONTRASTIVE and request.width > WIDEST:
+        return f"embeddings may be up to {WIDEST} wide, not {request.width}"
+    return ""

@@ -1,0 +1,127 @@
+"""Triton kernels over single rows: normalised operands, products of pairs, finished gradients.
+
+A program holds BLOCK whole rows of D columns, WIDE the next power of two.
+"""
+
+# Kernel arguments have no Python types.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+import triton
+import triton.language as tl
+
+from selftaught.kernels.triton.pieces import clamped, exponent, power_of_two
+
+# Rows of length 1 are multiplied by this power of two: far from float16's ends on both sides.
+UNIT_PLACES = tl.constexpr(8)
+# The largest entry of other rows is moved to about this power of two.
+TOP_PLACES = tl.constexpr(13)
+SMALLEST_NORMAL = tl.constexpr(1.1754943508222875e-38)
+
+
+@triton.jit
+def _load(source, rows, N, D, stride, WIDE: tl.constexpr):
+    columns = tl.arange(0, WIDE)
+    mask = (rows < N)[:, None] & (columns < D)[None, :]
+    place = rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    return tl.load(source + place, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _lengths(values):
+    """Rows below their largest entry, that entry (1 for 0), lengths of those rows, which are 0."""
+    largest = tl.max(tl.abs(values), 1)
+    zero = largest < SMALLEST_NORMAL
+    largest = tl.where(zero, 1.0, largest)
+    # Without this, squares would under- and overflow.
+    below = tl.where(zero[:, None], 0.0, tl.div_rn(values, largest[:, None]))
+    length = tl.sqrt_rn(tl.where(zero, 1.0, tl.sum(below * below, 1)))
+    return below, largest, length, zero
+
+
+@triton.jit(do_not_specialize=["N"])
+def measure(z, found, N, D, stride, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    """Largest entry and largest length of BLOCK rows: `found` (programs, 2)."""
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    values = _load(z, rows, N, D, stride, WIDE)
+    _, largest, length, zero = _lengths(values)
+    tl.store(found + tl.program_id(0) * 2, tl.max(tl.where(zero, 0.0, largest), 0))
+    tl.store(found + tl.program_id(0) * 2 + 1, tl.max(tl.where(zero, 0.0, largest * length), 0))
+
+
+@triton.jit(do_not_specialize=["N"])
+def make_operands(
+    z, unit, inverse, high, low, stats, measured, N, D, stride,
+    WIDTH: tl.constexpr, NORMALIZE: tl.constexpr, SPLIT: tl.constexpr, HALF: tl.constexpr,
+    SCALED: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Unit rows (N, D), their inverse lengths (N,), and operands (N, WIDTH) times a power of two.
+
+    `stats` (2,): that power of two and a bound of lengths; `measured` (2,): largest entry and
+    length of rows that are not normalised, and then `inverse` is not written.
+    """
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    columns = tl.arange(0, WIDE)
+    values = _load(z, rows, N, D, stride, WIDE)
+    places = 0
+    bound = 1.0
+    if NORMALIZE:
+        values, largest, length, zero = _lengths(values)
+        values = tl.div_rn(values, length[:, None])
+        raw = tl.where(zero, 0.0, tl.div_rn(1.0, length * largest))
+        tl.store(inverse + rows, raw, mask=rows < N)
+        if SCALED:
+            places = UNIT_PLACES
+        scale = power_of_two(tl.full((), places, tl.int32))
+    else:
+        bound = tl.load(measured + 1)
+        scale = power_of_two(tl.full((), 0, tl.int32))
+        if SCALED:
+            scale = power_of_two(clamped(TOP_PLACES - exponent(tl.load(measured)), -100, 100))
+    if tl.program_id(0) == 0:
+        tl.store(stats, scale)
+        tl.store(stats + 1, bound)
+    there = (rows < N)[:, None]
+    place = rows.to(tl.int64)[:, None]
+    if UNIT:
+        tl.store(unit + place * D + columns[None, :], values, mask=there & (columns < D)[None, :])
+    values = values * scale
+    upper = values.to(HALF)
+    mask = there & (columns < WIDTH)[None, :]
+    tl.store(high + place * WIDTH + columns[None, :], upper, mask=mask)
+    if SPLIT:
+        lower = (values - upper.to(tl.float32)).to(HALF)
+        tl.store(low + place * WIDTH + columns[None, :], lower, mask=mask)
+
+
+@triton.jit(do_not_specialize=["N"])
+def multiply_rows(
+    x, y, products, N, D, x_stride, y_stride, BLOCK: tl.constexpr, WIDE: tl.constexpr
+):
+    """Products of rows of the same place: `products` (N,)."""
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    found = _load(x, rows, N, D, x_stride, WIDE) * _load(y, rows, N, D, y_stride, WIDE)
+    tl.store(products + rows, tl.sum(found, 1), mask=rows < N)
+
+
+@triton.jit(do_not_specialize=["N"])
+def finish_rows(
+    sums, unit, inverse, partner, coefficient, temperature, gradient, N, D,
+    sums_stride, unit_stride, partner_stride, inverse_stride,
+    NORMALIZED: tl.constexpr, PARTNER: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Gradients by raw rows, `gradient` (N, D); see `Tiles.finish`."""
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = rows < N
+    columns = tl.arange(0, WIDE)
+    values = _load(sums, rows, N, D, sums_stride, WIDE)
+    if PARTNER:
+        factor = tl.load(coefficient + rows, mask=there, other=0.0)
+        values += factor[:, None] * _load(partner, rows, N, D, partner_stride, WIDE)
+    values = tl.div_rn(values, tl.load(temperature))
+    if NORMALIZED:
+        own = _load(unit, rows, N, D, unit_stride, WIDE)
+        along = tl.sum(values * own, 1)
+        factor = tl.load(inverse + rows.to(tl.int64) * inverse_stride, mask=there, other=0.0)
+        values = (values - along[:, None] * own) * factor[:, None]
+    place = rows.to(tl.int64)[:, None] * D + columns[None, :]
+    tl.store(gradient + place, values, mask=there[:, None] & (columns < D)[None, :])

@@ -1,0 +1,76 @@
+"""Runs triton_tiles_cases.py in Triton's interpreter, and on the GPU if there is one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from selftaught.kernels import triton as backend
+from selftaught.kernels.dispatch import Request
+from selftaught.kernels.triton import tables, tuning
+
+ROOT = Path(__file__).resolve().parents[2]
+CASES = Path(__file__).with_name("triton_tiles_cases.py")
+# The rest takes minutes in the interpreter.
+QUICK = "(widths and (17 or 200)) or (symmetric and 0.005-34) or (symmetric and 0.07-34) or " \
+    "(rectangles and 0.2-case3) or (exact and (0.07 or 0.1)) or low_precision or tiers or " \
+    "normalised or nothing or dots or contiguous"  # fmt: skip
+
+
+def run(*options: str, **variables: str) -> None:
+    # Triton reads the variable when a kernel is defined: every mode needs a process of its own.
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    plain = ["-x", "--timeout=900", "-p", "no:cacheprovider", "-W", "ignore"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *plain, *options, CASES],
+        cwd=ROOT,
+        env=kept | variables,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_a_choice_in_the_interpreter():
+    run("-k", QUICK, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+
+
+@pytest.mark.slow
+def test_all_in_the_interpreter():
+    run(TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+
+
+@pytest.mark.gpu
+def test_on_the_gpu():
+    run()
+
+
+@pytest.mark.parametrize("op", ["ntxent", "supcon", "info_nce"])
+def test_refusals(op):
+    def request(device, dtype=torch.float32, width=128):
+        return Request(op=op, device=torch.device(device), dtype=dtype, width=width)
+
+    assert backend.refusal(request("cpu")) == "runs on cuda only"
+    assert "float64" in backend.refusal(request("cuda", torch.float64))
+    assert "runs on cuda" in backend.refusal(request("meta"))
+
+
+@pytest.mark.parametrize("kernel", ["sum", "weight", "more"])
+@pytest.mark.parametrize("split", [False, True])
+def test_tables_have_every_shape(kernel, split):
+    for generation in (7, 8, 9, 10, 11, 12):
+        for width in (1, 16, 17, 100, 200, 256, 257, 768, 1000):
+            wide = tables.padded(width)
+            assert wide >= width and wide % 16 == 0
+            shape = tables.table_shape(kernel, generation, wide, split)
+            assert wide % shape.chunk == 0 and shape.chunk >= 16
+            if kernel == "sum":
+                assert shape.rows % shape.columns == 0
+            else:
+                assert 16 <= shape.out <= wide
+            assert shape in tuning.candidates(kernel, shape, wide)
