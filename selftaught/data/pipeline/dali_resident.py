@@ -35,23 +35,23 @@ class Resident:
         self._weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8).to(device)
         for sample, (one, masked) in enumerate(zip(images, masks, strict=True)):
             pixels = np.array(one.pack.image(one.slot)).reshape(-1).view(np.uint8)
-            self.image(sample).copy_(torch.from_numpy(pixels))
+            self._part(2 * sample).copy_(torch.from_numpy(pixels))
             mask = one.pack.mask(one.slot) if masked else None
             if mask is not None:
                 self._part(2 * sample + 1).copy_(torch.from_numpy(np.packbits(mask > 0)))
 
-    def image(self, sample: int) -> Tensor:
-        """(n,) uint8, the bytes of the image."""
-        return self._part(2 * sample)
+    def image(self, sample: int) -> Tensor | np.ndarray:
+        """(n,) uint8, the bytes of the image; an array if the device is the CPU."""
+        return _fed(self._part(2 * sample))
 
-    def mask(self, sample: int) -> Tensor:
-        """(H, W, 1) uint8, 0 or 255; without a mask, 255."""
+    def mask(self, sample: int) -> Tensor | np.ndarray:
+        """(H, W, 1) uint8, 0 or 255; without a mask, 255; an array if the device is the CPU."""
         height, width = self._shapes[sample]
         packed = self._part(2 * sample + 1)
         if not len(packed):
-            return packed.new_full((height, width, 1), 255)
-        bits = (packed[:, None] & self._weights) > 0
-        return (bits.reshape(-1)[: height * width] * 255).to(torch.uint8).view(height, width, 1)
+            return _fed(packed.new_full((height, width, 1), 255))
+        bits = (packed[:, None] & self._weights).reshape(-1)[: height * width] > 0
+        return _fed((bits * 255).to(torch.uint8).view(height, width, 1))
 
     def _part(self, number: int) -> Tensor:
         start = int(self._starts[number])
@@ -89,6 +89,11 @@ def resident(
 def free_bytes(device: torch.device) -> int:
     """What a resident set may take of a GPU's memory now."""
     return int(SHARE * torch.cuda.mem_get_info(device)[0])
+
+
+def _fed(tensor: Tensor) -> Tensor | np.ndarray:
+    """DALI would ask CUDA for the stream of any tensor of torch."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
 def _sizes(one: Packed, masked: bool) -> tuple[int, int]:
