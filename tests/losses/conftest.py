@@ -1,12 +1,17 @@
 """The losses' tests run on every backend that this machine has."""
 
+import os
+
 import pytest
 import torch
 
 from selftaught.kernels.dispatch import VARIABLE, Request, refusal
 
+# tests/losses/test_triton_losses.py runs the same table again in Triton's interpreter.
+BACKENDS = ["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else ["reference", "cpp"]
 
-@pytest.fixture(params=["reference", "cpp"])
+
+@pytest.fixture(params=BACKENDS)
 def every_backend(request, monkeypatch):
     wanted = Request(op="ntxent", device=torch.device("cpu"), dtype=torch.float32, width=128)
     why = refusal(request.param, wanted)
