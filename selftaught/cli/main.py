@@ -13,6 +13,7 @@ from selftaught.files import FULL_DISK
 COMMANDS = {
     "demo": "synthetic radiographs, then the whole job on them, in a few minutes",
     "synth": "write a labelled set of synthetic radiographs with ground truth",
+    "prepare": "raw films -> checked, cropped, masked, packed set",
     "split": "grouped split and label draw of a manifest, printed and saved",
     "run": "pretext -> centres -> fine-tuning -> score -> evaluate -> report",
     "pretrain": "first stage of run: split and contrastive pre-training",

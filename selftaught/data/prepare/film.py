@@ -1,0 +1,152 @@
+"""One film: decoded, cropped, of right polarity, masked, resized."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from selftaught.data.decode import read_grey
+from selftaught.data.limits import BadImage
+from selftaught.data.pipeline.sample import contrast_limits
+from selftaught.data.prepare import carrier, published
+from selftaught.data.prepare import mask as masks
+from selftaught.data.prepare.config import PrepareConfig
+from selftaught.data.prepare.geometry import Quad, overlap, shrink, upright, whole_frame
+from selftaught.data.prepare.polarity import invert, is_inverted, is_inverted_published
+
+# A film that covers this much of the picture is the picture: no resampling for nothing.
+WHOLE = 0.96
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Film:
+    """A prepared film and what was decided about it.
+
+    Attributes:
+        image: (h, w) uint8 or uint16.
+        mask: (h, w) bool, or None for all of the frame.
+        low, high: contrast limits of `image`.
+        quad: (4, 2) corners of the carrier in the source, x then y in pixels.
+        carrier: cropped, whole (the film fills the picture), or unsure (not found, not cropped).
+        score: of the carrier, 0 to 1.
+        inverted: the source is a negative; `image` is turned unless the rule is `paper`.
+        mask_from: given, found, or none (no plausible mask).
+        low_contrast: the levels span too little of the range.
+    """
+
+    image: np.ndarray
+    mask: Mask | None
+    low: int
+    high: int
+    quad: Quad
+    carrier: Literal["cropped", "whole", "unsure"]
+    score: float
+    inverted: bool
+    mask_from: Literal["given", "found", "none"]
+    low_contrast: bool
+
+
+def prepare_film(path: Path, given: Path | None, body_part: str, config: PrepareConfig) -> Film:
+    """Prepare one file.
+
+    Args:
+        path: the image.
+        given: the mask that the manifest names, or None.
+        body_part: lower case, "" where unknown.
+        config: rules and size.
+
+    Raises:
+        BadImage: the image or its mask cannot be used.
+    """
+    grey = read_grey(path)
+    quad, state, score = _carrier(grey, body_part, config)
+    portrait = config.carrier == "paper" and state == "cropped"
+    image = shrink(upright(grey, quad, portrait=portrait), config.size)
+    if config.bits == "8" and image.dtype == np.uint16:
+        image = np.rint(image.astype(np.float32) * np.float32(255 / 65535)).astype(np.uint8)
+    low_contrast = is_low_contrast(image, config.low_contrast)
+    inverted = _inverted(image, config)
+    positive = invert(image) if inverted else image
+    if config.polarity == "default":
+        image = positive
+    mask: Mask | None = None
+    origin: Literal["given", "found", "none"] = "none"
+    if given is not None and config.given_mask and config.mask != "none":
+        mask, origin = _given(given, grey, quad, portrait, image), "given"
+    elif config.mask != "none" and not low_contrast:
+        mask = (published if config.mask == "paper" else masks).find_mask(positive)
+        origin = "none" if mask is None else "found"
+    low, high = contrast_limits(image, config.cutoff)
+    return Film(
+        image=image,
+        mask=mask,
+        low=low,
+        high=high,
+        quad=quad,
+        carrier=state,
+        score=score,
+        inverted=inverted,
+        mask_from=origin,
+        low_contrast=low_contrast,
+    )
+
+
+def is_low_contrast(image: np.ndarray, least: float) -> bool:
+    """Whether the 1st to 99th percentile spans less than a share of the type's range.
+
+    Args:
+        image: (H, W) uint8 or uint16.
+        least: share, 0.05 in scikit-image's test, which the published code uses.
+    """
+    low, high = contrast_limits(image, 1.0)
+    return (high - low) / int(np.iinfo(image.dtype).max) < least
+
+
+def _carrier(
+    grey: np.ndarray, body_part: str, config: PrepareConfig
+) -> tuple[Quad, Literal["cropped", "whole", "unsure"], float]:
+    frame = whole_frame(grey.shape)
+    if config.carrier == "none" or min(grey.shape) < 8:
+        return frame, "whole", 0.0
+    if config.carrier == "paper":
+        found = published.find_carrier(grey, body_part)
+    else:
+        found = carrier.find_carrier(grey)
+    if found is None:
+        return frame, "unsure", 0.0
+    if config.carrier == "default" and overlap(found.quad, frame) >= WHOLE:
+        return frame, "whole", found.score
+    return found.quad, "cropped", found.score
+
+
+def _inverted(image: np.ndarray, config: PrepareConfig) -> bool:
+    if config.polarity == "none":
+        return False
+    return is_inverted(image) if config.polarity == "default" else is_inverted_published(image)
+
+
+def _given(path: Path, grey: np.ndarray, quad: Quad, portrait: bool, image: np.ndarray) -> Mask:
+    """The manifest's mask through the same crop."""
+    mask = read_grey(path)
+    if mask.shape != grey.shape:
+        raise BadImage(
+            path,
+            f"mask of {mask.shape[1]} x {mask.shape[0]} pixels; its image has "
+            f"{grey.shape[1]} x {grey.shape[0]}",
+        )
+    highest = int(mask.max())
+    if highest == 0:
+        raise BadImage(path, "mask is empty: no pixel is above 0")
+    plain = np.where(mask > highest // 2, np.uint8(255), np.uint8(0))
+    cropped = upright(plain, quad, portrait=portrait)
+    size = (image.shape[1], image.shape[0])
+    if cropped.shape != image.shape:
+        cropped = cv2.resize(cropped, size, interpolation=cv2.INTER_AREA)
+    inside = cropped > 127
+    if not inside.any():
+        raise BadImage(path, "mask lies outside the film that was found; try --carrier none")
+    return inside

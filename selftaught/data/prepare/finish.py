@@ -1,0 +1,164 @@
+"""The files that make finished shards a set: index, manifest, quarantine list, contact sheets."""
+
+import csv
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from selftaught.data import manifest_check as check
+from selftaught.data.manifest import Manifest
+from selftaught.data.pipeline.pack import FOLDER, IMAGES, MASKS
+from selftaught.data.prepare.config import PrepareConfig
+from selftaught.data.prepare.shard_work import Note, Places
+from selftaught.data.prepare.shards import Record, write_index
+from selftaught.data.prepare.sheet import write_sheets
+from selftaught.errors import InputError
+from selftaught.files import write_atomic
+
+FACTS = (
+    "source",
+    "sha256",
+    "slot",
+    "height",
+    "width",
+    "bits",
+    "low",
+    "high",
+    "quad",
+    "carrier",
+    "carrier_score",
+    "inverted",
+    "mask_from",
+    "low_contrast",
+)
+
+
+class Summary(NamedTuple):
+    """What a job came to.
+
+    Attributes:
+        manifest: the list of prepared images.
+        images, refused: how many.
+        counts: images by flag, such as {"carrier cropped": 80}.
+    """
+
+    manifest: Path
+    images: int
+    refused: int
+    counts: dict[str, int]
+
+
+def finish(
+    out: Path, source: Manifest, config: PrepareConfig, places: Places, shards: list[list[Note]]
+) -> Summary:
+    """Write everything that belongs to the set as a whole, `manifest.csv` last.
+
+    Args:
+        out: folder of the set.
+        source: what was prepared.
+        config: settings.
+        places: folders of the job.
+        shards: notes of every shard, in order.
+
+    Raises:
+        InputError: no image could be used.
+        MachineError: the disk is full.
+    """
+    kept: list[Note] = []
+    records: list[Record] = []
+    files: list[str] = []
+    for number, notes in enumerate(shards):
+        good = [note for note in notes if "reason" not in note]
+        kept += good
+        records += [{"shard": len(files), **note["record"]} for note in good]
+        if good:
+            files.append(places.shard(number).relative_to(out / FOLDER).as_posix())
+    refused = [note for notes in shards for note in notes if "reason" in note]
+    _write_quarantine(out / "quarantine.csv", source, refused)
+    if not kept:
+        raise InputError(
+            f"{source.name}: none of the {len(refused)} images can be used; see "
+            f"{out / 'quarantine.csv'}"
+        )
+    write_index(
+        out / FOLDER,
+        size=config.size,
+        cutoff=config.cutoff,
+        shards=files,
+        names=[note["name"] for note in kept],
+        records=records,
+    )
+    write_sheets(out, source.root, kept, config)
+    counts = Counter(f"carrier {note['carrier']}" for note in kept)
+    counts += Counter(f"mask {note['mask_from']}" for note in kept)
+    counts["inverted"] = sum(note["inverted"] for note in kept)
+    counts["low contrast"] = sum(note["low_contrast"] for note in kept)
+    facts = {"images": len(kept), "refused": len(refused), "counts": dict(counts)}
+    write_atomic(out / "summary.json", json.dumps(facts, indent=1) + "\n")
+    _write_manifest(out / "manifest.csv", source, kept)
+    return Summary(out / "manifest.csv", len(kept), len(refused), dict(counts))
+
+
+def read_summary(out: Path) -> Summary:
+    """What `finish` returned for a complete set."""
+    facts = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    return Summary(out / "manifest.csv", facts["images"], facts["refused"], facts["counts"])
+
+
+def _write_quarantine(path: Path, source: Manifest, refused: list[Note]) -> None:
+    lines: list[list[Any]] = [["path", "row", "label", "reason"]]
+    for note in refused:
+        cells = source.table.iloc[note["row"]]
+        row = "" if source.rows is None else source.rows[note["row"]]
+        lines.append([cells["path"], row, _text(cells["label"]), note["reason"]])
+    _write_csv(path, lines)
+
+
+def _write_manifest(path: Path, source: Manifest, kept: list[Note]) -> None:
+    """The source's columns with packed paths, then what was found out."""
+    table = source.table.iloc[[note["row"] for note in kept]].reset_index(drop=True)
+    origin = table["path"].tolist()
+    table["path"] = [f"{FOLDER}/{IMAGES}/{note['name']}" for note in kept]
+    table["mask"] = [
+        f"{FOLDER}/{MASKS}/{note['name']}" if note["record"]["mask_offset"] >= 0 else ""
+        for note in kept
+    ]
+    found = pd.DataFrame(
+        {
+            **{name: [note.get(name, "") for note in kept] for name in FACTS},
+            **{
+                name: [note["record"][name] for note in kept]
+                for name in ("height", "width", "bits", "low", "high")
+            },
+            "source": origin,
+            "slot": range(len(kept)),
+            "quad": [" ".join(f"{x:g} {y:g}" for x, y in note["quad"]) for note in kept],
+        }
+    )
+    always = ("path", "label", "mask")
+    columns = [
+        name
+        for name in table.columns
+        if name not in FACTS and (name in always or not _blank(table[name], name))
+    ]
+    cells = [*(table[name].map(_text) for name in columns), *(found[name] for name in FACTS)]
+    _write_csv(path, [[*columns, *FACTS], *(list(row) for row in zip(*cells, strict=True))])
+
+
+def _blank(cells: pd.Series, name: str) -> bool:
+    """Whether a column of the manifest says nothing."""
+    return name in check.COLUMNS and not any(_text(cell) for cell in cells)
+
+
+def _text(cell: Any) -> str:
+    return "" if cell is pd.NA else str(cell)
+
+
+def _write_csv(path: Path, lines: list[list[Any]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    write_atomic(path, text.getvalue().encode())

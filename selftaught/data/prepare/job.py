@@ -1,0 +1,184 @@
+"""The whole job of `selftaught prepare`: many processes, one shard at a time, resumable."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from selftaught.data.manifest import Manifest
+from selftaught.data.pipeline.pack import FOLDER
+from selftaught.data.prepare.config import PrepareConfig
+from selftaught.data.prepare.finish import Summary, finish, read_summary
+from selftaught.data.prepare.progress import Bar
+from selftaught.data.prepare.shard_work import (
+    Note,
+    Places,
+    Row,
+    read_notes,
+    start_worker,
+    work_shard,
+)
+from selftaught.data.prepare.source import pack_names, read_source
+from selftaught.errors import InputError, MachineError
+from selftaught.files import machine_errors, write_atomic
+
+SHARD_IMAGES = 64
+CLAIM = "prepare.json"
+# Settings that do not change what is written into the pack.
+FREE = ("workers", "sheets", "bad_limit")
+
+
+def prepare(
+    source: Path,
+    out: Path,
+    config: PrepareConfig,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+) -> Summary | None:
+    """Prepare all images of a source; what an earlier start has finished is kept.
+
+    The files in `out` depend on the source and the settings, not on the number of workers nor on
+    how often the job was killed. `manifest.csv` is written last: a folder that has it is complete.
+
+    Args:
+        source: manifest, MURA tree or folder of images.
+        out: folder to create or to go on with.
+        config: settings.
+        stop: asked about twice a second; once true, running shards are finished.
+
+    Returns:
+        What was done, or None if it was stopped.
+
+    Raises:
+        InputError: the source or `out` cannot be used.
+        MachineError: the disk is full, or a worker was killed.
+    """
+    manifest = read_source(source, allow_outside=config.allow_outside)
+    with _claimed(out, manifest, config) as complete:
+        if complete:
+            return read_summary(out)
+        rows = _rows(manifest)
+        chunks = [rows[i : i + SHARD_IMAGES] for i in range(0, len(rows), SHARD_IMAGES)]
+        places = Places(manifest.root, out / FOLDER / "shards", out / "work")
+        notes = {number: read_notes(places, number) for number in range(len(chunks))}
+        todo = [number for number, found in notes.items() if found is None]
+        done = len(rows) - sum(len(chunks[number]) for number in todo)
+        bar = Bar("prepare", len(rows), done)
+        try:
+            for number in _finished(places, chunks, todo, config, stop):
+                notes[number] = read_notes(places, number, verify=False)
+                done += len(chunks[number])
+                bar.advance(done)
+        finally:
+            bar.close()
+        ordered: list[list[Note]] = [found for found in notes.values() if found is not None]
+        if len(ordered) < len(chunks):
+            return None
+        return finish(out, manifest, config, places, ordered)
+
+
+def _rows(manifest: Manifest) -> list[Row]:
+    table = manifest.table
+    names = pack_names(table["path"].tolist())
+    columns = zip(names, table["path"], table["mask"], table["body_part"].str.lower(), strict=True)
+    return [Row(number, *cells) for number, cells in enumerate(columns)]
+
+
+@contextmanager
+def _claimed(out: Path, manifest: Manifest, config: PrepareConfig) -> Iterator[bool]:
+    """Hold the folder while the job runs; gives whether it is complete already.
+
+    Raises:
+        InputError: it holds something else, was begun otherwise, or another job is in it.
+    """
+    settings = {k: v for k, v in asdict(config).items() if k not in FREE}
+    wanted = {"format": "selftaught prepared", "version": 1, "settings": settings}
+    wanted["source_sha256"] = manifest.digest
+    claim = out / CLAIM
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; allowed: a folder that is new, empty or prepared")
+    if out.is_dir() and any(out.iterdir()) and not claim.is_file():
+        raise InputError(f"{out}: holds files that are not a prepared set; choose another --out")
+    if claim.is_file():
+        _compare(claim, wanted)
+    with machine_errors(out):
+        for folder in (out / FOLDER / "shards", out / "work"):
+            folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(claim, json.dumps(wanted, indent=1) + "\n")
+    with (out / "work" / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{out}: another prepare is working in it; wait for it") from None
+        for left in (*out.glob(".*.tmp"), *out.glob("*/.*.tmp"), *out.glob("*/*/.*.tmp")):
+            left.unlink(missing_ok=True)
+        complete = (out / "manifest.csv").is_file()
+        yield complete
+        if (out / "manifest.csv").is_file():
+            shutil.rmtree(out / "work", ignore_errors=True)
+
+
+def _compare(claim: Path, wanted: dict[str, Any]) -> None:
+    """Refuse to mix two jobs."""
+    try:
+        found = json.loads(claim.read_text(encoding="utf-8"))
+        settings = dict(found["settings"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{claim}: is damaged; delete the folder or choose another") from error
+    for name, value in wanted["settings"].items():
+        if settings.get(name) != value:
+            raise InputError(
+                f"{claim.parent}: was begun with {name} {settings.get(name)!r}, now {value!r}; "
+                "choose another --out or the same settings"
+            )
+    if found.get("source_sha256") != wanted["source_sha256"]:
+        raise InputError(f"{claim.parent}: was begun from another list; choose another --out")
+
+
+def _finished(
+    places: Places,
+    chunks: list[list[Row]],
+    todo: list[int],
+    config: PrepareConfig,
+    stop: Callable[[], bool],
+) -> Iterator[int]:
+    """Work on shards, here or in processes, and give the number of each finished one."""
+    workers = config.workers
+    if workers == "auto":
+        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+        workers = len(cores) if cores else os.cpu_count() or 1
+    if workers == 1 or len(todo) < 2:
+        for number in todo:
+            if stop():
+                return
+            work_shard(places, number, chunks[number], config)
+            yield number
+        return
+    pool = ProcessPoolExecutor(
+        min(workers, len(todo)), mp_context=get_context("spawn"), initializer=start_worker
+    )
+    try:
+        waiting: dict[Future[int], int] = {
+            pool.submit(work_shard, places, number, chunks[number], config): number
+            for number in todo
+        }
+        while waiting and not stop():
+            finished, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in finished:
+                future.result()
+                yield waiting.pop(future)
+    except BrokenProcessPool as error:
+        raise MachineError(
+            f"{places.shards}: a worker was killed (out of memory?); finished shards are kept: "
+            "start again, with fewer workers if it happens again"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)

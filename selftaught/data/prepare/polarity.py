@@ -1,0 +1,61 @@
+"""Whether a film is a negative: bone dark on a bright background."""
+
+import cv2
+import numpy as np
+
+from selftaught.data.prepare.geometry import levels, working_picture
+
+WORKING_SIZE = 256
+BRIGHT_MEAN = 125.0
+
+
+def is_inverted_published(grey: np.ndarray) -> bool:
+    """The published rule: a mean above 125 of 255. Films that the body fills are caught too.
+
+    Args:
+        grey: (H, W) uint8 or uint16.
+    """
+    return bool(levels(grey).mean() > BRIGHT_MEAN)
+
+
+def is_inverted(grey: np.ndarray) -> bool:
+    """Whether the background, not the body, is the bright part of a cropped film.
+
+    Asks for a bright mean, for corners (inside a frame's width) near white and brighter than the
+    middle, for clearly more white than black, and for white that is smooth, as bone is not.
+
+    Args:
+        grey: (H, W) uint8 or uint16.
+    """
+    picture = working_picture(grey, WORKING_SIZE)
+    if picture.mean() <= BRIGHT_MEAN:
+        return False
+    low, high = np.percentile(picture, (1, 99))
+    shown = np.clip((picture - low) / max(high - low, 1.0), 0, 1).astype(np.float32)
+    rows, columns = (_ends(side) for side in shown.shape)
+    corners = np.sort([np.median(shown[r, c]) for r in rows for c in columns])
+    middle = np.median(shown[_middle(shown.shape[0]), _middle(shown.shape[1])])
+    if corners[2] <= max(0.7, float(middle)):
+        return False
+    if (shown > 0.9).mean() - (shown < 0.1).mean() <= 0.05:
+        return False
+    steepness = cv2.magnitude(
+        cv2.Sobel(shown, cv2.CV_32F, 1, 0), cv2.Sobel(shown, cv2.CV_32F, 0, 1)
+    )
+    white = steepness[shown > 0.8]
+    return bool(white.size and white.mean() < steepness.mean())
+
+
+def invert(grey: np.ndarray) -> np.ndarray:
+    """The negative of a picture, over the full range of its type."""
+    return np.iinfo(grey.dtype).max - grey
+
+
+def _ends(side: int) -> tuple[slice, slice]:
+    """From 8 to 20 per cent at either end."""
+    near, far = int(0.08 * side), int(0.2 * side) + 1
+    return slice(near, far), slice(side - far, side - near)
+
+
+def _middle(side: int) -> slice:
+    return slice(int(0.3 * side), int(0.7 * side) + 1)

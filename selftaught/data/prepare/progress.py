@@ -1,0 +1,62 @@
+"""Progress of a long job: a bar with the time left, or a line a minute without a terminal."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+SECONDS_BETWEEN_LINES = 60.0
+
+
+class Bar:
+    """Shows how much of `total` is done, on standard error.
+
+    Args:
+        name: of the job.
+        total: amount of work.
+        done: what an earlier start has done.
+    """
+
+    def __init__(self, name: str, total: int, done: int) -> None:
+        self.name, self.total, self.first = name, total, done
+        self.start = self.last_line = time.monotonic()
+        console = Console(stderr=True, highlight=False)
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+        if console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self.bar.start()
+            self.task = self.bar.add_task(name, total=total, completed=done, rate="")
+
+    def advance(self, done: int) -> None:
+        """Show that `done` of the total is behind us."""
+        now = time.monotonic()
+        speed = (done - self.first) / max(now - self.start, 1e-9)
+        rate = f"{speed:.1f} images/s"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, rate=rate)
+        elif now - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            left = (self.total - done) / max(speed, 1e-9) / 60
+            text = f"{self.name} {done}/{self.total} {rate}, {left:.0f} min left"
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.stop()

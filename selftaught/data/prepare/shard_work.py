@@ -1,0 +1,159 @@
+"""The work of one process: prepare the films of one shard, write it, and note what happened."""
+
+import hashlib
+import json
+import os
+import signal
+import threading
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+
+from selftaught.data.limits import MAX_BYTES, BadImage
+from selftaught.data.prepare.config import PrepareConfig
+from selftaught.data.prepare.film import Film, prepare_film
+from selftaught.data.prepare.shards import Packable, shard_bytes
+from selftaught.data.prepare.source import leads_out
+from selftaught.files import sha256, write_atomic
+
+Note = dict[str, Any]
+
+
+class Row(NamedTuple):
+    """One image of the source: row number, name in the pack, paths relative to the root."""
+
+    row: int
+    name: str
+    path: str
+    mask: str
+    body_part: str
+
+
+class Places(NamedTuple):
+    """Where a job reads and writes."""
+
+    root: Path
+    shards: Path
+    work: Path
+
+    def shard(self, number: int) -> Path:
+        """The pixels of a shard."""
+        return self.shards / f"{number:05d}.bin"
+
+    def notes(self, number: int) -> Path:
+        """What happened to the rows of a shard; written last."""
+        return self.work / f"{number:05d}.json"
+
+
+def start_worker() -> None:
+    """Set up a process: one thread, deaf to Ctrl-C, gone when its parent is gone."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def work_shard(places: Places, number: int, rows: list[Row], config: PrepareConfig) -> int:
+    """Prepare some rows; a finished shard has its notes, so a killed one is done again.
+
+    Args:
+        places: folders.
+        number: of the shard.
+        rows: in order.
+        config: settings.
+
+    Returns:
+        How many rows were refused.
+
+    Raises:
+        MachineError: the disk is full or cannot be read.
+    """
+    notes: list[Note] = []
+    packed: list[Packable] = []
+    for row in rows:
+        try:
+            film = _film(places.root, row, config)
+            if film.low_contrast and config.drop_low_contrast:
+                raise BadImage(row.path, "low contrast: its grey levels span too little")
+        except BadImage as error:
+            notes.append({"row": row.row, "reason": _reason(error, row)})
+            continue
+        packed.append(Packable(row.name, film.image, film.mask, film.low, film.high))
+        notes.append(
+            {"row": row.row, "name": row.name, "path": row.path, **_facts(places.root, row, film)}
+        )
+    content, records = shard_bytes(packed)
+    kept = iter(records)
+    for note in notes:
+        if "reason" not in note:
+            note["record"] = next(kept)
+    if packed:
+        write_atomic(places.shard(number), content)
+    text = json.dumps({"sha256": hashlib.sha256(content).hexdigest(), "rows": notes})
+    write_atomic(places.notes(number), text)
+    return len(rows) - len(packed)
+
+
+def read_notes(places: Places, number: int, *, verify: bool = True) -> list[Note] | None:
+    """The notes of a finished shard, or None where it has to be done (again).
+
+    Args:
+        places: folders.
+        number: of the shard.
+        verify: compare the shard with its checksum.
+    """
+    try:
+        notes = json.loads(places.notes(number).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    kept = any("reason" not in note for note in notes["rows"])
+    shard = places.shard(number)
+    if verify and kept and (not shard.is_file() or sha256(shard) != notes["sha256"]):
+        return None
+    return list(notes["rows"])
+
+
+def _film(root: Path, row: Row, config: PrepareConfig) -> Film:
+    path = root / row.path
+    given = root / row.mask if row.mask else None
+    if not config.allow_outside:
+        for one in (path, given):
+            if one is not None and leads_out(one, root):
+                raise BadImage(one, "leads out of the manifest's folder; see --allow_outside")
+    try:
+        return prepare_film(path, given, row.body_part, config)
+    except MemoryError:
+        raise BadImage(path, "needs more memory than there is") from None
+    except (cv2.error, ValueError, ArithmeticError) as error:
+        if isinstance(error, BadImage):
+            raise
+        # One strange picture must not end a night's work; the class tells where to look.
+        raise BadImage(path, f"cannot be prepared ({type(error).__name__})") from error
+
+
+def _reason(error: BadImage, row: Row) -> str:
+    """Why a row was refused, saying so when it is its mask."""
+    is_mask = bool(row.mask) and str(error.path).endswith(row.mask) and row.mask != row.path
+    return f"mask: {error.reason}" if is_mask else error.reason
+
+
+def _facts(root: Path, row: Row, film: Film) -> Note:
+    path = root / row.path
+    small = path.is_file() and path.stat().st_size <= MAX_BYTES
+    return {
+        "sha256": sha256(path) if small else "",
+        "quad": [[round(float(value), 2) for value in corner] for corner in film.quad],
+        "carrier": film.carrier,
+        "carrier_score": round(film.score, 3),
+        "inverted": int(film.inverted),
+        "mask_from": film.mask_from,
+        "low_contrast": int(film.low_contrast),
+    }

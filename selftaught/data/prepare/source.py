@@ -1,0 +1,66 @@
+"""What is to be prepared: a manifest, the MURA tree, or any folder of images."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from selftaught.data import manifest_check as check
+from selftaught.data.manifest import Manifest, read_manifest
+from selftaught.data.manifest_read import IMAGE_SUFFIXES, list_files
+from selftaught.data.mura import is_mura
+from selftaught.errors import InputError
+
+
+def read_source(source: Path, *, allow_outside: bool) -> Manifest:
+    """The images to prepare; none of them is looked at, as a bad one is quarantined later.
+
+    Args:
+        source: as for `read_manifest`, or a folder of images without any list: then all files
+            with an image's suffix below it are taken, without labels.
+        allow_outside: accept manifest paths that leave the manifest's folder.
+
+    Raises:
+        InputError: there is no such source, or its list is wrong.
+    """
+    listed = ("manifest.csv", "normal")
+    if not source.is_dir() or is_mura(source) or any((source / name).exists() for name in listed):
+        return read_manifest(source, allow_outside=allow_outside, check_files=False)
+    paths = [path for path in list_files(source, ".") if path.lower().endswith(IMAGE_SUFFIXES)]
+    paths = sorted(path.removeprefix("./") for path in paths)
+    if not paths:
+        raise InputError(f"{source}: holds no image; allowed: {', '.join(IMAGE_SUFFIXES)}")
+    paths = check.clean_paths(paths, "path", False, lambda row: source.name)
+    blank = pd.Series("", index=range(len(paths)), dtype="str")
+    table = pd.DataFrame({name: blank for name in check.COLUMNS})
+    table["path"] = pd.Series(paths, dtype="str")
+    for name in ("label", "semi_label"):
+        table[name] = pd.Series(pd.array(np.zeros(len(paths), np.int8), "Int8")).mask(
+            np.ones(len(paths), bool)
+        )
+    return Manifest(source.absolute(), table, source.name)
+
+
+def pack_names(paths: list[str]) -> list[str]:
+    """Names inside the pack: the paths, made to stay inside and to be unique.
+
+    Args:
+        paths: (N) posix paths of a manifest.
+    """
+    names: list[str] = []
+    taken: set[str] = set()
+    for number, path in enumerate(paths):
+        name = "/".join(step for step in path.split("/") if step not in ("", ".", ".."))
+        name = name or f"{number:08d}"
+        while name in taken:
+            name = f"{number:08d}/{name}"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def leads_out(path: Path, root: Path) -> bool:
+    """Whether a symbolic link leads a path out of its manifest's folder."""
+    real, real_root = os.path.realpath(path), os.path.realpath(root)
+    return not (real == real_root or real.startswith(real_root.rstrip("/") + "/"))
