@@ -23,7 +23,7 @@ from selftaught.search.lloyd import EMPTY_POLICIES, counted, lloyd
 from selftaught.search.seeding import plus_plus
 from selftaught.search.shards import Ranks, Shard, ranks_of
 
-BLOCK = 1024
+BLOCK = 1 << 16
 
 
 class KMeansResult(NamedTuple):
@@ -98,12 +98,12 @@ def _open(x: Rows, weights: Any, device: torch.device | None, ranks: Ranks) -> _
     low, high = limits(original, ranks)
     largest = torch.maximum(high, -low)
     # Rounded to the rows' dtype, so that moving small integers moves them exactly.
-    origin = mean_of_rows(original, largest, rows, ranks, BLOCK).to(original.dtype).double()
+    origin = mean_of_rows(original, largest, rows, ranks).to(original.dtype).double()
     scale = scale_for(
         torch.maximum(high - origin, origin - low), rows, summing_dtype(original.device)
     )
     shard = Shard(
-        x=moved_to_grid(original, origin, scale, BLOCK),
+        x=moved_to_grid(original, origin, scale),
         scale=scale,
         weights=weight,
         first=sum(numbers[: ranks.own]),

@@ -4,13 +4,11 @@ import torch
 from torch import Tensor
 
 from selftaught.search.assign import Assign
-from selftaught.search.direct import squared_to
+from selftaught.search.direct import block_rows, serial, squared_to
 from selftaught.search.exact_sums import on_grid, peak, scale_for, summing_dtype
 from selftaught.search.shards import Shard
 
 EMPTY_POLICIES = ("farthest", "split", "keep", "drop")
-# Rows of a block: on a CPU its float64 copy stays in the cache.
-BLOCK = {"cpu": 1024, "cuda": 1 << 18}
 SPLIT = 2.0**-10
 
 
@@ -50,20 +48,24 @@ class _Sums:
         moved = torch.nonzero(now != before)[:, 0]
         if not int(self.shard.ranks.total(torch.tensor(len(moved)))):
             return False
+        with serial():
+            self._update(moved, before, now)
+        return True
+
+    def _update(self, moved: Tensor, before: Tensor, now: Tensor) -> None:
         x, weights = self.shard.x, self.shard.weights
-        block = BLOCK[x.device.type]
+        block = block_rows(x)
         if 2 * len(moved) > len(now):
             self.totals.zero_()
             self.masses.zero_()
             for first in range(0, len(now), block):
                 part = slice(first, first + block)
                 self._add(x[part], None if weights is None else weights[part], now[part], 1)
-            return True
+            return
         for rows in moved.split(block):
             held = None if weights is None else weights[rows]
             self._add(x[rows], held, before[rows], -1)
             self._add(x[rows], held, now[rows], 1)
-        return True
 
     def means(self, otherwise: Tensor) -> Tensor:
         """(K, D) float64 means of the clusters, `otherwise` where a cluster weighs nothing."""

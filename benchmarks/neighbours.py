@@ -1,0 +1,151 @@
+"""Mean distance to 100 neighbours: ours against FAISS, scikit-learn and torch, error beside time.
+
+python -m benchmarks.neighbours
+"""
+
+import importlib.util
+import sys
+import time
+
+import numpy as np
+import torch
+
+from benchmarks.measure import interleaved, median_ratio, summary
+from benchmarks.record import write
+from selftaught.search import knn_score, knn_score_with_report
+
+K = 100
+# (queries, database rows, width); few queries are what one image or one rank's round asks.
+SHAPES = [(200, 20_000, 128), (2_000, 20_000, 128), (2_000, 20_000, 512), (1_000, 100_000, 128)]
+ROUNDS = 5
+REST = 0.05  # seconds until idle OpenMP threads of the provider before stop spinning
+
+
+def data(kind, queries, rows, width):
+    """Broad groups, or the same about a common offset, where expanded distances lose digits."""
+    rng = np.random.default_rng(0)
+    groups = rng.standard_normal((50, width))
+    both = groups[rng.integers(0, 50, queries + rows)]
+    both = both + 0.5 * rng.standard_normal(both.shape) + (10 if kind == "offset" else 0)
+    both = both.astype(np.float32)
+    return both[:queries], both[queries:]
+
+
+def truth(queries, database):
+    """Scores in float64 by direct differences to float64 candidates twice as many as asked for."""
+    origin = database.mean(0, dtype=np.float64)
+    table = torch.from_numpy(database - origin)
+    lengths, out = table.square().sum(1), []
+    for part in torch.from_numpy(queries - origin).split(64):
+        near = torch.topk(lengths - 2 * part @ table.T, 2 * K, largest=False).indices
+        squared = (table[near] - part[:, None]).square().sum(2)
+        out.append(squared.topk(K, largest=False).values.sqrt().mean(1))
+    return torch.cat(out)
+
+
+def faiss(queries, database):
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    return torch.from_numpy(np.sqrt(faiss.knn(queries, database, K)[0]).mean(1))
+
+
+def faiss_gpu(queries, database):
+    import faiss
+
+    index = faiss.index_cpu_to_gpu(
+        faiss.StandardGpuResources(), 0, faiss.IndexFlatL2(database.shape[1])
+    )
+    index.add(database)
+    return torch.from_numpy(np.sqrt(index.search(queries, K)[0]).mean(1))
+
+
+def sklearn(queries, database):
+    from sklearn.neighbors import NearestNeighbors
+
+    peer = NearestNeighbors(n_neighbors=K, algorithm="brute").fit(database)
+    return torch.from_numpy(peer.kneighbors(queries)[0].mean(1))
+
+
+def cdist(queries, database):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    table = torch.from_numpy(database).to(device)
+    parts = torch.from_numpy(queries).to(device).split(512)
+    return torch.cat(
+        [torch.cdist(part, table).topk(K, largest=False).values.mean(1) for part in parts]
+    ).cpu()
+
+
+def ours(backend):
+    return lambda queries, database: knn_score(queries, database, K, backend=backend)
+
+
+def lists(queries, database):
+    return knn_score_with_report(queries, database, K, method="ivf", sample=1).scores
+
+
+def providers():
+    """Name to function; a peer that is not installed is named on the terminal and left out."""
+    found = {"selftaught": ours("auto"), "selftaught native": ours("native"), "torch": cdist}
+    for name, function in (("faiss", faiss), ("sklearn", sklearn)):
+        if importlib.util.find_spec(name) is None:
+            print(f"{name}: skipped, not installed", file=sys.stderr)
+        else:
+            found[name] = function
+    if "faiss" in found:
+        import faiss as module
+
+        found |= {"selftaught faiss": ours("faiss"), "selftaught ivf": lists}
+        if module.get_num_gpus():
+            found["faiss on the GPU"] = faiss_gpu
+    return found
+
+
+def measure(kind, shape):
+    queries, database = data(kind, *shape)
+    expected, work, errors = truth(queries, database), {}, {}
+
+    def calling(function):
+        def run():
+            time.sleep(REST)
+            return function(queries, database)
+
+        return run
+
+    for name, function in providers().items():
+        try:
+            found = function(queries, database).double()
+            errors[name] = float(((found - expected).abs() / expected).max())
+            work[name] = calling(function)
+        except Exception as error:
+            print(f"{name}: skipped, {type(error).__name__}: {error}", file=sys.stderr)
+    times = interleaved(work, ROUNDS, warm=0)
+    for values in times.values():
+        values[:] = [value - REST for value in values]
+    return [
+        {
+            "kernel": "knn_score",
+            "provider": name,
+            "mode": kind,
+            "shape": "x".join(map(str, shape)),
+            "dtype": "fp32",
+            **summary(values),
+            "faiss_over_it": median_ratio(times["faiss"], values) if "faiss" in times else "",
+            "largest_relative_error": f"{errors[name]:.1e}",
+        }
+        for name, values in times.items()
+    ]
+
+
+def main():
+    rows = []
+    for shape in SHAPES:
+        for kind in ("groups", "offset"):
+            for row in measure(kind, shape):
+                print(row, flush=True)
+                rows.append(row)
+    print(write("neighbours", rows))
+
+
+if __name__ == "__main__":
+    main()
