@@ -18,7 +18,7 @@ from selftaught.data.pipeline.dali_graph import Kind, Spec, build
 from selftaught.data.pipeline.dali_resident import free_bytes, resident
 from selftaught.data.pipeline.dali_source import Item, Items, numbers
 from selftaught.data.pipeline.opencv import CACHE_BYTES, check_ids, check_options, worker_count
-from selftaught.data.pipeline.pack import locate
+from selftaught.data.pipeline.pack import Packed, locate
 from selftaught.data.plan import draw
 from selftaught.errors import InputError
 
@@ -93,15 +93,17 @@ class DaliPipeline:
         self._device = torch.device(device)
         self._paths = [Path(path) for path in paths]
         regions = [None] * len(paths) if masks is None else list(masks)
+        packed = [locate(path) for path in self._paths]
         self._masked = [mask is not None for mask in regions]
         with_masks = return_masks or any(self._masked)
         held = None
         if on_device == "always" or (on_device == "auto" and self._device.type == "cuda"):
             budget = free_bytes(self._device) if on_device == "auto" else 2**62
-            held = resident(self._paths, regions, self._device, budget)
+            held = resident(packed, regions, self._device, budget)
         self._items = Items(
             self._paths,
             regions,
+            packed,
             cutoff=augment.autocontrast,
             feed_masks=with_masks,
             cache_bytes=cache_bytes,
@@ -109,7 +111,7 @@ class DaliPipeline:
         )
         self._size, self._augment, self._views = image_size, augment, views
         self._draw = partial(draw, augment, seed=seed, stage=stage, views=views)
-        kinds, resize = _kinds(self._paths, image_size)
+        kinds, resize = _kinds(packed, image_size)
         self._spec = Spec(
             size=image_size,
             views=views,
@@ -359,13 +361,12 @@ class _Runner:
         raise StopIteration
 
 
-def _kinds(paths: Sequence[Path], size: int) -> tuple[tuple[Kind, ...], bool]:
+def _kinds(packed: Sequence[Packed | None], size: int) -> tuple[tuple[Kind, ...], bool]:
     """What kinds of samples may come, and whether one may need resizing."""
-    packed = [locate(path) for path in paths]
-    if not packed or any(one is None for one in packed):
+    found = [one for one in packed if one is not None]
+    if not found or len(found) < len(packed):
         return tuple(Kind), True
-    records = [one.pack.records[one.slot] for one in packed if one is not None]
+    records = [one.pack.records[one.slot] for one in found]
     kinds = {Kind.PIXELS8 if record["bits"] == 8 else Kind.PIXELS16 for record in records}
-    return tuple(sorted(kinds)), any(
-        max(record["height"], record["width"]) != size for record in records
-    )
+    sides = {max(record["height"], record["width"]) for record in records}
+    return tuple(sorted(kinds)), sides != {size}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
 import nvidia.dali
 from nvidia.dali import fn, math
 from nvidia.dali.pipeline import do_not_convert
@@ -20,6 +21,8 @@ types: Any = nvidia.dali.types
 pipeline_def: Any = nvidia.dali.pipeline_def
 Node = Any
 DaliGraph = Any
+BIT_WEIGHTS = np.array([[128, 64, 32, 16, 8, 4, 2, 1]], np.uint8)
+EVERY_BIT = types.Constant(255, dtype=types.UINT8)
 Source = Callable[[], tuple[Any, ...]]
 
 
@@ -90,7 +93,7 @@ class Spec:
         """Names of what the source of numbers gives: fields of `dali_source.Numbers`."""
         unused = {
             "kind": len(self.kinds) == 1,
-            "shape": all(kind in CODED for kind in self.kinds),
+            "shape": not self.masks and all(kind in CODED for kind in self.kinds),
             "resized": not self.resize,
             "tones": not (self.brightness or self.color),
             "sigmas": not self.blur,
@@ -144,7 +147,7 @@ def _graph(spec: Spec, pixels: Source, numbers: Source) -> tuple[Node, ...]:
     image = _image(fed, spec.kinds, spec.device)
     # As the table of `sample.autocontrast`: stretched, then cut to whole levels.
     image = math.floor(math.clamp((image - low) * factor, 0.0, top))
-    masks = _there(fed["masks"], spec.device) if spec.masks else None
+    masks = _masks(fed, spec.device) if spec.masks else None
     if spec.resize:
         image = _resize(image, fed["resized"])
         masks = _resize(masks, fed["resized"]) if spec.masks else None
@@ -175,8 +178,7 @@ def _inputs(spec: Spec, pixels: Source, numbers: Source) -> dict[str, Node]:
         num_outputs=len(names),
         device="gpu" if spec.resident and spec.device == "gpu" else "cpu",
         dtype=types.UINT8,
-        ndim=[1, 3][: len(names)],
-        layout=["", "HWC"][: len(names)],
+        ndim=1,
         no_copy=True,
     )
     rest = fn.external_source(
@@ -213,6 +215,16 @@ def _read(fed: dict[str, Node], kind: Kind, device: str) -> Node:
         pixels = _there(fed["data"], device)
         image = fn.reinterpret(pixels, dtype=dtype, shape=fed["shape"], layout="HWC")
     return fn.cast(image, dtype=types.FLOAT)
+
+
+def _masks(fed: dict[str, Node], device: str) -> Node:
+    """Masks (H, W, 1) uint8, 0 or 255, from their bits."""
+    bits = fn.reshape(_there(fed["masks"], device), shape=[-1, 1])
+    weights = types.Constant(BIT_WEIGHTS, device=device)
+    pixels = fn.reshape((bits & weights) // weights * EVERY_BIT, shape=[-1])
+    height, width = fed["shape"][0], fed["shape"][1]
+    inside = fn.slice(pixels, 0, height * width, axes=[0])
+    return fn.reshape(inside, shape=fed["shape"], layout="HWC")
 
 
 def _resize(image: Node, size: Node) -> Node:

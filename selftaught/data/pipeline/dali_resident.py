@@ -26,13 +26,12 @@ class Resident:
     """
 
     def __init__(self, images: Sequence[Packed], masks: Sequence[bool], device: torch.device):
-        self._shapes = [one.pack.image(one.slot).shape for one in images]
+        self._frames = [_sizes(one, masked=True)[1] for one in images]
         pairs = [_sizes(one, masked) for one, masked in zip(images, masks, strict=True)]
         self._sizes = np.array(pairs, np.int64).reshape(-1)
         ends = np.cumsum(_aligned(self._sizes))
         self._starts = ends - _aligned(self._sizes)
         self._block = torch.empty(int(ends[-1]), dtype=torch.uint8, device=device)
-        self._weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8).to(device)
         for sample, (one, masked) in enumerate(zip(images, masks, strict=True)):
             pixels = np.array(one.pack.image(one.slot)).reshape(-1).view(np.uint8)
             self._part(2 * sample).copy_(torch.from_numpy(pixels))
@@ -45,13 +44,9 @@ class Resident:
         return _fed(self._part(2 * sample))
 
     def mask(self, sample: int) -> Tensor | np.ndarray:
-        """(H, W, 1) uint8, 0 or 255; without a mask, 255; an array if the device is the CPU."""
-        height, width = self._shapes[sample]
-        packed = self._part(2 * sample + 1)
-        if not len(packed):
-            return _fed(packed.new_full((height, width, 1), 255))
-        bits = (packed[:, None] & self._weights).reshape(-1)[: height * width] > 0
-        return _fed((bits * 255).to(torch.uint8).view(height, width, 1))
+        """(m,) uint8, the bits of the mask; without a mask, all set."""
+        bits = self._part(2 * sample + 1)
+        return _fed(bits if len(bits) else bits.new_full((self._frames[sample],), 255))
 
     def _part(self, number: int) -> Tensor:
         start = int(self._starts[number])
@@ -59,17 +54,16 @@ class Resident:
 
 
 def resident(
-    paths: Sequence[Path], masks: Sequence[Path | None], device: torch.device, budget: int
+    images: Sequence[Packed | None], masks: Sequence[Path | None], device: torch.device, budget: int
 ) -> Resident | None:
     """Put a set on the device if all of it lies in packs and fits.
 
     Args:
-        paths: image files.
+        images: where each image lies in a pack, or None.
         masks: for each its mask or None.
         device: where to.
         budget: the most bytes to use.
     """
-    images = [locate(path) for path in paths]
     found = [one for one in images if one is not None]
     regions = [None if path is None else locate(path) for path in masks]
     # A mask of another image, or a file beside a pack, is possible; then the host reads them.
@@ -77,7 +71,7 @@ def resident(
         path is None or (region is not None and one is not None and region[:2] == one[:2])
         for path, region, one in zip(masks, regions, images, strict=True)
     )
-    if len(found) < len(paths) or not own:
+    if len(found) < len(images) or not own:
         return None
     has_mask = [path is not None for path in masks]
     sizes = np.array([_sizes(*pair) for pair in zip(found, has_mask, strict=True)], np.int64)

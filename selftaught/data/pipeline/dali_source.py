@@ -1,7 +1,7 @@
 """What a DALI graph is fed: bytes, masks and numbers of samples, looked up on the host."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from selftaught.data.decode import read_grey
 from selftaught.data.pipeline import composed
 from selftaught.data.pipeline.dali_graph import CODED, Kind
 from selftaught.data.pipeline.dali_resident import Resident
-from selftaught.data.pipeline.pack import Packed, locate
+from selftaught.data.pipeline.pack import Packed
 from selftaught.data.pipeline.sample import contrast_limits, read_mask
 from selftaught.data.plan import PARAMETERS
 
@@ -33,7 +33,7 @@ class Facts(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One sample to feed: its bytes (n,) uint8, its mask (H, W, 1) uint8 or None, its facts."""
+    """One sample to feed: its bytes (n,) uint8, its mask as bits (m,) uint8 or None, its facts."""
 
     data: np.ndarray | Tensor
     mask: np.ndarray | Tensor | None
@@ -70,6 +70,7 @@ class Items:
     Args:
         paths: image files; a sample's id is its position.
         masks: for each its mask or None.
+        packed: for each where it lies in a pack, or None.
         cutoff: per cent of the pixels cut at each end of the histogram.
         feed_masks: whether items have masks; without a file, the image's frame.
         cache_bytes: memory for images that DALI cannot decode, and for masks as bits.
@@ -80,13 +81,14 @@ class Items:
         self,
         paths: Sequence[Path],
         masks: Sequence[Path | None],
+        packed: Sequence[Packed | None],
         *,
         cutoff: float,
         feed_masks: bool,
         cache_bytes: int,
         resident: Resident | None,
     ) -> None:
-        self._paths, self._masks = paths, masks
+        self._paths, self._masks, self._packed = paths, masks, packed
         self._cutoff, self._feed_masks = cutoff, feed_masks
         self._resident = resident
         self._facts: dict[int, Facts] = {}
@@ -101,7 +103,7 @@ class Items:
             BadImage: the file or its mask cannot be used.
             MachineError: the disk cannot be read.
         """
-        packed = locate(self._paths[sample])
+        packed = self._packed[sample]
         known = self._facts.get(sample)
         pixels = None
         if known is None:
@@ -132,20 +134,16 @@ class Items:
         return found
 
     def _mask(self, sample: int, facts: Facts) -> np.ndarray | Tensor:
-        shape = facts.height, facts.width
         if self._resident is not None:
             return self._resident.mask(sample)
-        path = self._masks[sample]
+        path, shape = self._masks[sample], (facts.height, facts.width)
         if path is None:
-            return np.full((*shape, 1), 255, np.uint8)
+            return np.full(-(-shape[0] * shape[1] // 8), 255, np.uint8)
         bits = self._cache.get((sample, "mask"))
         if bits is None:
             mask = read_mask(path, self._paths[sample], shape)
-            if locate(path) is None:
-                self._keep((sample, "mask"), np.packbits(mask > 0))
-            return mask[..., None]
-        unpacked = np.unpackbits(bits, count=shape[0] * shape[1])
-        return (unpacked * np.uint8(255)).reshape(*shape, 1)
+            bits = self._keep((sample, "mask"), np.packbits(mask > 0))
+        return bits
 
     def _keep(self, key: tuple[int, str], found: np.ndarray) -> np.ndarray:
         with self._lock:
@@ -207,25 +205,48 @@ def numbers(
         size: S, side of canvas and views in pixels.
         augment: the pivot of the scale.
     """
-    column = {name: plan[..., i] for i, name in enumerate(PARAMETERS)}
-    sigmas = column["blur_sigma"]
-    resized = [composed.inner_shape(one.height, one.width, size) for one in facts]
+    column = {name: plan[..., i].astype(np.float64) for i, name in enumerate(PARAMETERS)}
+    resized = np.array([composed.inner_shape(one.height, one.width, size) for one in facts])
     tones = [column[name] for name in ("brightness", "color_brightness", "color_contrast")]
-    turns = np.empty((*plan.shape[:2], 2, 3), np.float32)
-    for i, inner in enumerate(resized):
-        for v in range(plan.shape[1]):
-            row = dict(zip(PARAMETERS, plan[i, v].astype(float).tolist(), strict=True))
-            turns[i, v] = _turn(row, inner, size, corner=augment.scale_pivot == "corner")
+    turns = matrices(column, size, corner=augment.scale_pivot == "corner")
+    turns[..., 2] -= ((size - resized[:, ::-1]) // 2)[:, None]
     return Numbers(
         kind=np.array([one.kind for one in facts], np.int32),
         shape=np.array([(one.height, one.width, 1) for one in facts], np.int32),
-        resized=np.array(resized, np.float32),
+        resized=resized.astype(np.float32),
         levels=np.array([_levels(*pair) for pair in zip(facts, masked, strict=True)], np.float32),
-        turns=turns,
+        turns=turns.astype(np.float32),
         tones=np.stack(tones, axis=-1).astype(np.float32),
-        sigmas=sigmas.astype(np.float32),
-        windows=(2 * np.ceil(3.0 * sigmas.astype(float)) + 1).astype(np.int32),
+        sigmas=column["blur_sigma"].astype(np.float32),
+        windows=(2 * np.ceil(3.0 * column["blur_sigma"]) + 1).astype(np.int32),
     )
+
+
+def matrices(column: Mapping[str, np.ndarray], size: int, *, corner: bool) -> np.ndarray:
+    """`composed.matrix` of many views at once, for coordinates from a pixel's corner.
+
+    Args:
+        column: parameters by name, each (B, V).
+        size: S, side of canvas and view in pixels.
+        corner: scale about the top left corner instead of the centre.
+
+    Returns:
+        (B, V, 2, 3) float64, view (x, y, 1) to canvas (x, y), (0, 0) the corner of the first pixel.
+    """
+    center, angle = size / 2.0, np.radians(column["angle"])
+    pivot = 0.0 if corner else center
+    cos, sin = np.cos(angle), np.sin(angle)
+    mirror_x = np.where(column["horizontal_flip"] != 0, -1.0, 1.0)
+    mirror_y = np.where(column["vertical_flip"] != 0, -1.0, 1.0)
+    left, top = (column[name] * size - center for name in ("crop_left", "crop_top"))
+    width, height, scale = (column[name] for name in ("crop_width", "crop_height", "scale"))
+    x = (center - pivot + cos * left - sin * top) / scale + pivot - center
+    y = (center - pivot + sin * left + cos * top) / scale + pivot - center
+    rows = [
+        [mirror_x * cos * width / scale, -mirror_x * sin * height / scale, mirror_x * x + center],
+        [mirror_y * sin * width / scale, mirror_y * cos * height / scale, mirror_y * y + center],
+    ]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
 def _levels(facts: Facts, masked: bool) -> tuple[float, float, float, float]:
@@ -234,11 +255,3 @@ def _levels(facts: Facts, masked: bool) -> tuple[float, float, float, float]:
     if facts.high <= facts.low:
         return 0.0, 1.0, top, keep
     return float(facts.low), top / (facts.high - facts.low), top, keep
-
-
-def _turn(row: dict[str, float], inner: tuple[int, int], size: int, *, corner: bool) -> np.ndarray:
-    """`composed.matrix` for corner coordinates, onto the image without the canvas's border."""
-    turn = composed.matrix(row, size, corner=corner)
-    turn[:, 2] += 0.5 - 0.5 * (turn[:, 0] + turn[:, 1])
-    turn[:, 2] -= (size - inner[1]) // 2, (size - inner[0]) // 2
-    return turn

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from selftaught.data.augment import PLAIN, Augment, finetune_augment, plain, pre
 from selftaught.data.limits import BadImage
 from selftaught.data.pipeline import Batch, composed, open_pipeline
 from selftaught.data.pipeline.opencv import OpenCVPipeline
+from selftaught.data.pipeline.pack import locate
 from selftaught.data.pipeline.sample import autocontrast, contrast_limits
 from selftaught.data.plan import PARAMETERS, draw
 from selftaught.data.prepare.shards import Packable, write_pack
@@ -158,6 +160,21 @@ def test_views_and_masks_agree_with_opencv(files: Files, name: str) -> None:
     assert ((made.masks - expected.masks).abs().mean((2, 3, 4)) * 255).max() < 0.6
     low, high = augment.input_range
     assert made.views.min() >= low and 0.9 * high < made.views.max() <= high * 1.000001
+
+
+@pytest.mark.parametrize("corner", [False, True])
+def test_matrices_are_those_of_the_composed_order(corner: bool) -> None:
+    from selftaught.data.pipeline.dali_source import matrices
+
+    augment = replace(pretext_augment("default"), vertical_flip=0.5)
+    plan = draw(augment, seed=1, stage="t", epoch=0, samples=range(9), views=2).astype(float)
+    column = {name: plan[..., i] for i, name in enumerate(PARAMETERS)}
+    made = matrices(column, SIZE, corner=corner)
+    for i, v in np.ndindex(9, 2):
+        row = dict(zip(PARAMETERS, plan[i, v].tolist(), strict=True))
+        expected = composed.matrix(row, SIZE, corner=corner)
+        expected[:, 2] += 0.5 - 0.5 * expected[:, :2].sum(1)
+        np.testing.assert_allclose(made[i, v], expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["flips", "crop", "color", "all of the fine-tuning"])
@@ -303,11 +320,12 @@ def test_only_packs_that_fit_are_resident(files: Files, packed: Files) -> None:
 
     cpu = torch.device("cpu")
     needed = 64 * sum(-(-size // 64) for size in (9216, 2 * 96 * 61, 70 * 96, 2 * 9216))
-    assert resident(packed[0], [None] * 4, cpu, needed) is not None
-    assert resident(packed[0], [None] * 4, cpu, needed - 1) is None
-    assert resident(*files, cpu, 2**40) is None
-    assert resident([*packed[0], files[0][0]], [None] * 5, cpu, 2**40) is None
-    assert resident(packed[0], packed[1][::-1], cpu, 2**40) is None
+    images = [locate(path) for path in packed[0]]
+    assert resident(images, [None] * 4, cpu, needed) is not None
+    assert resident(images, [None] * 4, cpu, needed - 1) is None
+    assert resident([locate(path) for path in files[0]], files[1], cpu, 2**40) is None
+    assert resident([*images, None], [None] * 5, cpu, 2**40) is None
+    assert resident(images, packed[1][::-1], cpu, 2**40) is None
     with opened(packed) as pipeline:
         assert pipeline._items._resident is None
 
