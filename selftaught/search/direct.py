@@ -16,8 +16,8 @@ BLOCK_VALUES = {"cpu": 32_767, "cuda": 1 << 24}
 def serial() -> Iterator[None]:
     """Keep torch's CPU work in the calling thread.
 
-    `index_add_` of 1,024 rows wakes the threads for 1 us of work each: 20,000 x 128 rows took 72 ms
-    with two threads on a busy two-core machine, 1.3 ms with one.
+    Some of its ops (`index_add_`, `round_`) wake the threads for blocks however small: the sums of
+    20,000 x 128 rows took 72 ms with two threads on a busy two-core machine, 1.3 ms with one.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -54,9 +54,10 @@ def squared_rows(x: Tensor, y: Tensor) -> Tensor:
 def squared_to(x: Tensor, centers: Tensor, index: Tensor) -> Tensor:
     """Squared distance (N,) float64 of each row to `centers[index]`, in blocks."""
     block = block_rows(x)
-    parts = [
-        squared_rows(part, centers[numbers])
-        for part, numbers in zip(x.split(block), index.split(block), strict=True)
-        if len(part)
-    ]
+    with serial():
+        parts = [
+            squared_rows(part, centers[numbers])
+            for part, numbers in zip(x.split(block), index.split(block), strict=True)
+            if len(part)
+        ]
     return torch.cat(parts) if parts else x.new_zeros(0, dtype=torch.float64)

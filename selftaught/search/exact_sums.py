@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selftaught.search.direct import block_rows
+from selftaught.search.direct import block_rows, serial
 from selftaught.search.shards import Ranks
 
 BITS = {torch.float64: 52, torch.int64: 61}
@@ -68,8 +68,9 @@ def mean_of_rows(x: Tensor, largest: Tensor, rows: int, ranks: Ranks) -> Tensor:
     dtype = summing_dtype(x.device)
     scale = scale_for(largest, rows, dtype)
     total = x.new_zeros(x.shape[1], dtype=dtype)
-    for part in x.split(block_rows(x)):
-        total += on_grid(part, scale, dtype).sum(dim=0)
+    with serial():
+        for part in x.split(block_rows(x)):
+            total += on_grid(part, scale, dtype).sum(dim=0)
     return ranks.total(total).double() / scale / rows
 
 
@@ -79,8 +80,9 @@ def moved_to_grid(x: Tensor, origin: Tensor, scale: Tensor) -> Tensor:
     What float32 leaves of such a multiple is one too, so the float64 sum of these rows is exact.
     """
     out, block = torch.empty_like(x, dtype=torch.float32), block_rows(x)
-    for source, target in zip(x.split(block), out.split(block), strict=True):
-        target.copy_((source.double() - origin).mul_(scale).round_().div_(scale))
+    with serial():
+        for source, target in zip(x.split(block), out.split(block), strict=True):
+            target.copy_((source.double() - origin).mul_(scale).round_().div_(scale))
     return out
 
 
