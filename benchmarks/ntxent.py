@@ -27,6 +27,7 @@ from benchmarks.plot import lines
 from benchmarks.record import write
 
 EAGER_LIMIT_CPU, EAGER_LIMIT_CUDA = 8192, 32768
+SLOW, SLOW_LIMIT = ("reference", "metric-learning"), 4096
 QUADRATIC = ("eager", "torch.compile", "lightly", "pytorch", "open_clip", "info-nce", "reference")
 
 
@@ -107,6 +108,10 @@ def measure(objective: str, rows: int, width: int, device: torch.device, rounds:
     if rows > limit:
         for name in [n for n in there if any(word in n for word in QUADRATIC)]:
             missing[name] = f"builds the matrix, {rows}^2 entries"
+            del there[name]
+    if rows > SLOW_LIMIT and device.type == "cpu":
+        for name in [n for n in there if any(word in n for word in SLOW)]:
+            missing[name] = f"measured up to {SLOW_LIMIT} rows only, it takes long"
             del there[name]
     temperature, views = 0.5, inputs(rows, width, device, 1.0)
     wrong: dict[str, tuple[float, float]] = {}
