@@ -13,6 +13,9 @@ from selftaught.data.prepare.geometry import working_picture
 WORKING_SIZE = 384
 INSET = 0.012  # share of a side that a frame's line may take
 DEEPEST_RIM = 0.16
+TAIL = 0.07  # share of a row at either end of its levels that need not be flat
+MARGINS = (6, 2)  # pixels beyond a bright and any other rim
+GROW = (1, 2)  # pixels of skin beyond the last visible one; on films cut off at black
 TRUSTED = 0.5
 LEAST_AREA, MOST_AREA = 0.04, 0.97
 OFFSETS = (6.0, 15.0, 25.0)  # grey levels above the darkest twentieth
@@ -54,7 +57,9 @@ def find_mask(grey: np.ndarray) -> Mask | None:
         return None
     full = _replaced(chosen, rims)
     # Skin fades out: the last visible pixel is not the last of the body.
-    wide = cv2.dilate(full.astype(np.uint8), _disk(1 if _background(core, chosen) >= 1 else 2))
+    wide = cv2.dilate(
+        full.astype(np.uint8), _disk(GROW[0] if _background(core, chosen) >= 1 else GROW[1])
+    )
     size = (grey.shape[1], grey.shape[0])
     grown = cv2.resize(wide * np.float32(1), size, interpolation=cv2.INTER_LINEAR) >= 0.5
     return grown if LEAST_AREA <= grown.mean() <= MOST_AREA else None
@@ -64,14 +69,16 @@ def _rim(picture: Map) -> Rim:
     """How many of the first rows are flat: page, collimation, or a frame's line."""
     deepest = max(3, int(DEEPEST_RIM * picture.shape[0]))
     inset = max(2, round(INSET * picture.shape[0]))
-    low, middle, high = np.quantile(picture[:deepest], (0.04, 0.5, 0.96), axis=1)
+    low, middle, high = np.quantile(picture[:deepest], (TAIL, 0.5, 1 - TAIL), axis=1)
     flat = (high - low < np.where(middle > 180, 30, 10))[inset:]
     # A letter or the film's edge may interrupt what is flat for the most part.
     mostly = np.cumsum(flat) >= 0.6 * np.arange(1, flat.size + 1)
     last = np.flatnonzero(flat & mostly)
     if last.size == 0 or last[-1] == 0:
         return Rim(inset, True)
-    return Rim(inset + int(last[-1]) + 4, False)
+    # A bright rim is blurred and may be a degree askew, which leaves a bright line.
+    bright = middle[inset + last[-1]] > 180
+    return Rim(inset + int(last[-1]) + (MARGINS[0] if bright else MARGINS[1]), False)
 
 
 def _choose(core: Map) -> Mask | None:

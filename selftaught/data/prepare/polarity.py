@@ -7,6 +7,8 @@ from selftaught.data.prepare.geometry import levels, working_picture
 
 WORKING_SIZE = 256
 BRIGHT_MEAN = 125.0
+RIM = 0.08  # of a side, which frames and collimation may take
+SMOOTH = 0.9
 
 
 def is_inverted_published(grey: np.ndarray) -> bool:
@@ -21,8 +23,8 @@ def is_inverted_published(grey: np.ndarray) -> bool:
 def is_inverted(grey: np.ndarray) -> bool:
     """Whether the background, not the body, is the bright part of a cropped film.
 
-    Asks for a bright mean, for corners (inside a frame's width) near white and brighter than the
-    middle, for clearly more white than black, and for white that is smooth, as bone is not.
+    Asks for a bright mean, for corners (inside a rim) that are bright and no darker than the
+    middle, for more white than black, and for white that is smooth, as bone is not.
 
     Args:
         grey: (H, W) uint8 or uint16.
@@ -35,15 +37,15 @@ def is_inverted(grey: np.ndarray) -> bool:
     rows, columns = (_ends(side) for side in shown.shape)
     corners = np.sort([np.median(shown[r, c]) for r in rows for c in columns])
     middle = np.median(shown[_middle(shown.shape[0]), _middle(shown.shape[1])])
-    if corners[2] <= max(0.7, float(middle)):
+    if corners[2] < max(0.65, float(middle) - 0.02):
         return False
-    if (shown > 0.9).mean() - (shown < 0.1).mean() <= 0.05:
+    rim = [int(RIM * side) for side in shown.shape]
+    core = shown[rim[0] : shown.shape[0] - rim[0], rim[1] : shown.shape[1] - rim[1]]
+    if (core > 0.9).mean() <= (core < 0.1).mean():
         return False
-    steepness = cv2.magnitude(
-        cv2.Sobel(shown, cv2.CV_32F, 1, 0), cv2.Sobel(shown, cv2.CV_32F, 0, 1)
-    )
-    white = steepness[shown > 0.8]
-    return bool(white.size and white.mean() < steepness.mean())
+    steepness = cv2.magnitude(cv2.Sobel(core, cv2.CV_32F, 1, 0), cv2.Sobel(core, cv2.CV_32F, 0, 1))
+    white = steepness[core > 0.8]
+    return bool(white.size and white.mean() < SMOOTH * steepness.mean())
 
 
 def invert(grey: np.ndarray) -> np.ndarray:
@@ -53,7 +55,7 @@ def invert(grey: np.ndarray) -> np.ndarray:
 
 def _ends(side: int) -> tuple[slice, slice]:
     """From 8 to 20 per cent at either end."""
-    near, far = int(0.08 * side), int(0.2 * side) + 1
+    near, far = int(RIM * side), int(0.2 * side) + 1
     return slice(near, far), slice(side - far, side - near)
 
 

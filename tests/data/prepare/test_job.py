@@ -1,0 +1,355 @@
+"""`selftaught prepare` as a whole: bytes, kills, broken and hostile files, DICOM."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from films import write_broken, write_films
+
+from selftaught.cli.main import main
+from selftaught.data.decode import read_grey
+from selftaught.data.manifest import read_manifest
+from selftaught.data.pipeline.pack import Pack
+from selftaught.data.pipeline.sample import contrast_limits
+from selftaught.data.prepare import job
+from selftaught.data.prepare.config import PrepareConfig
+from selftaught.data.prepare.geometry import shrink
+from selftaught.data.prepare.job import prepare
+from selftaught.errors import InputError, MachineError
+
+ROOT = Path(__file__).resolve().parents[3]
+DICOM = ROOT / ".." / "shared" / "data" / "dicom"
+PLAIN = PrepareConfig(carrier="none", polarity="none", mask="none", workers=1, sheets=0)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_films(tmp_path_factory.mktemp("films") / "set", 20)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def quarantined(out: Path) -> dict[str, str]:
+    with (out / "quarantine.csv").open(newline="") as handle:
+        return {row["path"]: row["reason"] for row in csv.DictReader(handle)}
+
+
+def test_without_rules_pixels_stay(films: Path, tmp_path: Path) -> None:
+    summary = prepare(films, tmp_path / "out", PLAIN)
+    assert summary is not None and (summary.images, summary.refused) == (20, 0)
+    source, made = read_manifest(films), read_manifest(tmp_path / "out" / "manifest.csv")
+    pack = Pack(tmp_path / "out" / "pack")
+    pack.verify()
+    for slot in range(20):
+        grey = read_grey(source.root / source.table["path"][slot])
+        np.testing.assert_array_equal(pack.image(slot), grey)
+        np.testing.assert_array_equal(read_grey(made.root / made.table["path"][slot]), grey)
+        assert pack.limits(slot) == contrast_limits(grey, 1.0)
+    for column in ("label", "patient", "study", "body_part", "kind"):
+        assert made.table[column].tolist() == source.table[column].tolist()
+    assert made.table["source"].tolist() == source.table["path"].tolist()
+
+
+def test_films_are_resized_and_given_masks_follow(films: Path, tmp_path: Path) -> None:
+    config = PrepareConfig(size=64, carrier="none", polarity="none", workers=1, sheets=0)
+    prepare(films, tmp_path / "out", config)
+    source, pack = read_manifest(films), Pack(tmp_path / "out" / "pack")
+    for slot in range(20):
+        grey = read_grey(source.root / source.table["path"][slot])
+        image, mask = pack.image(slot), pack.mask(slot)
+        assert max(image.shape) == 64 and image.dtype == grey.dtype
+        np.testing.assert_array_equal(image, shrink(grey, 64))
+        truth = read_grey(source.root / source.table["mask"][slot])
+        assert mask is not None
+        np.testing.assert_array_equal(mask > 0, shrink(truth, 64) > 127)
+
+
+def test_bytes_do_not_depend_on_workers(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "SHARD_IMAGES", 6)
+    made = []
+    for workers in (1, 3):
+        out = tmp_path / str(workers)
+        prepare(films, out, PrepareConfig(size=96, workers=workers, given_mask=False, sheets=1))
+        made.append(content(out))
+    assert made[0].keys() == made[1].keys() and "sheets/page_001.png" in made[0]
+    assert sum(name.startswith("pack/shards/") for name in made[0]) == 4
+    for name, data in made[0].items():
+        assert data == made[1][name], name
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from selftaught.data.prepare import job
+from selftaught.data.prepare.config import PrepareConfig
+job.SHARD_IMAGES = 2
+if __name__ == "__main__":
+    config = PrepareConfig(size=96, workers=int(sys.argv[3]), given_mask=False, sheets=1)
+    job.prepare(Path(sys.argv[1]), Path(sys.argv[2]), config)
+"""
+
+
+def alive(group: int) -> list[int]:
+    """Processes of a process group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_a_kill_leaves_shards_to_go_on_from(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, out = tmp_path / "program.py", tmp_path / "out"
+    program.write_text(PROGRAM)
+    command = [sys.executable, str(program), str(films), str(out), "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, start_new_session=True, env=environment)
+    group = os.getpgid(process.pid)
+    notes = out / "work"
+    end = time.monotonic() + 120
+    while len(list(notes.glob("0*.json"))) < 3 and time.monotonic() < end:
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "manifest.csv").exists()
+    done = {path: path.stat().st_mtime_ns for path in sorted(notes.glob("0*.json"))}
+    assert 3 <= len(done) < 10
+    end = time.monotonic() + 30
+    while alive(group) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not alive(group), "workers outlived their parent"
+    kept = {path: path.stat().st_mtime_ns for path in sorted(notes.glob("0*.json"))}
+    damaged = out / "pack/shards/00000.bin"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    (out / "pack/shards/.00009.bin.tmp").write_bytes(b"torn")
+    worked: list[int] = []
+    real = job.work_shard
+
+    def counted(places, number, rows, config):  # noqa: ANN001, ANN202
+        worked.append(number)
+        return real(places, number, rows, config)
+
+    monkeypatch.setattr(job, "SHARD_IMAGES", 2)
+    monkeypatch.setattr(job, "work_shard", counted)
+    config = PrepareConfig(size=96, workers=1, given_mask=False, sheets=1)
+    prepare(films, out, config)
+    finished = {int(path.stem) for path in kept}
+    assert set(worked) == (set(range(10)) - finished) | {0}
+    prepare(films, tmp_path / "whole", config)
+    assert content(out) == content(tmp_path / "whole")
+
+
+def test_a_stop_finishes_running_shards_only(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "SHARD_IMAGES", 5)
+    answers = iter([False, False, True])
+    assert prepare(films, tmp_path / "out", PLAIN, stop=lambda: next(answers)) is None
+    assert not (tmp_path / "out" / "manifest.csv").exists()
+    assert len(list((tmp_path / "out" / "work").glob("0*.json"))) == 2
+    summary = prepare(films, tmp_path / "out", PLAIN)
+    assert summary is not None and summary.images == 20
+    assert prepare(films, tmp_path / "out", PLAIN) == summary  # complete: nothing is done
+
+
+def test_other_settings_or_another_list_are_refused(films: Path, tmp_path: Path) -> None:
+    prepare(films, tmp_path / "out", PLAIN)
+    with pytest.raises(InputError, match="size 512, now 64"):
+        prepare(films, tmp_path / "out", PrepareConfig(**{**vars(PLAIN), "size": 64}))
+    other = films.parent / "other.csv"
+    other.write_text("\n".join(films.read_text().splitlines()[:5]) + "\n")
+    with pytest.raises(InputError, match="another list"):
+        prepare(other, tmp_path / "out", PLAIN)
+    with pytest.raises(InputError, match="not a prepared set"):
+        prepare(films, films.parent, PLAIN)
+
+
+def test_broken_files_are_quarantined_with_their_reason(films: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "raw"
+    reasons = write_broken(folder / "broken")
+    for number in range(3):
+        noise = np.random.default_rng(number).integers(0, 256, (50, 40)).astype(np.uint8)
+        cv2.imwrite(str(folder / f"good{number}.png"), noise)
+    (folder / "way_out.png").symlink_to(films.parent / "images" / "000000.png")
+    lines = ["path,label", *(f"broken/{name},1" for name in reasons), "missing.png,0"]
+    lines += ["good0.png,0", "good1.png,0", "way_out.png,0", "good2.png,1"]
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    summary = prepare(folder, tmp_path / "out", PLAIN)
+    assert summary is not None and (summary.images, summary.refused) == (3, 11)
+    found = quarantined(tmp_path / "out")
+    for name, reason in reasons.items():
+        assert reason in found[f"broken/{name}"], (name, found)
+    assert "missing" in found["missing.png"] and "leads out" in found["way_out.png"]
+    made = read_manifest(tmp_path / "out")
+    assert made.table["source"].tolist() == ["good0.png", "good1.png", "good2.png"]
+    assert made.table["label"].tolist() == [0, 0, 1]
+
+
+def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
+    write_broken(tmp_path / "raw")
+    with pytest.raises(InputError, match="none of the 9 images"):
+        prepare(tmp_path / "raw", tmp_path / "out", PLAIN)
+    assert len(quarantined(tmp_path / "out")) == 9
+    assert not (tmp_path / "out" / "manifest.csv").exists()
+
+
+def nested_dicom(path: Path, depth: int) -> None:
+    from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+    from pydicom.sequence import Sequence
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    inner = Dataset()
+    for _ in range(depth):
+        outer = Dataset()
+        outer.ModalityLUTSequence = Sequence([inner])
+        inner = outer
+    whole = FileDataset(str(path), inner, file_meta=meta, preamble=bytes(128))
+    whole.Rows = whole.Columns = 4
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    whole.save_as(path)
+    sys.setrecursionlimit(limit)
+
+
+def test_hostile_files_cost_no_memory(tmp_path: Path) -> None:
+    folder = tmp_path / "raw"
+    write_broken(folder)
+    nested_dicom(folder / "nested.dcm", 300)
+    nested_dicom(folder / "deeper.dcm", 1500)
+    import zipfile
+
+    with zipfile.ZipFile(folder / "bomb.npz.png", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", bytes(200_000_000))
+    noise = np.random.default_rng(0).integers(0, 256, (50, 40)).astype(np.uint8)
+    cv2.imwrite(str(folder / "good.png"), noise)
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from selftaught.data.prepare.config import PrepareConfig\n"
+        "from selftaught.data.prepare.job import prepare\n"
+        "import cv2, pydicom, PIL.Image, pydicom.pixels\n"
+        "config = PrepareConfig(carrier='none', polarity='none', mask='none', workers=1, sheets=0)\n"
+        "first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "done = prepare(Path(sys.argv[1]), Path(sys.argv[2]), config)\n"
+        "last = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print(done.images, done.refused, last - first)\n"
+    )
+    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "out")]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    images, refused, grown = map(int, run.stdout.split())
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert (images, refused) == (1, 12) and grown * unit < 100 * 2**20
+    found = quarantined(tmp_path / "out")
+    assert "64 Mpx" in found["bomb.png"] and found["nested.dcm"]
+    assert "not an image" in found["bomb.npz.png"]
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not DICOM.is_dir(), reason="the real DICOM files are not beside the checkout")
+def test_dicom_files_are_read_or_refused_and_no_identifier_comes_out(tmp_path: Path) -> None:
+    import pydicom
+
+    summary = prepare(DICOM, tmp_path / "out", PrepareConfig(mask="none", workers=1, sheets=1))
+    assert summary is not None and summary.images + summary.refused == 14
+    found = quarantined(tmp_path / "out")
+    for name, reason in (
+        ("MR_truncated.dcm", "truncated|cannot be decoded"),
+        ("SC_rgb_rle_16bit_2frame.dcm", "2 frames"),
+        ("rtplan.dcm", "no image"),
+    ):
+        assert any(word in found[name] for word in reason.split("|")), found
+    assert all(reason for reason in found.values())
+    outputs = content(tmp_path / "out")
+    for path in DICOM.iterdir():
+        elements = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+        for keyword in ("PatientName", "PatientID", "PatientBirthDate", "InstitutionName",
+                        "ReferringPhysicianName", "StudyInstanceUID", "AccessionNumber"):  # fmt: skip
+            value = str(elements.get(keyword) or "")
+            if len(value) < 5 or value in path.name:
+                continue
+            for name, data in outputs.items():
+                assert value.encode("utf-8", "ignore") not in data, (path.name, keyword, name)
+
+
+def test_monochrome_twins_come_out_equal(tmp_path: Path) -> None:
+    from selftaught.data.synthetic.export import FORMATS, encode
+
+    master = np.random.default_rng(1).integers(0, 65536, (40, 30)).astype(np.uint16)
+    names = [name for name in FORMATS if name.startswith("dicom")]
+    assert len(names) >= 2
+    (tmp_path / "raw").mkdir()
+    for name in names:
+        (tmp_path / "raw" / f"{name}.dcm").write_bytes(encode(master, name))
+    prepare(tmp_path / "raw", tmp_path / "out", PLAIN)
+    pack = Pack(tmp_path / "out" / "pack")
+    for slot in range(len(names)):
+        np.testing.assert_array_equal(pack.image(slot), pack.image(0))
+
+
+def test_a_full_disk_ends_with_a_machine_error(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    def full(path: Path, data: object) -> None:
+        raise MachineError(f"{path}: {os.strerror(errno.ENOSPC)}")
+
+    monkeypatch.setattr("selftaught.data.prepare.shard_work.write_atomic", full)
+    with pytest.raises(MachineError, match="No space"):
+        prepare(films, tmp_path / "out", PLAIN)
+
+
+def test_the_command(films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    truth = films.parent / "truth.json"
+    words = ["prepare", str(films), "--out", str(out), "--size", "96", "--workers", "1"]
+    assert main([*words, "--given_mask", "false", "--check", str(truth)]) == 0
+    told = capsys.readouterr().out
+    assert "20 of 20 images prepared" in told and "carriers with IoU > 0.9" in told
+    assert (out / "sheets" / "page_001.png").is_file()
+    assert main(["prepare", str(films), "--out", str(out), "--size", "5"]) == 2
+    assert "size is 5; allowed: 16 to 8192" in capsys.readouterr().err
+    broken = tmp_path / "raw"
+    write_broken(broken)
+    cv2.imwrite(str(broken / "good.png"), np.arange(2500, dtype=np.uint8).reshape(50, 50))
+    assert main(["prepare", str(broken), "--out", str(tmp_path / "b"), "--workers", "1"]) == 2
+    assert "9 of 10 images were refused" in capsys.readouterr().err
+    assert (tmp_path / "b" / "manifest.csv").is_file()
+    assert main(["prepare", str(tmp_path / "none"), "--out", str(tmp_path / "c")]) == 2
+
+
+def test_a_prepared_set_can_be_prepared_again(films: Path, tmp_path: Path) -> None:
+    prepare(films, tmp_path / "a", PLAIN)
+    config = PrepareConfig(**{**vars(PLAIN), "size": 32})
+    summary = prepare(tmp_path / "a" / "manifest.csv", tmp_path / "b", config)
+    assert summary is not None and summary.images == 20
+    assert Pack(tmp_path / "b" / "pack").records["height"].max() == 32
+    assert json.loads((tmp_path / "b" / "prepare.json").read_text())["settings"]["size"] == 32
