@@ -5,7 +5,10 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from selftaught.search import kmeans
+from selftaught.search import assign, kmeans
+from selftaught.search.kmeans import _open as open_rows
+from selftaught.search.lloyd import lloyd
+from selftaught.search.shards import Ranks
 
 
 def clusters(n=1200, d=24, groups=12, spread=6.0, seed=0, offset=0.0):
@@ -288,10 +291,21 @@ def test_sums_do_not_depend_on_the_order_of_the_samples():
     x = clusters(3000, 7)
     x[:, 2] *= 1e6
     x[:, 3] *= 1e-6
+    # More bits between the values than float64 has, and a mean of 0 that leaves them as they are.
+    x[:1500, 4] *= 10 ** rng.uniform(-12, 0, 1500)
+    x[1500:, 4] = -x[:1500, 4]
     start, order = x[:20].copy(), rng.permutation(3000)
     found, shuffled = kmeans(x, 20, initial=start), kmeans(x[order], 20, initial=start)
     assert torch.equal(found.centers, shuffled.centers) and found.inertia == shuffled.inertia
     assert torch.equal(found.assignment[order], shuffled.assignment)
+    for weights in (None, rng.random(3000)):
+        centers = []
+        for rows in (np.arange(3000), order):
+            held = None if weights is None else weights[rows]
+            data = open_rows(torch.from_numpy(x[rows]), held, None, Ranks())
+            begin = torch.from_numpy(start) - data.origin
+            centers.append(lloyd(data.shard, begin, 8, assign.native, "farthest"))
+        assert torch.equal(*centers)  # in float64, where a rounded sum would show
 
 
 @pytest.mark.parametrize(
@@ -308,3 +322,14 @@ def test_sums_do_not_depend_on_the_order_of_the_samples():
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         kmeans(np.arange(10, dtype="f4").reshape(5, 2), 2, **options)
+
+
+def test_faiss_assigns_near_ties_as_float64_does_in_any_batch():
+    rng = np.random.default_rng(0)
+    centers = np.repeat(100 * rng.standard_normal((20, 40)), 3, axis=0)
+    centers = torch.from_numpy(centers + 1e-3 * rng.standard_normal(centers.shape)).float()
+    x = centers[torch.from_numpy(rng.integers(0, 60, 4096))]  # as many as FAISS multiplies
+    x = x + 1e-2 * torch.from_numpy(rng.standard_normal(x.shape)).float()
+    squared = (x.double()[:, None] - centers.double()[None]).square().sum(-1)
+    assert torch.equal(assign.faiss(x, centers), squared.argmin(1))
+    assert torch.equal(assign.faiss(x[:7], centers), squared[:7].argmin(1))
