@@ -25,8 +25,9 @@ DEVICE int block_y() { return blockIdx.y; }
 DEVICE void sync_block() { __syncthreads(); }
 DEVICE float shuffle_xor(float value, int lanes) { return __shfl_xor_sync(~0u, value, lanes); }
 
+// Aligned for the swizzle of bulk copies.
 DEVICE char* shared_memory() {
-  extern __shared__ __align__(128) char memory[];
+  extern __shared__ __align__(1024) char memory[];
   return memory;
 }
 

@@ -37,7 +37,7 @@ namespace emulation {
 constexpr int LANES = 32;
 constexpr size_t STACK = 256 * 1024;
 
-enum class Wait { none, warp, block, done };
+enum class Wait { none, warp, block, condition, done };
 
 struct Copy {
   void* to;
@@ -53,6 +53,7 @@ struct Fibre {
   Wait wait = Wait::none;
   int operation = 0, parity = 0;
   std::vector<Copy> copies;
+  std::function<bool()> ready;  // what a wait for a condition waits for
 };
 
 struct Lane {
@@ -72,6 +73,9 @@ inline std::vector<char> shared;
 inline jmp_buf scheduler;
 inline int current, x, y;
 inline std::function<void()> body;
+// Asynchronous work that ends when nothing else can go on; what each block starts and ends with.
+inline std::vector<std::function<void()>> landing;
+inline std::vector<void (*)()> at_start, at_end;
 
 [[noreturn]] inline void fail(const char* why) {
   std::fprintf(stderr, "emulation: %s (block %d, %d, thread %d)\n", why, x, y, current);
@@ -100,6 +104,12 @@ inline void resume(Fibre& fibre) {
   if (fibre.started) _longjmp(fibre.jump, 1);
   fibre.started = true;
   setcontext(&fibre.context);
+}
+
+inline void pause_until(std::function<bool()> ready) {
+  if (ready()) return;
+  fibres[current].ready = std::move(ready);
+  pause(Wait::condition, 0);
 }
 
 inline void finish_copies(Fibre& fibre) {
@@ -137,8 +147,19 @@ inline bool release(int first, int count, Wait wait) {
   return true;
 }
 
+// Lets one piece of asynchronous work end.
+inline bool land(std::mt19937& random) {
+  if (landing.empty()) return false;
+  const size_t chosen = seed ? random() % landing.size() : 0;
+  const std::function<void()> work = landing[chosen];
+  landing.erase(landing.begin() + chosen);
+  work();
+  return true;
+}
+
 inline void run_block(int threads) {
   std::mt19937 random(static_cast<unsigned>(seed));
+  for (void (*start)() : at_start) start();
   std::fill(shared.begin(), shared.end(), static_cast<char>(0xff));
   for (current = 0; current < threads; ++current) {
     Fibre& fibre = fibres[current];
@@ -163,13 +184,16 @@ inline void run_block(int threads) {
       do {
         for (int i = 0; i < LANES; ++i) {
           current = first + (i ^ flip);
-          if (fibres[current].wait != Wait::none) continue;
+          Fibre& fibre = fibres[current];
+          if (fibre.wait == Wait::condition && fibre.ready()) fibre.wait = Wait::none;
+          if (fibre.wait != Wait::none) continue;
           moved = true;
-          resume(fibres[current]);
+          resume(fibre);
         }
       } while (release(first, LANES, Wait::warp));
     }
     if (release(0, threads, Wait::block)) moved = true;
+    if (!moved) moved = land(random);
     std::vector<int> still;
     for (int warp : left) {
       bool done = true;
@@ -179,6 +203,8 @@ inline void run_block(int threads) {
     left = still;
     check(moved || left.empty(), "threads wait for each other for ever");
   }
+  check(landing.empty(), "a block ended while something was still to land in its memory");
+  for (void (*end)() : at_end) end();
 }
 
 inline float truncate(double value) {

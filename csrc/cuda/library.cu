@@ -5,11 +5,13 @@
 #include "ranges.cuh"
 #include "rows.cuh"
 #include "weighted_sums.cuh"
+#include "wgmma_log_sums.cuh"
+#include "wgmma_weighted_sums.cuh"
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
 // Changes with every struct or function below, so that Python refuses a library of another time.
-constexpr int INTERFACE = 1;
+constexpr int INTERFACE = 2;
 
 namespace {
 
@@ -47,19 +49,57 @@ struct Shapes<256, true> {
   using Backward = WeightedSumsShape<256, true, 1, 32, 1>;
 };
 
+// Shapes for sm_90a have as much as that chip has.
+template <int WIDTH>
+struct WgmmaShapes;
+template <>
+struct WgmmaShapes<64> {
+  using Forward = WgmmaLogSumsShape<64, 4>;
+  using Backward = WgmmaWeightedSumsShape<64, 128, 4>;
+};
+template <>
+struct WgmmaShapes<128> {
+  using Forward = WgmmaLogSumsShape<128, 4>;
+  using Backward = WgmmaWeightedSumsShape<128, 128, 4>;
+};
+template <>
+struct WgmmaShapes<256> {
+  using Forward = WgmmaLogSumsShape<256, 2>;
+  using Backward = WgmmaWeightedSumsShape<256, 64, 4>;
+};
+
+// Variants of the passes: one half per number, two halves, one half on warpgroups of sm_90a.
+constexpr int SPLIT_VARIANT = 1, WGMMA_VARIANT = 2;
 constexpr int BAD_SHAPE = -1;
 
 int blocks(int64_t count, int per_block) {
   return static_cast<int>((count + per_block - 1) / per_block);
 }
 
-// Calls `use` with the shapes of a padded width and a tier.
-template <class Use>
-int with_shapes(int padded, int split, Use use) {
-  if (padded == 64) return split ? use(Shapes<64, true>()) : use(Shapes<64, false>());
-  if (padded == 128) return split ? use(Shapes<128, true>()) : use(Shapes<128, false>());
-  if (padded == 256) return split ? use(Shapes<256, true>()) : use(Shapes<256, false>());
+template <template <int> class Of, class Use>
+int with_width(int padded, Use use) {
+  if (padded == 64) return use(Of<64>());
+  if (padded == 128) return use(Of<128>());
+  if (padded == 256) return use(Of<256>());
   return BAD_SHAPE;
+}
+
+template <int WIDTH>
+using WholeShapes = Shapes<WIDTH, false>;
+template <int WIDTH>
+using SplitShapes = Shapes<WIDTH, true>;
+
+// Calls one with the shapes of a padded width and a variant.
+template <class Use, class UseWgmma>
+int with_shapes(int padded, int variant, Use use, UseWgmma use_wgmma) {
+  if (variant == WGMMA_VARIANT) return with_width<WgmmaShapes>(padded, use_wgmma);
+  return variant == SPLIT_VARIANT ? with_width<SplitShapes>(padded, use)
+                                  : with_width<WholeShapes>(padded, use);
+}
+
+template <class Use>
+int with_shapes(int padded, int variant, Use use) {
+  return with_shapes(padded, variant, use, use);
 }
 
 template <class Argument>
@@ -77,13 +117,19 @@ int over_items(void (*kernel)(const Argument), const Argument& a, device::Stream
 EXPORTED int selftaught_interface() { return INTERFACE; }
 
 // Rows of a block of the forward pass's circle.
-EXPORTED int selftaught_circle_block(int padded, int split) {
-  return with_shapes(padded, split, [](auto shapes) { return decltype(shapes)::Forward::F; });
+EXPORTED int selftaught_circle_block(int padded, int variant) {
+  return with_shapes(padded, variant, [](auto shapes) { return decltype(shapes)::Forward::F; });
+}
+
+// Partial sums of a walked row at a distance.
+EXPORTED int selftaught_circle_parts(int padded, int variant) {
+  return with_shapes(padded, variant,
+                     [](auto shapes) { return decltype(shapes)::Forward::ACROSS; });
 }
 
 // Rows a block of the gradient pass owns.
-EXPORTED int selftaught_gradient_rows(int padded, int split) {
-  return with_shapes(padded, split, [](auto shapes) { return decltype(shapes)::Backward::ROWS; });
+EXPORTED int selftaught_gradient_rows(int padded, int variant) {
+  return with_shapes(padded, variant, [](auto shapes) { return decltype(shapes)::Backward::ROWS; });
 }
 
 EXPORTED int selftaught_prepare(const Prepare* a, device::Stream stream) {
@@ -107,25 +153,43 @@ EXPORTED int selftaught_set_sides(const Sides* a, device::Stream stream) {
   return over_items(set_sides, *a, stream);
 }
 
-EXPORTED int selftaught_log_sums(const LogSums* a, int padded, int split, device::Stream stream) {
-  return with_shapes(padded, split, [&](auto shapes) {
-    using Shape = typename decltype(shapes)::Forward;
-    return device::launch(log_sums<Shape>, blocks(a->rows, Shape::F),
-                          blocks(a->last - a->first, a->chunk), THREADS, Shape::BYTES, stream, *a);
-  });
+EXPORTED int selftaught_log_sums(const LogSums* a, int padded, int variant,
+                                 device::Stream stream) {
+  const auto chunks = blocks(a->last - a->first, a->chunk);
+  return with_shapes(
+      padded, variant,
+      [&](auto shapes) {
+        using Shape = typename decltype(shapes)::Forward;
+        return device::launch(log_sums<Shape>, blocks(a->rows, Shape::F), chunks, THREADS,
+                              Shape::BYTES, stream, *a);
+      },
+      [&](auto shapes) {
+        using Shape = typename decltype(shapes)::Forward;
+        return launch_mapped(wgmma_log_sums<Shape>, *a, Shape::WIDTH, Shape::F, Shape::W,
+                             blocks(a->rows, Shape::F), chunks, Shape::BYTES, stream);
+      });
 }
 
 EXPORTED int selftaught_merge(const Merge* a, device::Stream stream) {
   return over_items(merge, *a, stream);
 }
 
-EXPORTED int selftaught_weighted_sums(const WeightedSums* a, int padded, int split,
+EXPORTED int selftaught_weighted_sums(const WeightedSums* a, int padded, int variant,
                                       device::Stream stream) {
-  return with_shapes(padded, split, [&](auto shapes) {
-    using Shape = typename decltype(shapes)::Backward;
-    return device::launch(weighted_sums<Shape>, blocks(a->rows, Shape::ROWS),
-                          blocks(a->columns, a->chunk), THREADS, Shape::BYTES, stream, *a);
-  });
+  const auto chunks = blocks(a->columns, a->chunk);
+  return with_shapes(
+      padded, variant,
+      [&](auto shapes) {
+        using Shape = typename decltype(shapes)::Backward;
+        return device::launch(weighted_sums<Shape>, blocks(a->rows, Shape::ROWS), chunks, THREADS,
+                              Shape::BYTES, stream, *a);
+      },
+      [&](auto shapes) {
+        using Shape = typename decltype(shapes)::Backward;
+        return launch_mapped(wgmma_weighted_sums<Shape>, *a, Shape::WIDTH, Shape::ROWS,
+                             Shape::COLUMNS, blocks(a->rows, Shape::ROWS), chunks, Shape::BYTES,
+                             stream);
+      });
 }
 
 EXPORTED int selftaught_gather(const Gather* a, device::Stream stream) {
@@ -151,4 +215,8 @@ EXPORTED const char* selftaught_error(int) { return "no kernel has this width"; 
 // Order of threads and copies from now on; bank conflicts so far.
 EXPORTED void selftaught_seed(int seed) { emulation::seed = seed; }
 EXPORTED long selftaught_conflicts() { return emulation::conflicts; }
+// Address of an entry of an operand of warpgroups, for the test of the emulation itself.
+EXPORTED unsigned selftaught_described(uint64_t descriptor, int by_mn, int mn, int k) {
+  return emulation::described(descriptor, by_mn != 0, mn, k);
+}
 #endif

@@ -13,7 +13,7 @@ struct LogSums {
   const Half* y;
   const Ranges* ranges;
   float* own;     // (chunks, rows), one chunk per block_y
-  float* walked;  // (distances of this launch, 2, columns) or null
+  float* walked;  // (distances of this launch, warps across, columns) or null
   int rows, columns;
   int circle;     // number of blocks on the circle
   int symmetric;  // y is x: distance 0 gives no walked sums
@@ -38,10 +38,13 @@ struct LogSumsShape {
   static constexpr int RESIDENT = SPLIT_ ? 2 : 3;  // more would spill registers
   using Rows = Operand<WIDTH, SPLIT_>;
   // 2 x 2 warps share a (W, F) tile: rows of y go down, own rows across.
-  static constexpr int MT = W / 32, NT = F / 16;
+  static constexpr int DOWN = 2, ACROSS = 2;
+  static constexpr int MT = W / 16 / DOWN, NT = F / 8 / ACROSS;
   static constexpr int OWN = F * Rows::BYTES, WALKED = W * Rows::BYTES;
-  static constexpr int BYTES = OWN + STAGES * WALKED + 2 * F * int(sizeof(float));
+  static constexpr int BYTES = OWN + STAGES * WALKED + DOWN * F * int(sizeof(float));
   static_assert(BYTES <= MOST_SHARED, "a block has more shared memory than every chip");
+
+  DEVICE static void sync() { device::sync_block(); }
 };
 
 template <class Shape, bool SAFE>
@@ -127,7 +130,7 @@ struct Walk {
       }
   }
 
-  // Adds the lanes and warps that share own rows and writes F sums; `room` holds 2 F floats.
+  // Adds the lanes and warps that share own rows and writes F sums; `room`: F floats per warp down.
   DEVICE void write_own(float* to, float* room, int own_first, int rows) {
     const int lane = device::thread() % LANES, warp = device::thread() / LANES;
 #pragma unroll
@@ -145,19 +148,20 @@ struct Walk {
           total += device::shuffle_xor(total, lanes);
         }
         if (lane < 4)
-          room[warp / 2 * Shape::F + warp % 2 * (8 * NT) + column_in_warp(n, e)] =
-              SAFE ? total : base + log2f(total);
+          room[warp / Shape::ACROSS * Shape::F + warp % Shape::ACROSS * (8 * NT) +
+               column_in_warp(n, e)] = SAFE ? total : base + log2f(total);
       }
-    device::sync_block();
+    Shape::sync();
     const int i = device::thread();
     if (i >= Shape::F || own_first + i >= rows) return;
-    const float one = room[i], other = room[Shape::F + i];
-    float both = one + other;
-    if constexpr (!SAFE) {
-      const float base = fmaxf(LOWEST, fmaxf(one, other));
-      both = base + log2f(device::exp2_fast(one - base) + device::exp2_fast(other - base));
+    float base = LOWEST, total = 0;
+    if constexpr (!SAFE)
+      for (int down = 0; down < Shape::DOWN; ++down) base = fmaxf(base, room[down * Shape::F + i]);
+    for (int down = 0; down < Shape::DOWN; ++down) {
+      const float part = room[down * Shape::F + i];
+      total += SAFE ? part : device::exp2_fast(part - base);
     }
-    to[own_first + i] = both;
+    to[own_first + i] = SAFE ? total : base + log2f(total);
   }
 };
 
@@ -213,7 +217,7 @@ DEVICE void walk(const LogSums& a, const Ranges& r) {
     state.add_own(s);
     const int distance = begin + t / PARTS;
     if (a.walked && !(a.symmetric && distance == 0)) {
-      const int64_t slot = 2 * (distance - a.first) + warp % 2;
+      const int64_t slot = Shape::ACROSS * (distance - a.first) + warp % Shape::ACROSS;
       state.write_walked(s, a.walked + slot * a.columns, walked_row, a.columns);
     }
     if (Shape::STAGES == 1) {
@@ -237,13 +241,14 @@ KERNEL(THREADS, Shape::RESIDENT) log_sums(ARGUMENT(LogSums) a) {
 struct Merge {
   const Ranges* ranges;
   const float* own;     // (chunks, count) or null
-  const float* walked;  // (last - first, 2, count) or null
+  const float* walked;  // (last - first, parts, count) or null
   float* total;         // (count,), what earlier launches gave; read unless `begin`
   float* result;        // (count,) natural logs, or null before the last launch
   int count, chunks;
   int block;            // rows in a block of the circle
   int circle, symmetric, own_blocks, first, last;
   int begin;
+  int parts;
 };
 
 // Calls `use` with every sum of row i, in an order that never changes.
@@ -257,9 +262,8 @@ DEVICE void each_part(const Merge& a, int i, Use use) {
   for (int distance = a.first + (a.symmetric && a.first == 0); distance < a.last; ++distance) {
     const int own = (i / a.block - distance % a.circle + a.circle) % a.circle;
     if (!is_visited(own, distance, a.circle, a.symmetric, a.own_blocks, a.circle)) continue;
-    const float* part = a.walked + 2 * static_cast<int64_t>(distance - a.first) * a.count + i;
-    use(part[0]);
-    use(part[a.count]);
+    const int64_t first = static_cast<int64_t>(distance - a.first) * a.parts;
+    for (int part = 0; part < a.parts; ++part) use(a.walked[(first + part) * a.count + i]);
   }
 }
 

@@ -1,4 +1,11 @@
-"""The contrastive losses in CUDA C++: sources in `csrc/cuda`, made into a library by `build`."""
+"""The contrastive losses in CUDA C++: sources in `csrc/cuda`, made into a library by `build`.
+
+The environment variable SELFTAUGHT_CUDA_PATH chooses how products of the precision "fp16" (and
+"bf16") are computed: "mma", the default, by the instructions of every chip from sm_80 on; "wgmma",
+on compute capability 9.0 only, by warpgroups and the copy engine of sm_90a. The second has been
+checked in an emulation and by the compiler but not yet run or timed on a GPU, so it is off. The
+precision "fp32" always takes "mma".
+"""
 
 from functools import cache
 

@@ -1,6 +1,6 @@
 """Builds the CUDA library with nvcc: `python -m selftaught.kernels.cuda.build [nvcc options]`.
 
-The result holds machine code for sm_80, sm_90 and sm_100, and intermediate code that drivers
+The result holds machine code for sm_80, sm_90a and sm_100, and intermediate code that drivers
 translate for chips between and after them. nvcc is the one in CUDA_HOME, else the one on the path.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from selftaught.errors import InputError, MachineError
 from selftaught.kernels.cuda.library import LIBRARY
 
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = ("80", "90a", "100")  # the oldest first
 SOURCE = Path(__file__).parents[3] / "csrc" / "cuda" / "library.cu"
 FLAGS = ("-std=c++17", "-O3", "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden")
 
@@ -26,11 +26,11 @@ def find_nvcc() -> str | None:
     return inside or shutil.which("nvcc")
 
 
-def targets(architectures: Sequence[int] = ARCHITECTURES) -> list[str]:
-    """Options of nvcc for machine code for each, and intermediate code for the oldest."""
+def targets(architectures: Sequence[str] = ARCHITECTURES) -> list[str]:
+    """Options of nvcc for machine code for each, and intermediate code for the first."""
     options = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
-    oldest = min(architectures)
-    return [*options, f"-gencode=arch=compute_{oldest},code=compute_{oldest}"]
+    first = architectures[0]
+    return [*options, f"-gencode=arch=compute_{first},code=compute_{first}"]
 
 
 def build(output: Path = LIBRARY, options: Sequence[str] = ()) -> str:

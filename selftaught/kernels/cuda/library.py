@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selftaught.errors import MachineError
 
-INTERFACE = 1  # INTERFACE of csrc/cuda/library.cu
+INTERFACE = 2  # INTERFACE of csrc/cuda/library.cu
 LIBRARY = Path(__file__).with_name("_cuda.so")
 HOW = "build it with `python -m selftaught.kernels.cuda.build`, which needs nvcc"
 
@@ -75,7 +75,7 @@ class Merge(ctypes.Structure):
 
     _fields_ = _fields(
         "ranges own walked total result",
-        "count chunks block circle symmetric own_blocks first last begin",
+        "count chunks block circle symmetric own_blocks first last begin parts",
     )
 
 
@@ -142,7 +142,7 @@ class Library:
             name: the function's name without its prefix.
             arguments: the kernel's struct; its tensors have to live until this returns.
             device: where the tensors are.
-            shape: padded width and 1 or 0 for split operands, where the function wants them.
+            shape: padded width and variant, where the function wants them; see `passes.shape_of`.
 
         Raises:
             MachineError: the kernel could not be started.
@@ -154,13 +154,17 @@ class Library:
             why = self._library.selftaught_error(code).decode()
             raise MachineError(f"CUDA kernel {name} could not be started: {why}")
 
-    def circle_block(self, padded: int, split: int) -> int:
+    def circle_block(self, padded: int, variant: int) -> int:
         """Rows of a block of the forward pass."""
-        return self._library.selftaught_circle_block(padded, split)
+        return self._library.selftaught_circle_block(padded, variant)
 
-    def gradient_rows(self, padded: int, split: int) -> int:
+    def circle_parts(self, padded: int, variant: int) -> int:
+        """Partial sums that the forward pass leaves for a row of a block that it walks over."""
+        return self._library.selftaught_circle_parts(padded, variant)
+
+    def gradient_rows(self, padded: int, variant: int) -> int:
         """Rows that a block of threads owns in the gradient pass."""
-        return self._library.selftaught_gradient_rows(padded, split)
+        return self._library.selftaught_gradient_rows(padded, variant)
 
     def trouble(self, device: torch.device) -> str:
         """Why the kernels cannot run on a CUDA device; "" where they can."""

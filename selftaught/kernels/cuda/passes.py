@@ -1,10 +1,12 @@
 """The two passes over pairs of rows: buffers, arguments and launches of their kernels."""
 
+import os
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from selftaught.errors import InputError, MachineError
 from selftaught.kernels.cuda import library as native
 from selftaught.kernels.cuda import plan
 from selftaught.kernels.cuda.library import Library, address
@@ -12,6 +14,9 @@ from selftaught.kernels.tiles import Classes, Excluded, Rows, Side
 
 WIDTHS = (64, 128, 256)  # those with kernels; others are padded with zeros
 RANGES = 8  # floats; struct Ranges of tile.cuh has 5
+PATH = "SELFTAUGHT_CUDA_PATH"  # "mma" or "wgmma"; see the package
+WHOLE, SPLIT, WGMMA = 0, 1, 2  # variants of library.cu
+HOPPER = (9, 0)
 
 
 def padded(width: int) -> int:
@@ -31,11 +36,33 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _shape(x: Rows, y: Rows) -> tuple[int, int]:
-    """Padded width, and 1 for split operands or 0."""
+@cache
+def _is_hopper(device: torch.device) -> bool:
+    # The emulation has no CUDA device.
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) == HOPPER
+
+
+def _wants_wgmma(device: torch.device) -> bool:
+    path = os.environ.get(PATH) or "mma"
+    if path not in ("mma", "wgmma"):
+        raise InputError(f"{PATH}={path}: allowed are mma and wgmma")
+    if path == "wgmma" and not _is_hopper(device):
+        raise MachineError(f"{PATH}={path}: needs compute capability {HOPPER[0]}.{HOPPER[1]}")
+    return path == "wgmma"
+
+
+def shape_of(x: Rows, y: Rows) -> tuple[int, int]:
+    """Padded width, and which variant of the kernels computes the products of x and y.
+
+    Raises:
+        InputError: the environment asks for a path that does not exist.
+        MachineError: it asks for one that the device cannot take.
+    """
     width, many = padded(x.unit.shape[1]), x.operands[0].shape[1]
     assert many == y.operands[0].shape[1], "rows and columns are prepared with one precision"
-    return width, int(many > width)
+    if many > width:
+        return width, SPLIT
+    return width, WGMMA if _wants_wgmma(x.unit.device) else WHOLE
 
 
 def _exclusion(excluded: Excluded | None) -> dict[str, int]:
@@ -111,12 +138,13 @@ def walk(
 
     Where y is x, half of the tiles are computed, each for its rows and its columns.
     """
-    device, symmetric, shape = x.unit.device, y is x, _shape(x, y)
+    device, symmetric, shape = x.unit.device, y is x, shape_of(x, y)
     rows, others = x.unit.shape[0], y.unit.shape[0]
     block, both = library.circle_block(*shape), symmetric or columns
     cut = plan.circle(rows, others, block, _processors(device), symmetric=symmetric, walked=both)
     own = torch.empty(plan.ceil_div(cut.span, cut.chunk), rows, device=device)
-    walked = torch.empty(cut.span, 2, others, device=device) if both else None
+    parts = library.circle_parts(*shape)
+    walked = torch.empty(cut.span, parts, others, device=device) if both else None
     # Each output is a running total, then the logs. Whose parts it adds: own, walked or both.
     outputs: list[tuple[Tensor, Tensor | None, Tensor | None]] = [
         (torch.empty(2, rows, device=device), own, walked if symmetric else None)
@@ -155,6 +183,7 @@ def walk(
                 block=block,
                 own_blocks=cut.own_blocks,
                 begin=int(first == 0),
+                parts=parts,
                 **shared,
             )
             library.call("merge", merge, device)
@@ -197,7 +226,7 @@ def weigh(
     Returns:
         (R, D) sums, and (R,) slopes or None.
     """
-    device, shape = x.unit.device, _shape(x, y)
+    device, shape = x.unit.device, shape_of(x, y)
     (rows, width), others = x.unit.shape, y.unit.shape[0]
     owned = library.gradient_rows(*shape)
     chunk = plan.column_chunk(rows, others, width, owned, _processors(device))

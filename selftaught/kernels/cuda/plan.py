@@ -7,7 +7,7 @@ SUMS_BYTES = 16 << 20  # partial sums of the gradient pass
 LEAST_SPAN = 8  # distances per launch; fewer would read the own rows too often
 MOST_CHUNK = 8  # distances per block of threads
 MOST_CHUNKS = 65_535  # blocks of threads in the second direction of a launch
-TILE = 64  # columns; multiple of every tile of the gradient pass
+TILE = 128  # columns; multiple of every tile of the gradient pass
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -50,7 +50,7 @@ def circle(
     own_blocks = ceil_div(rows, block)
     length = max(own_blocks, ceil_div(columns, block))
     distances = length // 2 + 1 if symmetric else length
-    # A distance leaves two partial sums of 4 bytes for each of y's rows.
+    # A distance leaves at most two partial sums of 4 bytes for each of y's rows.
     span = max(LEAST_SPAN, PARTS_BYTES // (8 * columns)) if walked else distances
     span = min(span, distances)
     # Six blocks of threads for each place keep the last round short.
