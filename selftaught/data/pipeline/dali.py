@@ -297,6 +297,8 @@ class _Runner:
         self._queue: _Queue | None = None
         self._error: BaseException | None = None
         self._inside: deque[_Fed] = deque()
+        # On a GPU, outputs are there before they are computed, and inputs are read until then.
+        self._read: deque[_Fed] = deque(maxlen=depth + 1)
         self._for_pixels: deque[_Fed] = deque()
         self._for_numbers: deque[_Fed] = deque()
         self._graph = build(
@@ -321,7 +323,7 @@ class _Runner:
                 tensors = [torch.from_dlpack(output.as_tensor()) for output in outputs]
             except RuntimeError as error:
                 raise _DaliError(fed, error) from error
-            self._inside.popleft()
+            self._read.append(self._inside.popleft())
             if ahead:
                 self._graph.schedule_run()
             yield fed, tensors

@@ -291,9 +291,36 @@ def test_masks_hide_everything_outside_and_only_where_there_is_one(files: Files)
     assert outside.any() and not batch.views[1::2][outside].any()
     frame = batch.masks[3 - 1, 0, 0]  # 80 x 96 pixels, without a mask
     assert frame.unique().tolist() == [0.0, 1.0] and frame.sum() == 80 * 96
-    bare = all_of((files[0], [None] * N), augment=PLAIN, return_masks=False)
-    torch.testing.assert_close(bare.views[::2], batch.views[::2], rtol=0, atol=1e-6)
-    assert (bare.views[1] - batch.views[1]).abs().max() > 0.1
+    for augment in (PLAIN, pretext_augment("default")):
+        batch = all_of(files, augment=augment)
+        bare = all_of((files[0], [None] * N), augment=augment, return_masks=False)
+        torch.testing.assert_close(bare.views[::2], batch.views[::2], rtol=0, atol=1e-6)
+        assert (bare.views[1] - batch.views[1]).abs().max() > 0.1
+
+
+def test_shrinking_is_antialiased(tmp_path: Path) -> None:
+    """One-pixel stripes average out; plain subsampling would keep or lose them."""
+    stripes = np.zeros((SIZE * 5, SIZE * 5), np.uint16)
+    stripes[:, ::2] = 60_000
+    stripes[: SIZE * 2], stripes[SIZE * 4 :] = 0, 60_000
+    Image.fromarray(stripes).save(tmp_path / "a.png")
+    batch = all_of(([tmp_path / "a.png"], [None]), augment=PLAIN, views=1)
+    middle = batch.views[0, 0, 0, SIZE * 2 // 5 + 4 : SIZE * 4 // 5 - 4, 4:-4]
+    assert (middle - 0.5).abs().max() < 0.05
+
+
+def test_what_dali_decodes_and_what_the_host_does(files: Files, tmp_path: Path) -> None:
+    from selftaught.data.pipeline.dali_source import decodable
+
+    assert [decodable(path) for path in files[0]] == [
+        *(True, True, True, False, True, False, True, True)
+    ]
+    others = {"a.jpg": "CMYK", "b.png": "RGB", "c.png": "LA", "d.png": "1"}
+    for name, mode in others.items():
+        Image.fromarray(film((20, 20), 0)).convert(mode).save(tmp_path / name)
+        assert not decodable(tmp_path / name)
+    Image.fromarray(film((20, 20), 0)).save(tmp_path / "e.png", transparency=7)
+    assert not decodable(tmp_path / "e.png")
 
 
 def test_files_and_the_pack_of_them_give_the_same_views(packed: Files, tmp_path: Path) -> None:
