@@ -27,6 +27,15 @@ from selftaught.errors import InputError, MachineError
 
 ROOT = Path(__file__).resolve().parents[3]
 DICOM = ROOT / ".." / "shared" / "data" / "dicom"
+IDENTIFIERS = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "InstitutionName",
+    "ReferringPhysicianName",
+    "StudyInstanceUID",
+    "AccessionNumber",
+)
 PLAIN = PrepareConfig(carrier="none", polarity="none", mask="none", workers=1, sheets=0)
 
 
@@ -149,7 +158,7 @@ def test_a_kill_leaves_shards_to_go_on_from(
     worked: list[int] = []
     real = job.work_shard
 
-    def counted(places, number, rows, config):  # noqa: ANN001, ANN202
+    def counted(places, number, rows, config):
         worked.append(number)
         return real(places, number, rows, config)
 
@@ -256,7 +265,8 @@ def test_hostile_files_cost_no_memory(tmp_path: Path) -> None:
         "from selftaught.data.prepare.config import PrepareConfig\n"
         "from selftaught.data.prepare.job import prepare\n"
         "import cv2, pydicom, PIL.Image, pydicom.pixels\n"
-        "config = PrepareConfig(carrier='none', polarity='none', mask='none', workers=1, sheets=0)\n"
+        "off = dict.fromkeys(('carrier', 'polarity', 'mask'), 'none')\n"
+        "config = PrepareConfig(**off, workers=1, sheets=0)\n"
         "first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "done = prepare(Path(sys.argv[1]), Path(sys.argv[2]), config)\n"
         "last = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -290,8 +300,7 @@ def test_dicom_files_are_read_or_refused_and_no_identifier_comes_out(tmp_path: P
     outputs = content(tmp_path / "out")
     for path in DICOM.iterdir():
         elements = pydicom.dcmread(path, force=True, stop_before_pixels=True)
-        for keyword in ("PatientName", "PatientID", "PatientBirthDate", "InstitutionName",
-                        "ReferringPhysicianName", "StudyInstanceUID", "AccessionNumber"):  # fmt: skip
+        for keyword in IDENTIFIERS:
             value = str(elements.get(keyword) or "")
             if len(value) < 5 or value in path.name:
                 continue
