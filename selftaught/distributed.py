@@ -15,6 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from selftaught.errors import InputError, MachineError
+from selftaught.peers import Peers, ended
+
 Group = Any  # torch.distributed.ProcessGroup; None means the default group
 
 
@@ -44,8 +47,8 @@ def local_rank() -> int:
 
 
 def local_world_size() -> int:
-    """Number of processes of this run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """Number of processes of this run on this machine, as torchrun or DeepSpeed tells it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
 
 
 def launched() -> bool:
@@ -72,16 +75,75 @@ def nccl() -> str:
 def start(timeout_seconds: float = 600.0) -> torch.device:
     """Join the process group a launcher announced, if any, and choose this rank's device.
 
+    Args:
+        timeout_seconds: longest wait for other ranks, here and in each collective.
+
     Returns:
         `cuda:<local rank>` where CUDA is there, else `cpu`.
+
+    Raises:
+        MachineError: the port is taken, or not all ranks came in time.
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local_rank()) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     if launched() and not is_initialized():
-        dist.init_process_group(best_backend(), timeout=timedelta(seconds=timeout_seconds))
+        _join(timedelta(seconds=timeout_seconds))
     return device
+
+
+_peers: Peers | None = None
+
+
+def _join(limit: timedelta) -> None:
+    global _peers
+    place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    try:
+        store, own, ranks = next(dist.rendezvous("env://", timeout=limit))
+        group = dist.PrefixStore("group", store)
+        dist.init_process_group(
+            best_backend(), store=group, rank=own, world_size=ranks, timeout=limit
+        )
+    except dist.DistError as error:
+        reason = " ".join(str(error).split())
+        raise MachineError(
+            f"rank {os.environ.get('RANK')} cannot meet the others at {place} (MASTER_ADDR:"
+            f"MASTER_PORT): {reason}"
+        ) from error
+    # A connection of its own: the main thread's may be held by a wait for a slow rank.
+    _peers = Peers(dist.PrefixStore("peers", store.clone()), own, ranks)
+    _peers.start()
+
+
+def other_failure(error: Exception) -> str:
+    """After `error` on this rank: tell the others that it ends, or learn whose end it was.
+
+    Returns:
+        A sentence that names the rank whose end made a collective fail here; "" where the error
+        is this rank's own, which the others are then told.
+    """
+    if _peers is None:
+        return ""
+    own = isinstance(error, (InputError, MachineError)) or not isinstance(error, RuntimeError)
+    text = " ".join(str(error).split())
+    if own or not (isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text.lower()):
+        _peers.tell(f"rank {rank()} ended: {text or type(error).__name__}")
+        _peers.stop()
+        return ""
+    return ended(_peers.explain(), rank())
+
+
+def leave() -> None:
+    """From now on this rank may end without the others minding; for ends that are agreed."""
+    if _peers is not None:
+        _peers.stop()
+
+
+def _arrive() -> None:
+    # Tells who is behind when a collective runs out of time.
+    if _peers is not None:
+        _peers.arrivals += 1
 
 
 _blocked = 0.0
@@ -121,12 +183,14 @@ def finish() -> None:
     """Leave the process group; only after success, since cleanup after an error can deadlock."""
     if is_initialized():
         dist.barrier()
+        leave()
         dist.destroy_process_group()
 
 
 def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:
+        _arrive()
         with _blocking():
             dist.barrier()
 
@@ -135,6 +199,7 @@ def broadcast_object(value: Any) -> Any:
     """Rank 0's `value` on every rank."""
     if world_size() == 1:
         return value
+    _arrive()
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
@@ -144,6 +209,7 @@ def gather_objects(value: Any, group: Group = None) -> list[Any]:
     """Every rank's `value`, in rank order, on every rank."""
     if world_size(group) == 1:
         return [value]
+    _arrive()
     out: list[Any] = [None] * world_size(group)
     dist.all_gather_object(out, value, group=group)
     return out
@@ -153,6 +219,7 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     """Whether `flag` is true on at least one rank."""
     if world_size() == 1:
         return flag
+    _arrive()
     seen = torch.tensor([int(flag)], device=device)
     dist.all_reduce(seen, op=dist.ReduceOp.MAX)
     return bool(seen.item())

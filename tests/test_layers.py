@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "selftaught"
 GROUPS = [
-    {"errors", "files", "distributed", "kernels"},
+    {"errors", "files", "peers", "distributed", "kernels"},
     {"losses"},
     {"data", "models", "search"},
     {"detector"},

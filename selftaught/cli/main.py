@@ -2,6 +2,8 @@
 
 import errno
 import importlib
+import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = launched_as(list(sys.argv[1:] if argv is None else argv))
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if arguments else 2
@@ -83,6 +85,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def one_line(message: Warning | str, *_: object) -> str:
     """A warning as the person at the terminal needs it: what, not where in our code."""
     return "selftaught: warning: " + " ".join(str(message).split()) + "\n"
+
+
+def launched_as(arguments: list[str]) -> list[str]:
+    """The arguments without the --local_rank=N that DeepSpeed's launcher puts before them."""
+    if not arguments or not re.fullmatch(r"--local[-_]rank=\d+", arguments[0]):
+        return arguments
+    os.environ.setdefault("LOCAL_RANK", arguments[0].partition("=")[2])
+    return arguments[1:]
 
 
 def guarded(name: str, arguments: list[str]) -> int:

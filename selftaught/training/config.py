@@ -145,6 +145,7 @@ class EngineConfig:
         profile: steps whose profiler trace is written to profile/, such as 10-12; empty = none.
         save_every: steps between checkpoints; 0 = at ends of epochs, at most one a minute.
         resume: auto continues a run found in the folder, never refuses such a folder.
+        timeout: longest wait for another rank, in seconds; then the run ends and names it.
     """
 
     kind: Literal["ddp", "deepspeed"] = "ddp"
@@ -158,6 +159,7 @@ class EngineConfig:
     profile: str = ""
     save_every: int = 0
     resume: Literal["auto", "never"] = "auto"
+    timeout: float = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +262,8 @@ def _check_engine(config: Config) -> None:
         fine = math.isfinite(value) and value >= smallest
         _require(f"engine.{name}", value, f"{smallest} or more", fine)
     profile_window(engine.profile)
+    fine = math.isfinite(engine.timeout) and engine.timeout >= 1
+    _require("engine.timeout", engine.timeout, "1 or more seconds", fine)
     for name, stage in (("pretext", config.pretext), ("finetune", config.finetune)):
         _require(
             f"{name}.optimizer",

@@ -28,6 +28,7 @@ FREE = (
     "engine.profile",
     "engine.save_every",
     "engine.resume",
+    "engine.timeout",
     "score.batch_size",
 )
 # Settings that may change until the first centre is drawn.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selftaught import distributed
-from selftaught.errors import MachineError
+from selftaught.errors import InputError, MachineError
 from selftaught.training import checkpoint
 from selftaught.training.checkpoint import Checkpoint
 from selftaught.training.compiling import compile_encoder
@@ -74,11 +74,20 @@ class Stage(Protocol):
 
 
 def restore(engine: Engine, folder: Path, reporter: Reporter, stage: str) -> Checkpoint | None:
-    """Load the newest whole checkpoint, if any, into task and optimizer."""
+    """Load the newest whole checkpoint, if any, into task and optimizer.
+
+    Raises:
+        InputError: the ranks find different ones.
+    """
     found, problems = checkpoint.newest(folder)
     for problem in problems:
         reporter.warn(stage, problem)
-    distributed.barrier()
+    steps = distributed.gather_objects(found.step if found else None)
+    if len(set(steps)) > 1:
+        raise InputError(
+            f"{folder}: rank 0 finds step {steps[0]} here, the ranks {steps}; the run folder must "
+            "be on a file system that all nodes share"
+        )
     if problems and distributed.is_main():
         checkpoint.drop_after(folder, found.step if found else -1)
     if found is not None:
@@ -226,20 +235,31 @@ def optimize(
     norm = float(engine.gradient_norm())
     bad = not (math.isfinite(total) and math.isfinite(norm))
     if distributed.any_rank(bad, next(engine.task.parameters()).device):
-        report_bad_numbers(bad, total, norm, step, files(batch["ids"]))
+        report_bad_numbers(batch, total, norm, step, files)
     engine.step(lr)
     return total
 
 
-def report_bad_numbers(bad: bool, loss: float, norm: float, step: int, files: list[str]) -> None:
-    """Raise on every rank the error that names each rank with a non-finite figure."""
-    own = f"rank {distributed.rank()}: loss {loss:g}, gradient norm {norm:g}, files: " + ", ".join(
-        files
+def report_bad_numbers(
+    batch: Batch, loss: float, norm: float, step: int, files: Callable[[Tensor], list[str]]
+) -> None:
+    """Raise on every rank the error that names the ranks where the non-finite figures began.
+
+    Statistics and gradients are averaged, so that one rank's bad number is soon in all of them:
+    ranks with bad pixels are named before those with a bad loss, these before the others.
+    """
+    wrong = ~torch.isfinite(batch["views"]).flatten(1).all(1).cpu()
+    grade = 2 if wrong.any() else int(not math.isfinite(loss))
+    names = files(batch["ids"][wrong] if grade == 2 else batch["ids"])
+    own = (
+        f"rank {distributed.rank()}: loss {loss:g}, gradient norm {norm:g}, "
+        f"{'pixels of ' if grade == 2 else ''}files: " + ", ".join(names)
     )
-    bad_ranks = [text for text in distributed.gather_objects(own if bad else "") if text]
+    everyone = distributed.gather_objects((grade, own))
+    worst = max(grade for grade, _ in everyone)
     raise MachineError(
         f"step {step}: not finite, stopped before the update, last checkpoint intact: "
-        + "; ".join(bad_ranks)
+        + "; ".join(text for grade, text in everyone if grade == worst)
     )
 
 

@@ -4,7 +4,9 @@ Each part reads files and writes files; what is finished is not done again.
 """
 
 import json
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from selftaught import distributed
 from selftaught.data.manifest import Manifest, read_manifest
 from selftaught.data.preflight import check_images
 from selftaught.data.split import format_table, make_split, read_split, write_split
-from selftaught.errors import InputError
+from selftaught.errors import InputError, MachineError
 from selftaught.evaluation.calibration import percentiles, threshold_from_normals
 from selftaught.evaluation.metrics import evaluate
 from selftaught.evaluation.report import write_report
@@ -52,7 +54,22 @@ def run(config: Config, parts: Sequence[str] = PARTS) -> Path:
         StopRun: a signal arrived; the state was saved.
     """
     stopper = Stopper().install()
-    device = distributed.start()
+    device = distributed.start(config.engine.timeout)
+    try:
+        return _run_parts(config, parts, stopper, device)
+    except StopRun:
+        distributed.leave()
+        raise
+    except Exception as error:
+        other = distributed.other_failure(error)
+        if other:
+            raise MachineError(other) from error
+        raise
+
+
+def _run_parts(
+    config: Config, parts: Sequence[str], stopper: Stopper, device: torch.device
+) -> Path:
     place = folder.claim(config)
     held = folder.lock(place) if distributed.is_main() else None
     distributed.barrier()
@@ -93,10 +110,10 @@ def split_images(config: Config, place: Path, stopper: Stopper) -> Images:
         )
     manifest = read_manifest(config.data.manifest, allow_outside=config.data.allow_outside)
     root = manifest.root.resolve()
-    if distributed.is_main():
-        if not (place / "config.yaml").exists():
-            begin(config, place, manifest, stopper)
-        elif folder.environment(place)["manifest_sha256"] == manifest.digest:
+    if not distributed.broadcast_object((place / "config.yaml").exists()):
+        first_rank_alone(lambda: begin(config, place, manifest, stopper), stopper)
+    elif distributed.is_main():
+        if folder.environment(place)["manifest_sha256"] == manifest.digest:
             write_atomic(place / "config.yaml", dump(config))
     distributed.barrier()
     if folder.environment(place)["manifest_sha256"] != manifest.digest:
@@ -105,6 +122,28 @@ def split_images(config: Config, place: Path, stopper: Stopper) -> Images:
             "choose another --out or restore the manifest"
         )
     return _images(config, root, read_split(place / "split.csv"))
+
+
+def first_rank_alone(work: Callable[[], object], stopper: Stopper) -> None:
+    """Let rank 0 do `work`, however long, while the others wait and signals are agreed.
+
+    Raises:
+        StopRun: a signal arrived at any rank, and `work` ended since it looks at `stopper.code`.
+    """
+    if distributed.world_size() == 1:
+        work()
+        return
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(work) if distributed.is_main() else None
+        while not distributed.broadcast_object(job is not None and job.done()):
+            if stopper.requested(distributed.communication_device()):
+                stopper.code = stopper.exit().code
+            time.sleep(0.1)
+        error = job.exception() if job is not None else None
+        if error is not None and not isinstance(error, StopRun):
+            raise error
+    if stopper.requested(distributed.communication_device()):
+        raise stopper.exit()
 
 
 def _images(config: Config, root: Path, frame: pd.DataFrame) -> Images:

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from types import FrameType
 
 import torch
@@ -11,6 +12,10 @@ from selftaught import distributed
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 if hasattr(signal, "SIGUSR1"):
     EXIT_CODES[signal.SIGUSR1] = 143
+
+# A launcher passes on to its ranks what the terminal or SLURM already sent to all of them: that is
+# the same signal, not an impatient second one.
+ECHO_SECONDS = 3.0
 
 
 class StopRun(Exception):
@@ -22,10 +27,11 @@ class StopRun(Exception):
 
 
 class Stopper:
-    """Remembers the first signal; the second one ends the process at once."""
+    """Remembers the first signal; one that comes seconds later ends the process at once."""
 
     def __init__(self) -> None:
         self.code = 0
+        self.since = 0.0
 
     def install(self) -> "Stopper":
         """Catch TERM, INT and USR1 from now on."""
@@ -36,8 +42,11 @@ class Stopper:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.code:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+            if time.monotonic() - self.since > ECHO_SECONDS:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
+        self.since = time.monotonic()
         self.code = EXIT_CODES[signal.Signals(number)]
 
     def requested(self, device: torch.device | str = "cpu") -> bool:

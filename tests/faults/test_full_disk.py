@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from selftaught.training import checkpoint
+from tests.faults import ranks
 from tests.tiny import options, start, write_images
 
 
@@ -31,6 +32,22 @@ def test_full_disk_ends_with_3_and_leaves_the_checkpoint(small_disk, tmp_path):
     assert process.returncode == 3, errors
     assert "disk full" in errors
     assert "Traceback" not in errors
+    found, problems = checkpoint.newest(small_disk / "run" / "checkpoints" / "pretext")
+    assert found is not None
+    assert not problems
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
+def test_full_disk_under_two_ranks_ends_both_with_3_and_one_line(small_disk, tmp_path):
+    manifest = write_images(tmp_path / "images")
+    started = ranks.start(tmp_path / "ranks", options(manifest, small_disk / "run"), 2)
+    assert started.end() == [3, 3], started.said(0) + started.said(1)
+    for rank in (0, 1):
+        lines = [one for one in started.said(rank).splitlines() if "selftaught: " in one]
+        assert len(lines) == 1, lines
+        assert "disk full" in lines[0]
+        assert "Traceback" not in started.said(rank)
+    assert lines[0].startswith("selftaught: rank 0 ended: ")
     found, problems = checkpoint.newest(small_disk / "run" / "checkpoints" / "pretext")
     assert found is not None
     assert not problems

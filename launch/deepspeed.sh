@@ -1,0 +1,23 @@
+#!/bin/bash
+# A training command under DeepSpeed's own launcher; torchrun.sh starts its engine as well.
+#
+#   launch/deepspeed.sh run --data.manifest images.csv --out my-run
+#   HOSTS=hostfile launch/deepspeed.sh run ...     (lines `node0 slots=8`; needs pdsh)
+#
+# ZeRO stage and all else are options of ours, not of a JSON file: --engine.zero_stage 2.
+# The launcher adds --local_rank=N before the command, which takes it.
+set -eu
+
+gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+RANKS=${RANKS:-$((gpus > 0 ? gpus : 1))}
+[ "$gpus" -gt 0 ] || export DS_ACCELERATOR=cpu
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+if [ -n "${HOSTS:-}" ]; then
+    where=(--hostfile "$HOSTS")
+else
+    where=(--num_gpus "$RANKS" --master_port "${PORT:-29500}")
+fi
+command=$1
+shift
+exec deepspeed "${where[@]}" --module selftaught "$command" --engine.kind deepspeed "$@"
