@@ -1,5 +1,7 @@
 """Times and memory that can be compared: interleaved rounds, medians, peak over the start."""
 
+import contextlib
+import ctypes
 import re
 import statistics
 import time
@@ -71,6 +73,8 @@ def extra_megabytes(work: Work) -> float | None:
         return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
     if not REFERENCES.exists():
         return None
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # or memory freed earlier would be used again unseen
     REFERENCES.write_text("5")  # the peak starts over from what is resident now
     before = _status("VmRSS")
     work()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from selftaught import distributed
 from selftaught.losses import mad_loss_with_assignment, nearest_center, ntxent_loss, supcon_loss
 from selftaught.models.heads import Embedder
+from selftaught.search import occupancy
 
 KNOWN_ABNORMAL = -1
 
@@ -116,9 +117,9 @@ class FinetuneTask(Task):
             z, self.centers, batch["semi_label"], eta=self.eta, active=self.active
         )
         if self.training:
-            counted = (batch["semi_label"] != KNOWN_ABNORMAL).to(self.counts.dtype)
             # A row too far for its distance to be a number has index -1; the loop stops over it.
-            self.counts.scatter_add_(0, found.center.clamp_min(0), counted)
+            counted = batch["semi_label"] != KNOWN_ABNORMAL
+            self.counts += occupancy.count(found.center, len(self.counts), counted)
         return {"loss": found.loss * mark}
 
     @torch.no_grad()
@@ -141,8 +142,7 @@ class FinetuneTask(Task):
         largest = int(counts.max())
         total = max(int(counts.sum()), 1)
         empty = int(((counts == 0) & self.active).sum())
-        if largest > 0:
-            self.active &= counts >= self.gamma * largest
+        self.active.copy_(occupancy.prune(counts, self.active, self.gamma))
         self.counts.zero_()
         return {
             "centers": int(self.active.sum()),
