@@ -37,11 +37,13 @@ faults: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.ntxent
 	$(BIN)/python -m benchmarks.nearest_center
+	$(BIN)/python -m benchmarks.kmeans
+	$(BIN)/python -m benchmarks.neighbours
 	$(BIN)/python -m benchmarks.training_step
 
 gpu: $(STAMP)
 	$(BIN)/python -m selftaught.kernels.cuda.build
-	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m benchmarks.ntxent
 	$(BIN)/python -m benchmarks.nearest_center
 
