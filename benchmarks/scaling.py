@@ -1,0 +1,118 @@
+"""Throughput and communication share of the pretext step over ranks of this machine.
+
+python -m benchmarks.scaling [--ranks 1 2 4]
+
+The same global batch on each number of ranks (strong scaling, as a run does it). Communication is
+what DDP's averaging of gradients costs: the step's time less the time of the same step without it.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.record import write
+from selftaught import distributed
+from selftaught.models.encoder import EncoderConfig
+from selftaught.models.heads import build_embedder
+from selftaught.training.config import EngineConfig
+from selftaught.training.engine import make_engine
+from selftaught.training.tasks import PretextTask
+
+SIZE, BATCH, STEPS, ROUNDS = 96, 24, 4, 5
+
+
+def seconds_per_step(engine, batch, average):
+    """Mean over STEPS steps, without the averaging of gradients where `average` is false."""
+    distributed.barrier()
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        with engine.accumulate(last=average):
+            engine.backward(engine.forward(batch)["loss"], 1)
+        engine.step(1e-4)
+    distributed.barrier()
+    return (time.perf_counter() - began) / STEPS
+
+
+def gradient_average(elements):
+    """Seconds to sum a float32 vector as long as the gradient over the ranks."""
+    gradient = torch.zeros(elements)
+    distributed.barrier()
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        distributed.sum_over_ranks(gradient)
+    return (time.perf_counter() - began) / STEPS
+
+
+def measure():
+    """Figures of one number of ranks, the same on each."""
+    torch.set_num_threads(1)
+    distributed.start()
+    ranks = distributed.world_size()
+    torch.manual_seed(distributed.rank())
+    share = BATCH // ranks
+    batch = {
+        "views": torch.randn(share, 2, 1, SIZE, SIZE),
+        "semi_label": torch.zeros(share, dtype=torch.int64),
+        "ids": torch.arange(share),
+    }
+    task = PretextTask(build_embedder(EncoderConfig(), 1), temperature=0.5, method="ntxent")
+    config = EngineConfig(precision="fp32")
+    engine = make_engine(task, config, optimizer="sgd", weight_decay=0.0)
+    seconds_per_step(engine, batch, True)
+    rounds = [
+        (seconds_per_step(engine, batch, True), seconds_per_step(engine, batch, False))
+        for _ in range(ROUNDS)
+    ]
+    elements = sum(p.numel() for p in task.parameters())
+    whole, silent = (statistics.median(column) for column in zip(*rounds, strict=True))
+    return {
+        "ranks": ranks,
+        "batch": BATCH,
+        "size": SIZE,
+        "images_per_s": BATCH / whole,
+        "step_s": whole,
+        "communication_share": max(0.0, 1 - silent / whole) if ranks > 1 else 0.0,
+        "gradient_mb": elements * 4 / 1e6,
+        "allreduce_s": statistics.median(gradient_average(elements) for _ in range(ROUNDS)),
+    }
+
+
+def _rank(rank, ranks, folder):
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "LOCAL_WORLD_SIZE": str(ranks)}
+    if ranks > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": os.environ.get("MASTER_PORT", "29517"),
+        }
+    figures = measure()
+    if rank == 0:
+        torch.save(figures, Path(folder) / "figures.pt")
+    distributed.finish()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    torch.set_num_threads(1)
+    rows = []
+    for ranks in parser.parse_args().ranks:
+        if ranks < 1 or BATCH % ranks:
+            parser.error(f"--ranks {ranks}; allowed: divisors of {BATCH}")
+        with tempfile.TemporaryDirectory() as folder:
+            torch.multiprocessing.spawn(_rank, (ranks, folder), nprocs=ranks)
+            rows.append(torch.load(Path(folder) / "figures.pt"))
+        rows[-1]["efficiency"] = rows[-1]["images_per_s"] / rows[0]["images_per_s"] / ranks
+        print({k: round(v, 4) for k, v in rows[-1].items()}, flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    write("scaling", main())
