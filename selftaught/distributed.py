@@ -94,6 +94,7 @@ def start(timeout_seconds: float = 600.0) -> torch.device:
 
 
 _peers: Peers | None = None
+SECONDS_TO_READ = 3.0
 
 
 def _join(limit: timedelta) -> None:
@@ -130,6 +131,9 @@ def other_failure(error: Exception) -> str:
     if own or not (isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text.lower()):
         _peers.tell(f"rank {rank()} ended: {text or type(error).__name__}")
         _peers.stop()
+        if rank() == 0:
+            # Its process may hold the store: the others need a moment to read.
+            time.sleep(SECONDS_TO_READ)
         return ""
     return ended(_peers.explain(), rank())
 
@@ -153,6 +157,7 @@ _blocked = 0.0
 def _blocking() -> Iterator[None]:
     """Count the seconds inside as waiting for other ranks."""
     global _blocked
+    _arrive()
     began = time.perf_counter()
     try:
         yield
@@ -190,7 +195,6 @@ def finish() -> None:
 def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:
-        _arrive()
         with _blocking():
             dist.barrier()
 

@@ -36,6 +36,7 @@ class Peers:
         self.arrivals = 0
         self.beats = 0
         self.explained = False
+        self.known = ""
         self.over = threading.Event()
 
     def start(self) -> None:
@@ -65,6 +66,8 @@ class Peers:
             seconds: a rank without a sign of life for so long has ended; at least 3 beats.
         """
         self.explained = True
+        if self.known:
+            return self.known
         try:
             before, deadline = self._signs(), time.monotonic() + seconds
             while time.monotonic() < deadline:
@@ -73,12 +76,12 @@ class Peers:
                 time.sleep(BEAT_SECONDS / 4)
             after = self._signs()
         except RuntimeError:
-            return self._no_store()
+            return self.known or self._no_store()
         gone = [r for r in range(self.ranks) if r != self.rank and before[r] == after[r]]
         if gone:
             return self.tell(f"{_names(gone)} ended without a word (killed, or its machine lost)")
-        arrived = [int(sign.split()[1]) for sign in after]
-        late = [r for r in range(self.ranks) if arrived[r] == min(arrived)]
+        arrived = {r: int(after[r].split()[1]) for r in range(self.ranks) if r != self.rank}
+        late = [r for r, count in arrived.items() if count == min(arrived.values())]
         return self.tell(f"{_names(late)} did not arrive within the time limit")
 
     def _signs(self) -> list[str]:
@@ -114,6 +117,7 @@ class Peers:
             except RuntimeError:
                 text = self._no_store()
             if text:
+                self.known = text
                 return self._end(text)
         return None
 
