@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from selftaught.kernels import BACKENDS, PRECISIONS
 
@@ -48,11 +49,13 @@ def check_matrix(name: str, tensor: Tensor, like: tuple[str, Tensor] | None = No
 
     Raises:
         ValueError: wrong kind, dtype, number of dimensions, width or device.
+        NotImplementedError: forward-mode derivatives are asked for.
     """
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name}: must be a tensor, got {type(tensor).__name__}")
     if not tensor.is_floating_point():
         raise ValueError(f"{name}: must hold floating-point numbers, got {tensor.dtype}")
+    _refuse_forward_mode(name, tensor)
     if tensor.ndim != 2 or tensor.shape[1] == 0:
         raise ValueError(f"{name}: must have shape (rows, D >= 1), got {tuple(tensor.shape)}")
     if like is None:
@@ -64,6 +67,14 @@ def check_matrix(name: str, tensor: Tensor, like: tuple[str, Tensor] | None = No
         )
     if tensor.device != reference.device:
         raise ValueError(f"{name}: is on {tensor.device}, but {other} is on {reference.device}")
+
+
+def _refuse_forward_mode(name: str, tensor: Tensor) -> None:
+    """Ops without a forward-mode formula would give a tangent of 0 instead of an error."""
+    if not torch.compiler.is_compiling() and unpack_dual(tensor).tangent is not None:
+        raise NotImplementedError(
+            f"{name}: forward-mode derivatives (jvp) are not there, use reverse mode (grad)"
+        )
 
 
 def check_same_rows(name: str, tensor: Tensor, other: str, reference: Tensor) -> None:

@@ -327,3 +327,11 @@ def test_large_finite_entries_are_not_mistaken_for_infinities():
     assert torch.isfinite(ntxent_loss(z, z))
     half = torch.full((4, 8), 65504.0, dtype=torch.float16)
     assert torch.isfinite(ntxent_loss(half, half))
+
+
+def test_forward_mode_is_refused_not_wrong():
+    z1, z2, tangent = torch.randn(3, 5, 8)
+    with pytest.raises(NotImplementedError, match="z1: forward-mode derivatives"):
+        torch.func.jvp(lambda a: ntxent_loss(a, z2), (z1,), (tangent,))
+    with pytest.raises(NotImplementedError, match="key: forward-mode derivatives"):
+        torch.func.jvp(lambda a: info_nce_loss(z2, a), (z1,), (tangent,))
