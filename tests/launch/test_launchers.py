@@ -107,9 +107,13 @@ def two_hosts():
 def test_two_hosts_are_one_run(two_hosts, manifest, tmp_path):
     names, address = two_hosts
     arguments = ["run", *options(manifest, tmp_path / "run", **SHORT)]
-    # Without a name server each host is told which interface leads to the other.
+    # Without a name server each host is told its address and the interface to the other.
     meet = {"NODES": "2", "HEAD": f"{address}:29400", "RANKS": "1", "GLOO_SOCKET_IFNAME": "wire"}
-    hosts = [start("torchrun.sh", arguments, ("ip", "netns", "exec", n), **meet) for n in names]
+    hosts = []
+    for number, name in enumerate(names):
+        meet["PET_LOCAL_ADDR"] = f"10.77.0.{number + 1}"
+        meet["PET_RDZV_CONF"] = f"is_host={int(number == 0)}"
+        hosts.append(start("torchrun.sh", arguments, ("ip", "netns", "exec", name), **meet))
     end(*hosts)
     assert_finished(tmp_path / "run", 2)
 
@@ -126,10 +130,9 @@ def test_torchrun_restarts_all_ranks_after_one_was_killed(manifest, tmp_path):
     run = tmp_path / "run"
     process = start("torchrun.sh", ["run", *options(manifest, run)], RANKS="2", RESTARTS="1")
     wait_for("checkpoints/pretext/step-*", run, process)
-    workers = subprocess.run(
-        ["ps", "-s", str(process.pid), "-o", "pid=,args="], capture_output=True, text=True
-    ).stdout.splitlines()
-    ranks = [line.split()[0] for line in workers if "-m selftaught run" in line and "-u" in line]
+    listed = ["ps", "--ppid", str(process.pid), "-ww", "-o", "pid=,args="]
+    workers = subprocess.run(listed, capture_output=True, text=True).stdout.splitlines()
+    ranks = [line.split()[0] for line in workers if "-m selftaught run" in line]
     assert len(ranks) == 2, workers
     os.kill(int(ranks[1]), signal.SIGKILL)
     (said,) = end(process)
