@@ -168,12 +168,14 @@ def _ours(objective: str, backend: str, precision: str) -> Loss:
     return run
 
 
-def providers(objective: str, device: torch.device) -> tuple[dict[str, Loss], dict[str, str]]:
+def providers(
+    objective: str, width: int, device: torch.device
+) -> tuple[dict[str, Loss], dict[str, str]]:
     """What can run on `device`, and why the rest cannot."""
     there: dict[str, Loss] = {}
     missing: dict[str, str] = {}
     op = "ntxent" if objective == "ntxent" else "info_nce"
-    request = Request(op=op, device=device, dtype=torch.float32, width=128)
+    request = Request(op=op, device=device, dtype=torch.float32, width=width)
     for backend in BACKENDS:
         why = refusal(backend, request)
         if why:

@@ -98,7 +98,7 @@ def matmul_tflops(device: torch.device) -> float:
 
 
 def measure(objective: str, rows: int, width: int, device: torch.device, rounds: int, rate: float):
-    there, missing = providers(objective, device)
+    there, missing = providers(objective, width, device)
     for name in list(there):
         why = works(name, there[name], device)
         if why:
