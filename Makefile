@@ -39,6 +39,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.nearest_center
 	$(BIN)/python -m benchmarks.kmeans
 	$(BIN)/python -m benchmarks.neighbours
+	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.training_step
 
 gpu: $(STAMP)

@@ -3,7 +3,7 @@
 ```
 checkpoints/<stage>/step-00000120/
     weights.safetensors     the task's parameters and buffers (centres and pruning included)
-    optimizer.safetensors   Adam's moments and step counts
+    optimizer.safetensors   the optimizer's state (Adam: moments and step counts)
     state.json              step, the loop's running figures, SHA-256 of the two files above
 ```
 A checkpoint is written to a hidden folder, fsynced and renamed; the one before the previous is
