@@ -74,9 +74,10 @@ class Step(nn.Module):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
-def test_training_step_through_the_real_compiler(monkeypatch):
-    # One graph for both batch sizes; compiled here, because a pool of workers starts slower.
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)
+# One graph for both batch sizes; compiled here, because a pool of workers starts slower. Not by
+# monkeypatch, whose undoing takes the setting out of torch for all later tests.
+@torch._inductor.config.patch(compile_threads=1)
+def test_training_step_through_the_real_compiler():
     torch._dynamo.reset()
     step = Step()
     compiled = torch.compile(step, fullgraph=True, dynamic=True)

@@ -110,8 +110,8 @@ def test_the_slowest_rank_is_named(tmp_path, slow_rank, in_forward):
     assert set(ranks) == {"images_per_s", "data_wait", "own_s", "peak_memory_gib"}
     assert ranks["own_s"][slow_rank] > 0.3 > ranks["own_s"][1 - slow_rank]
     assert epoch["images_per_s"] == pytest.approx(sum(ranks["images_per_s"]))
-    # Both ranks advance in step: four steps of 0.3 s and more.
-    assert max(ranks["images_per_s"]) < ROWS / 0.3
+    # Both ranks advance in step. The other rank's clock may start after the first of four delays.
+    assert max(ranks["images_per_s"]) < 4 * ROWS / (3 * 0.3)
     if not in_forward:
         assert ranks["data_wait"][0] > 0.3 > ranks["data_wait"][1]
     assert {path.name for path in (tmp_path / "profile").iterdir()} == {
