@@ -6,7 +6,7 @@ reductions, gradients by temperature) is written once, in `contrastive`, on thes
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -152,8 +152,3 @@ class Tiles(Protocol):
         the length: (g - <g, unit> unit) * inverse.
         """
         ...
-
-
-def tiles_of(module: Any) -> Tiles:
-    """The passes of a backend's module."""
-    return module.TILES

@@ -47,8 +47,7 @@ def _check_group(names: tuple[str, str], first: Tensor, second: Tensor, group: A
     if own < 0:
         raise ValueError("group: this process is not one of its ranks")
     if distributed.world_size(group) == 1:
-        check_content(names[0], first)
-        check_content(names[1], second)
+        _check_alone(names, first, second)
         return group
     if torch.compiler.is_compiling() or _capturing(first):
         return group
