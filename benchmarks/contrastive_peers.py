@@ -5,13 +5,13 @@ or cannot run on the device, is left out by name. Versions: benchmarks/requireme
 """
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.peers import Peer
 from selftaught.kernels import BACKENDS
 from selftaught.kernels.dispatch import Request, refusal
 from selftaught.losses import info_nce_loss, ntxent_loss
@@ -124,35 +124,28 @@ def info_nce_pytorch(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     return (loss(z1, z2, temperature=temperature) + loss(z2, z1, temperature=temperature)) / 2
 
 
-# name: function, what it needs installed, whether it runs on a CPU
-PEERS: dict[str, dict[str, tuple[Loss, str, bool]]] = {
+PEERS: dict[str, dict[str, Peer]] = {
     "ntxent": {
-        "eager": (eager_ntxent, "torch", True),
-        "eager bf16 autocast": (_autocast(eager_ntxent), "torch", False),
-        "torch.compile": (torch.compile(eager_ntxent, dynamic=False), "torch", True),
-        "torch.compile bf16 autocast": (
-            torch.compile(_autocast(eager_ntxent), dynamic=False),
-            "torch",
-            False,
+        "eager": Peer(eager_ntxent, "torch"),
+        "eager bf16 autocast": Peer(_autocast(eager_ntxent), "torch", on_cpu=False),
+        "torch.compile": Peer(torch.compile(eager_ntxent, dynamic=False), "torch"),
+        "torch.compile bf16 autocast": Peer(
+            torch.compile(_autocast(eager_ntxent), dynamic=False), "torch", on_cpu=False
         ),
-        "flex_attention log-sum": (flex_ntxent, "torch", False),
-        "lightly": (lightly_ntxent, "lightly", True),
-        "pytorch-metric-learning SupCon": (
-            metric_learning_supcon,
-            "pytorch_metric_learning",
-            True,
-        ),
-        "memeff": (memeff_ntxent, "memeff", False),
+        "flex_attention log-sum": Peer(flex_ntxent, "torch", on_cpu=False),
+        "lightly": Peer(lightly_ntxent, "lightly"),
+        "pytorch-metric-learning SupCon": Peer(metric_learning_supcon, "pytorch_metric_learning"),
+        "memeff": Peer(memeff_ntxent, "memeff", on_cpu=False),
     },
     "clip": {
-        "eager": (eager_clip, "torch", True),
-        "eager bf16 autocast": (_autocast(eager_clip), "torch", False),
-        "torch.compile": (torch.compile(eager_clip, dynamic=False), "torch", True),
-        "open_clip": (open_clip, "open_clip", True),
-        "info-nce-pytorch": (info_nce_pytorch, "info_nce", True),
-        "memeff": (memeff_clip, "memeff", False),
-        "inf-cl": (inf_cl_clip, "inf_cl", False),
-        "cut-cross-entropy": (cut_clip, "cut_cross_entropy", False),
+        "eager": Peer(eager_clip, "torch"),
+        "eager bf16 autocast": Peer(_autocast(eager_clip), "torch", on_cpu=False),
+        "torch.compile": Peer(torch.compile(eager_clip, dynamic=False), "torch"),
+        "open_clip": Peer(open_clip, "open_clip"),
+        "info-nce-pytorch": Peer(info_nce_pytorch, "info_nce"),
+        "memeff": Peer(memeff_clip, "memeff", on_cpu=False),
+        "inf-cl": Peer(inf_cl_clip, "inf_cl", on_cpu=False),
+        "cut-cross-entropy": Peer(cut_clip, "cut_cross_entropy", on_cpu=False),
     },
 }
 
@@ -184,11 +177,10 @@ def providers(
         tiers = ("fp32", "fp16", "bf16") if backend in ("triton", "cuda") else ("fp32",)
         for tier in tiers:
             there[f"selftaught {backend} {tier}"] = _ours(objective, backend, tier)
-    for name, (function, module, on_cpu) in PEERS[objective].items():
-        if importlib.util.find_spec(module) is None:
-            missing[name] = f"{module} is not installed"
-        elif device.type == "cpu" and not on_cpu:
-            missing[name] = "runs on CUDA only"
+    for name, peer in PEERS[objective].items():
+        why = peer.refusal()
+        if why:
+            missing[name] = why
         else:
-            there[name] = function
+            there[name] = peer.function
     return there, missing

@@ -28,14 +28,20 @@ def seconds(work: Work) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(work: dict[str, Work], rounds: int, warm: int = 1) -> dict[str, list[float]]:
-    """Seconds of `rounds` calls of each, taken in turn so that a slow moment hits all of them."""
+def interleaved(
+    work: dict[str, Work], rounds: int, warm: int = 1, rest: float = 0.0
+) -> dict[str, list[float]]:
+    """Seconds of `rounds` calls of each, taken in turn so that a slow moment hits all of them.
+
+    `rest` seconds pass before each call: idle OpenMP threads of the one before spin for a while.
+    """
     for _ in range(warm):
         for one in work.values():
             one()
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
         for name, one in work.items():
+            time.sleep(rest)
             times[name].append(seconds(one))
     return times
 

@@ -3,20 +3,20 @@
 python -m benchmarks.nearest_center
 """
 
-import importlib.util
-import statistics
 import sys
-import time
+from functools import partial
 
 import torch
 
+from benchmarks.measure import interleaved, median_ratio, summary
+from benchmarks.peers import Peer, present
 from benchmarks.record import write
 from selftaught.kernels import BACKENDS, dispatch
 from selftaught.losses import mad_loss, nearest_center
 
 SHAPES = [(4_096, 100, 128), (65_536, 100, 128), (65_536, 1_000, 128), (65_536, 100, 512)]
 ROUNDS, SPREAD, EPS = 9, 0.1, 1e-6
-REST = 0.05  # seconds until idle OpenMP threads of the provider before stop spinning
+REST = 0.05  # seconds before each call
 
 
 def loss_of(squared, labels):
@@ -38,7 +38,7 @@ def without_gradient(squared_distance):
     def run(x, centers, labels):
         del labels
         with torch.no_grad():
-            return squared_distance(x, centers)
+            return squared_distance(x.detach(), centers)
 
     return run
 
@@ -52,12 +52,35 @@ def expansion(x, centers):
     return (scores.min(1).values + x.square().sum(1)).clamp(min=0)
 
 
+def of_index(nearest):
+    """Squared distance for a library that gives the index only, as its user would go on."""
+
+    def squared_distance(x, centers):
+        index = nearest(x.detach(), centers)
+        return (x - centers[index]).square().sum(1)
+
+    return squared_distance
+
+
 def keops(x, centers):
     from pykeops.torch import LazyTensor
 
-    rows, columns = LazyTensor(x.detach()[:, None]), LazyTensor(centers[None])
-    index = ((rows - columns) ** 2).sum(-1).argmin(1)[:, 0]
-    return (x - centers[index]).square().sum(1)
+    rows, columns = LazyTensor(x[:, None]), LazyTensor(centers[None])
+    return ((rows - columns) ** 2).sum(-1).argmin(1)[:, 0]
+
+
+def fastkmeans(x, centers):
+    from fastkmeans import FastKMeans
+
+    peer = FastKMeans(x.shape[1], len(centers), gpu=x.is_cuda)
+    peer.centroids = centers.cpu().numpy()
+    return torch.from_numpy(peer.predict(x.cpu().numpy())).to(x.device)
+
+
+def flash_kmeans(x, centers):
+    from flash_kmeans.assign_euclid_triton import euclid_assign_triton
+
+    return euclid_assign_triton(x[None], centers[None], x.square().sum(1)[None])[0].long()
 
 
 def faiss(x, centers):
@@ -66,14 +89,22 @@ def faiss(x, centers):
     faiss.omp_set_num_threads(torch.get_num_threads())
     index = faiss.IndexFlatL2(x.shape[1])
     index.add(centers.cpu().numpy())
-    return torch.from_numpy(index.search(x.detach().cpu().numpy(), 1)[0][:, 0])
+    return torch.from_numpy(index.search(x.cpu().numpy(), 1)[0][:, 0])
 
 
 def sklearn(x, centers):
     from sklearn.metrics import pairwise_distances_argmin_min
 
-    found = pairwise_distances_argmin_min(x.detach().cpu().numpy(), centers.cpu().numpy())
+    found = pairwise_distances_argmin_min(x.cpu().numpy(), centers.cpu().numpy())
     return torch.from_numpy(found[1]).square()
+
+
+BOTH_WAYS = {
+    "keops": Peer(of_index(keops), "pykeops"),
+    "fastkmeans": Peer(of_index(fastkmeans), "fastkmeans"),
+    "flash-kmeans": Peer(of_index(flash_kmeans), "flash_kmeans", on_cpu=False),
+}
+FORWARD_ONLY = {"faiss": Peer(faiss, "faiss"), "scikit-learn": Peer(sklearn, "sklearn")}
 
 
 def ours(backend, mode):
@@ -88,21 +119,15 @@ def ours(backend, mode):
 
 
 def providers(mode, device):
-    """Name to function; a peer that is not installed is named on the terminal and left out."""
+    """Name to function; a peer that cannot run here is named on the terminal and left out."""
     wrap = without_gradient if mode == "forward" else with_gradient
     found = {
         "cdist": wrap(cdist),
         "cdist, torch.compile": wrap(torch.compile(cdist)),
         "addmm": wrap(expansion),
     }
-    peers = {"pykeops": keops}
-    if mode == "forward":
-        peers |= {"faiss": faiss, "sklearn": sklearn}
-    for name, function in peers.items():
-        if importlib.util.find_spec(name) is None:
-            print(f"{name}: skipped, not installed", file=sys.stderr)
-        else:
-            found[name] = wrap(function)
+    peers = BOTH_WAYS | (FORWARD_ONLY if mode == "forward" else {})
+    found |= {name: wrap(function) for name, function in present(peers).items()}
     op = "nearest_center" if mode == "forward" else "mad"
     request = dispatch.Request(op=op, device=device, dtype=torch.float32, width=128)
     for backend in BACKENDS:
@@ -131,15 +156,6 @@ def worst_error(value, expected):
     return float(((value - expected).norm(dim=1) / expected.norm(dim=1)).max())
 
 
-def seconds(function, inputs):
-    time.sleep(REST)
-    start = time.perf_counter()
-    value = function(*inputs)
-    if value.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, value
-
-
 def measure(shape, mode, device):
     rows, many, width = shape
     generator = torch.Generator().manual_seed(0)
@@ -148,17 +164,14 @@ def measure(shape, mode, device):
     x = (x + SPREAD * torch.randn(rows, width, generator=generator)).to(device).requires_grad_()
     labels = torch.randint(-1, 2, (rows,), generator=generator).to(device)
     inputs = (x, centers.to(device), labels)
-    expected, running, errors = truth(*inputs, mode), {}, {}
+    expected, work, errors = truth(*inputs, mode), {}, {}
     for name, function in providers(mode, device).items():
         try:
-            errors[name] = worst_error(seconds(function, inputs)[1], expected)
-            running[name] = function
+            errors[name] = worst_error(function(*inputs), expected)
+            work[name] = partial(function, *inputs)
         except Exception as error:
             print(f"{name}: skipped, {type(error).__name__}: {error}", file=sys.stderr)
-    times = {name: [] for name in running}
-    for _ in range(ROUNDS):
-        for name, function in running.items():
-            times[name].append(seconds(function, inputs)[0])
+    times = interleaved(work, ROUNDS, warm=0, rest=REST)
     return [
         {
             "kernel": "nearest_center" if mode == "forward" else "mad_loss",
@@ -166,10 +179,8 @@ def measure(shape, mode, device):
             "mode": mode,
             "shape": f"{rows}x{many}x{width}",
             "dtype": "fp32",
-            "milliseconds_median": round(1000 * statistics.median(values), 3),
-            "cdist_over_it_median": round(
-                statistics.median(a / b for a, b in zip(times["cdist"], values, strict=True)), 2
-            ),
+            **summary(values),
+            "cdist_over_it": median_ratio(times["cdist"], values),
             "largest_relative_error": f"{errors[name]:.1e}",
         }
         for name, values in times.items()

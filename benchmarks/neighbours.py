@@ -3,14 +3,14 @@
 python -m benchmarks.neighbours
 """
 
-import importlib.util
 import sys
-import time
+from functools import partial
 
 import numpy as np
 import torch
 
 from benchmarks.measure import interleaved, median_ratio, summary
+from benchmarks.peers import Peer, present
 from benchmarks.record import write
 from selftaught.search import knn_score, knn_score_with_report
 
@@ -18,7 +18,7 @@ K = 100
 # (queries, database rows, width); few queries are what one image or one rank's round asks.
 SHAPES = [(200, 20_000, 128), (2_000, 20_000, 128), (2_000, 20_000, 512), (1_000, 100_000, 128)]
 ROUNDS = 5
-REST = 0.05  # seconds until idle OpenMP threads of the provider before stop spinning
+REST = 0.05  # seconds before each call
 
 
 def data(kind, queries, rows, width):
@@ -67,10 +67,22 @@ def sklearn(queries, database):
     return torch.from_numpy(peer.kneighbors(queries)[0].mean(1))
 
 
-def cdist(queries, database):
+def on_device(*arrays):
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    table = torch.from_numpy(database).to(device)
-    parts = torch.from_numpy(queries).to(device).split(512)
+    return [torch.from_numpy(array).to(device) for array in arrays]
+
+
+def keops(queries, database):
+    from pykeops.torch import LazyTensor
+
+    x, table = on_device(queries, database)
+    squared = ((LazyTensor(x[:, None]) - LazyTensor(table[None])) ** 2).sum(-1)
+    return squared.Kmin(K, dim=1).sqrt().mean(1).cpu()
+
+
+def cdist(queries, database):
+    x, table = on_device(queries, database)
+    parts = x.split(512)
     return torch.cat(
         [torch.cdist(part, table).topk(K, largest=False).values.mean(1) for part in parts]
     ).cpu()
@@ -84,14 +96,17 @@ def lists(queries, database):
     return knn_score_with_report(queries, database, K, method="ivf", sample=1).scores
 
 
+PEERS = {
+    "faiss": Peer(faiss, "faiss"),
+    "scikit-learn": Peer(sklearn, "sklearn"),
+    "keops": Peer(keops, "pykeops"),
+}
+
+
 def providers():
-    """Name to function; a peer that is not installed is named on the terminal and left out."""
+    """Name to function; a peer that cannot run here is named on the terminal and left out."""
     found = {"selftaught": ours("auto"), "selftaught native": ours("native"), "torch": cdist}
-    for name, function in (("faiss", faiss), ("sklearn", sklearn)):
-        if importlib.util.find_spec(name) is None:
-            print(f"{name}: skipped, not installed", file=sys.stderr)
-        else:
-            found[name] = function
+    found |= present(PEERS)
     if "faiss" in found:
         import faiss as module
 
@@ -104,24 +119,14 @@ def providers():
 def measure(kind, shape):
     queries, database = data(kind, *shape)
     expected, work, errors = truth(queries, database), {}, {}
-
-    def calling(function):
-        def run():
-            time.sleep(REST)
-            return function(queries, database)
-
-        return run
-
     for name, function in providers().items():
         try:
             found = function(queries, database).double()
             errors[name] = float(((found - expected).abs() / expected).max())
-            work[name] = calling(function)
+            work[name] = partial(function, queries, database)
         except Exception as error:
             print(f"{name}: skipped, {type(error).__name__}: {error}", file=sys.stderr)
-    times = interleaved(work, ROUNDS, warm=0)
-    for values in times.values():
-        values[:] = [value - REST for value in values]
+    times = interleaved(work, ROUNDS, warm=0, rest=REST)
     return [
         {
             "kernel": "knn_score",
