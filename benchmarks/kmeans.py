@@ -3,7 +3,6 @@
 python -m benchmarks.kmeans
 """
 
-import importlib.util
 import sys
 import time
 import warnings
@@ -12,6 +11,8 @@ import numpy as np
 import torch
 
 from benchmarks.measure import interleaved, median_ratio, summary
+from benchmarks.nearest_center import keops as keops_index
+from benchmarks.peers import Peer, present
 from benchmarks.record import write
 from selftaught.search import kmeans
 
@@ -90,45 +91,53 @@ def fastkmeans(x, start, iterations):
 def flash_kmeans(x, start, iterations):
     from flash_kmeans import batch_kmeans_Euclid
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows, places = (torch.from_numpy(t)[None].to(device) for t in (x, start))
+    rows, places = (torch.from_numpy(t)[None].cuda() for t in (x, start))
     found = batch_kmeans_Euclid(
         rows, n_clusters=len(start), max_iters=iterations, tol=-1.0, init_centroids=places
     )
     return found[1][0].float()
 
 
-def plain(x, start, iterations):
-    """Ten lines of PyTorch."""
-    rows, centers = torch.from_numpy(x), torch.from_numpy(start).clone()
+def by_means(rows, centers, iterations, nearest):
+    """Ten lines of PyTorch around somebody's index of the nearest centre."""
     for _ in range(iterations):
-        index = torch.cdist(rows, centers).argmin(1)
+        index = nearest(rows, centers)
         sums = torch.zeros_like(centers).index_add_(0, index, rows)
         counts = torch.bincount(index, minlength=len(centers))
         centers = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), centers)
     return centers
 
 
+def plain(x, start, iterations):
+    def nearest(rows, centers):
+        return torch.cdist(rows, centers).argmin(1)
+
+    return by_means(torch.from_numpy(x), torch.from_numpy(start), iterations, nearest)
+
+
+def keops(x, start, iterations):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows, centers = (torch.from_numpy(t).to(device) for t in (x, start))
+    return by_means(rows, centers, iterations, keops_index).cpu()
+
+
 # What a peer's own start or subsample keeps from being compared at the same start.
 OWN_START = {"fastkmeans"}
 PEERS = {
-    "scikit-learn": ("sklearn", sklearn),
-    "faiss": ("faiss", faiss),
-    "fastkmeans": ("fastkmeans", fastkmeans),
-    "flash-kmeans": ("flash_kmeans", flash_kmeans),
+    "scikit-learn": Peer(sklearn, "sklearn"),
+    "faiss": Peer(faiss, "faiss"),
+    "fastkmeans": Peer(fastkmeans, "fastkmeans"),
+    "flash-kmeans": Peer(flash_kmeans, "flash_kmeans", on_cpu=False),
+    "keops": Peer(keops, "pykeops"),
 }
 
 
 def providers():
-    """Name to function; a peer that is not installed is named on the terminal and left out."""
+    """Name to function; a peer that cannot run here is named on the terminal and left out."""
     found = {"selftaught native": ours("native"), "torch": plain}
     if torch.cuda.is_available():
         found["selftaught native, rows on the GPU"] = resident
-    for name, (module, function) in PEERS.items():
-        if importlib.util.find_spec(module) is None:
-            print(f"{name}: skipped, not installed", file=sys.stderr)
-        else:
-            found[name] = function
+    found |= present(PEERS)
     if "faiss" in found:
         found["selftaught faiss"] = ours("faiss")
     return found
