@@ -3,6 +3,7 @@
 python -m benchmarks.kmeans
 """
 
+import math
 import sys
 import time
 import warnings
@@ -128,16 +129,16 @@ PEERS = {
     "faiss": Peer(faiss, "faiss"),
     "fastkmeans": Peer(fastkmeans, "fastkmeans"),
     "flash-kmeans": Peer(flash_kmeans, "flash_kmeans", on_cpu=False),
-    "keops": Peer(keops, "pykeops"),
+    "keops": Peer(keops, "pykeops", most=6e9),
 }
 
 
-def providers():
+def providers(shape):
     """Name to function; a peer that cannot run here is named on the terminal and left out."""
     found = {"selftaught native": ours("native"), "torch": plain}
     if torch.cuda.is_available():
         found["selftaught native, rows on the GPU"] = resident
-    found |= present(PEERS)
+    found |= present(PEERS, math.prod(shape))
     if "faiss" in found:
         found["selftaught faiss"] = ours("faiss")
     return found
@@ -157,7 +158,7 @@ def measure(kind, shape):
 
         return run
 
-    for name, function in providers().items():
+    for name, function in providers(shape).items():
         try:
             inertias[name] = inertia(x, function(x, start, iterations))
             work[name] = calling(function)

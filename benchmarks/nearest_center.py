@@ -3,6 +3,7 @@
 python -m benchmarks.nearest_center
 """
 
+import math
 import sys
 from functools import partial
 
@@ -100,7 +101,7 @@ def sklearn(x, centers):
 
 
 BOTH_WAYS = {
-    "keops": Peer(of_index(keops), "pykeops"),
+    "keops": Peer(of_index(keops), "pykeops", most=2e9),
     "fastkmeans": Peer(of_index(fastkmeans), "fastkmeans"),
     "flash-kmeans": Peer(of_index(flash_kmeans), "flash_kmeans", on_cpu=False),
 }
@@ -118,7 +119,7 @@ def ours(backend, mode):
     return run
 
 
-def providers(mode, device):
+def providers(shape, mode, device):
     """Name to function; a peer that cannot run here is named on the terminal and left out."""
     wrap = without_gradient if mode == "forward" else with_gradient
     found = {
@@ -127,9 +128,9 @@ def providers(mode, device):
         "addmm": wrap(expansion),
     }
     peers = BOTH_WAYS | (FORWARD_ONLY if mode == "forward" else {})
-    found |= {name: wrap(function) for name, function in present(peers).items()}
+    found |= {name: wrap(function) for name, function in present(peers, math.prod(shape)).items()}
     op = "nearest_center" if mode == "forward" else "mad"
-    request = dispatch.Request(op=op, device=device, dtype=torch.float32, width=128)
+    request = dispatch.Request(op=op, device=device, dtype=torch.float32, width=shape[2])
     for backend in BACKENDS:
         reason = dispatch.refusal(backend, request)
         if reason:
@@ -165,7 +166,7 @@ def measure(shape, mode, device):
     labels = torch.randint(-1, 2, (rows,), generator=generator).to(device)
     inputs = (x, centers.to(device), labels)
     expected, work, errors = truth(*inputs, mode), {}, {}
-    for name, function in providers(mode, device).items():
+    for name, function in providers(shape, mode, device).items():
         try:
             errors[name] = worst_error(function(*inputs), expected)
             work[name] = partial(function, *inputs)
