@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selftaught.cli.options import build_parser, parse
-from selftaught.errors import InputError
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -32,17 +31,10 @@ def main(arguments: Sequence[str]) -> None:
     summary = prepare(Path(options.source), out, config, stop=lambda: bool(stopper.code))
     if summary is None:
         raise stopper.exit()
-    total = summary.images + summary.refused
-    print(f"{summary.images} of {total} images prepared, {summary.refused} refused")
-    for name, count in sorted(summary.counts.items()):
-        print(f"  {name:<18} {count}")
+    print(summary)
     if options.check:
         from selftaught.data.prepare.check import check_set
 
         print(check_set(out, Path(options.check)))
     print(summary.manifest)
-    if summary.refused > config.bad_limit * total:
-        raise InputError(
-            f"bad_limit is {config.bad_limit:g}: {summary.refused} of {total} images were refused "
-            f"({out / 'quarantine.csv'} says why); the set is complete without them"
-        )
+    summary.check(config.bad_limit)

@@ -13,12 +13,14 @@ from selftaught.data import manifest_check as check
 from selftaught.data.manifest import Manifest
 from selftaught.data.pipeline.pack import FOLDER, IMAGES, MASKS
 from selftaught.data.prepare.config import PrepareConfig
-from selftaught.data.prepare.shard_work import Note, Places
+from selftaught.data.prepare.shard_work import Note, Places, stamps_of
 from selftaught.data.prepare.shards import Record, write_index
 from selftaught.data.prepare.sheet import write_sheets
+from selftaught.data.sources import write_stamps
 from selftaught.errors import InputError
 from selftaught.files import write_atomic
 
+SOURCES = "sources.csv"
 FACTS = (
     "source",
     "sha256",
@@ -50,6 +52,25 @@ class Summary(NamedTuple):
     images: int
     refused: int
     counts: dict[str, int]
+
+    def __str__(self) -> str:
+        total = self.images + self.refused
+        lines = [f"{self.images} of {total} images prepared, {self.refused} refused"]
+        return "\n".join(lines + [f"  {name:<18} {n}" for name, n in sorted(self.counts.items())])
+
+    def check(self, limit: float) -> None:
+        """Refuse a set of which too much is missing.
+
+        Raises:
+            InputError: more than `limit` (0 to 1) of the images were refused.
+        """
+        total = self.images + self.refused
+        if self.refused > limit * total:
+            raise InputError(
+                f"bad_limit is {limit:g}: {self.refused} of {total} images were refused "
+                f"({self.manifest.with_name('quarantine.csv')} says why); the set is complete "
+                "without them"
+            )
 
 
 def finish(
@@ -98,6 +119,7 @@ def finish(
     counts["inverted"] = sum(note["inverted"] for note in kept)
     counts["low contrast"] = sum(note["low_contrast"] for note in kept)
     facts = {"images": len(kept), "refused": len(refused), "counts": dict(counts)}
+    write_stamps(out / SOURCES, stamps_of([note for notes in shards for note in notes]))
     write_atomic(out / "summary.json", json.dumps(facts, indent=1) + "\n")
     _write_manifest(out / "manifest.csv", source, kept)
     return Summary(out / "manifest.csv", len(kept), len(refused), dict(counts))

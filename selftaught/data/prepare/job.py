@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,17 +17,19 @@ from typing import Any
 from selftaught.data.manifest import Manifest
 from selftaught.data.pipeline.pack import FOLDER
 from selftaught.data.prepare.config import PrepareConfig
-from selftaught.data.prepare.finish import Summary, finish, read_summary
+from selftaught.data.prepare.finish import SOURCES, Summary, finish, read_summary
 from selftaught.data.prepare.progress import Bar
 from selftaught.data.prepare.shard_work import (
     Note,
     Places,
     Row,
     read_notes,
+    stamps_of,
     start_worker,
     work_shard,
 )
 from selftaught.data.prepare.source import pack_names, read_source
+from selftaught.data.sources import changes, first_of, read_stamps
 from selftaught.errors import InputError, MachineError
 from selftaught.files import machine_errors, write_atomic
 
@@ -64,11 +67,16 @@ def prepare(
     manifest = read_source(source, allow_outside=config.allow_outside)
     with _claimed(out, manifest, config) as complete:
         if complete:
+            if told := changes(manifest.root, read_stamps(out / SOURCES)):
+                raise InputError(
+                    f"{out}: {first_of(told)} since this set was prepared; choose another folder, "
+                    f"or go on with {out / 'manifest.csv'}, which does not need the source"
+                )
             return read_summary(out)
         rows = _rows(manifest)
         chunks = [rows[i : i + SHARD_IMAGES] for i in range(0, len(rows), SHARD_IMAGES)]
         places = Places(manifest.root, out / FOLDER / "shards", out / "work")
-        notes = {number: read_notes(places, number) for number in range(len(chunks))}
+        notes = {number: _still_right(places, number) for number in range(len(chunks))}
         todo = [number for number, found in notes.items() if found is None]
         done = len(rows) - sum(len(chunks[number]) for number in todo)
         bar = Bar("prepare", len(rows), done)
@@ -83,6 +91,15 @@ def prepare(
         if len(ordered) < len(chunks):
             return None
         return finish(out, manifest, config, places, ordered)
+
+
+def _still_right(places: Places, number: int) -> list[Note] | None:
+    """The notes of a finished shard, unless one of its source files is no longer the same."""
+    notes = read_notes(places, number)
+    told = changes(places.root, stamps_of(notes)) if notes else []
+    if told:
+        warnings.warn(f"{first_of(told)} since it was prepared: prepared again", stacklevel=3)
+    return None if told else notes
 
 
 def _rows(manifest: Manifest) -> list[Row]:

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import cv2
 
-from selftaught.data.limits import MAX_BYTES, BadImage
+from selftaught.data.limits import BadImage
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.film import Film, prepare_film
 from selftaught.data.prepare.shards import Packable, shard_bytes
 from selftaught.data.prepare.source import leads_out
+from selftaught.data.sources import Stamp, stamp
 from selftaught.files import sha256, write_atomic
 
 Note = dict[str, Any]
@@ -48,9 +49,11 @@ class Places(NamedTuple):
 
 
 def start_worker() -> None:
-    """Set up a process: one thread, deaf to Ctrl-C, gone when its parent is gone."""
+    """Set up a process: one thread, deaf to signals of the group, gone when its parent is gone."""
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and job schedulers reach all processes; the parent lets running shards finish.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     parent = parent_process()
 
     def watch() -> None:
@@ -79,17 +82,17 @@ def work_shard(places: Places, number: int, rows: list[Row], config: PrepareConf
     notes: list[Note] = []
     packed: list[Packable] = []
     for row in rows:
+        files = _files(places.root, row, config)
         try:
             film = _film(places.root, row, config)
             if film.low_contrast and config.drop_low_contrast:
                 raise BadImage(row.path, "low contrast: its grey levels span too little")
         except BadImage as error:
-            notes.append({"row": row.row, "reason": _reason(error, row)})
+            notes.append({"row": row.row, "files": files, "reason": _reason(error, row)})
             continue
         packed.append(Packable(row.name, film.image, film.mask, film.low, film.high))
-        notes.append(
-            {"row": row.row, "name": row.name, "path": row.path, **_facts(places.root, row, film)}
-        )
+        named = {"row": row.row, "files": files, "name": row.name, "path": row.path}
+        notes.append({**named, "sha256": files[row.path].sha256, **_facts(film)})
     content, records = shard_bytes(packed)
     kept = iter(records)
     for note in notes:
@@ -121,6 +124,21 @@ def read_notes(places: Places, number: int, *, verify: bool = True) -> list[Note
     return list(notes["rows"])
 
 
+def stamps_of(notes: list[Note]) -> dict[str, Stamp]:
+    """The files that notes are about, as they were."""
+    return {name: Stamp(*was) for note in notes for name, was in note["files"].items()}
+
+
+def _files(root: Path, row: Row, config: PrepareConfig) -> dict[str, Stamp]:
+    """A row's image and mask before they are read; not what a symbolic link leads out to."""
+    names = [row.path, row.mask if config.given_mask else ""]
+    return {
+        name: stamp(root / name)
+        for name in names
+        if name and (config.allow_outside or not leads_out(root / name, root))
+    }
+
+
 def _film(root: Path, row: Row, config: PrepareConfig) -> Film:
     path = root / row.path
     given = root / row.mask if row.mask else None
@@ -145,11 +163,8 @@ def _reason(error: BadImage, row: Row) -> str:
     return f"mask: {error.reason}" if is_mask else error.reason
 
 
-def _facts(root: Path, row: Row, film: Film) -> Note:
-    path = root / row.path
-    small = path.is_file() and path.stat().st_size <= MAX_BYTES
+def _facts(film: Film) -> Note:
     return {
-        "sha256": sha256(path) if small else "",
         "quad": [[round(float(value), 2) for value in corner] for corner in film.quad],
         "carrier": film.carrier,
         "carrier_score": round(film.score, 3),

@@ -27,6 +27,9 @@ def read_source(source: Path, *, allow_outside: bool) -> Manifest:
     listed = ("manifest.csv", "normal")
     if not source.is_dir() or is_mura(source) or any((source / name).exists() for name in listed):
         return read_manifest(source, allow_outside=allow_outside, check_files=False)
+    for tree in source.iterdir():
+        if tree.is_dir() and is_mura(tree):
+            raise InputError(f"{source}: holds the MURA tree {tree.name}; give {tree}")
     paths = [path for path in list_files(source, ".") if path.lower().endswith(IMAGE_SUFFIXES)]
     paths = sorted(path.removeprefix("./") for path in paths)
     if not paths:

@@ -1,0 +1,123 @@
+"""What files were when they were read, to notice and name those that are no longer the same."""
+
+import csv
+import io
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from selftaught.data.limits import MAX_BYTES
+from selftaught.errors import InputError
+from selftaught.files import sha256, write_atomic
+
+HEADER = ["path", "bytes", "mtime_ns", "sha256"]
+
+
+class Stamp(NamedTuple):
+    """A file as it was.
+
+    Attributes:
+        bytes: its size; -1 where there was no file.
+        mtime_ns: when it was last written, in ns.
+        sha256: of its bytes; "" where there was no file, or one above `MAX_BYTES`.
+    """
+
+    bytes: int
+    mtime_ns: int
+    sha256: str
+
+
+NO_FILE = Stamp(-1, 0, "")
+
+
+def stamp(path: Path) -> Stamp:
+    """The file as it is now."""
+    size, time = _facts(path)
+    try:
+        return Stamp(size, time, sha256(path) if 0 <= size <= MAX_BYTES else "")
+    except OSError:
+        return Stamp(size, time, "")
+
+
+def stamps(
+    root: Path,
+    names: Iterable[str],
+    *,
+    workers: int | Literal["auto"] = "auto",
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Stamp]:
+    """The files below `root` as they are now; once `stop` is true the rest is left out."""
+    wanted = list(dict.fromkeys(names))
+    threads = (os.cpu_count() or 1) if workers == "auto" else max(workers, 1)
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(lambda name: None if stop() else stamp(root / name), wanted))
+    return {name: one for name, one in zip(wanted, found, strict=True) if one is not None}
+
+
+def changes(root: Path, then: Mapping[str, Stamp]) -> list[str]:
+    """What is no longer as it was: "NAME has changed", "NAME is gone" or "NAME has appeared".
+
+    A file of the same size and time counts as the same; one of another time is read and compared
+    by checksum, so that copied files are the same.
+
+    Args:
+        root: folder that the names start from.
+        then: what the files were.
+    """
+    told: list[str] = []
+    for name, was in then.items():
+        size, time = _facts(root / name)
+        if (size, time) == was[:2]:
+            continue
+        if size < 0 or was.bytes < 0:
+            told.append(f"{name} {'is gone' if size < 0 else 'has appeared'}")
+        elif size != was.bytes or not was.sha256 or stamp(root / name).sha256 != was.sha256:
+            told.append(f"{name} has changed")
+    return told
+
+
+def first_of(told: list[str]) -> str:
+    """A list of changes as part of one line."""
+    return told[0] + (f" (and {len(told) - 1} more files)" if len(told) > 1 else "")
+
+
+def write_stamps(path: Path, then: Mapping[str, Stamp]) -> None:
+    """Write a list of files as CSV.
+
+    Raises:
+        MachineError: the disk is full or the folder cannot be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADER)
+    writer.writerows([name, *one] for name, one in then.items())
+    write_atomic(path, text.getvalue().encode())
+
+
+def read_stamps(path: Path) -> dict[str, Stamp]:
+    """What `write_stamps` wrote; nothing where there is no such file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as handle:
+            header, *lines = csv.reader(handle, strict=True)
+        if header != HEADER:
+            raise ValueError("header")
+        return {name: Stamp(int(size), int(time), digest) for name, size, time, digest in lines}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"{path}: is damaged; allowed: the file as it was written") from error
+
+
+def _facts(path: Path) -> tuple[int, int]:
+    """Size and time of a file; (-1, 0) where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return NO_FILE[:2]
+    return found.st_size, found.st_mtime_ns
