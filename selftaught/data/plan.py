@@ -28,6 +28,7 @@ __all__ = [
     "finetune_augment",
     "plain",
     "pretext_augment",
+    "stand_ins",
     "steps_per_epoch",
 ]
 
@@ -54,6 +55,8 @@ FLIP_X, FLIP_Y, BRIGHTNESS, SCALE, ANGLE = range(5)
 COLOR, COLOR_BRIGHTNESS, COLOR_CONTRAST, BLUR, BLUR_SIGMA = range(5, 10)
 CROP_LEFT, CROP_TOP, CROP_TRIES = 10, 11, 12
 UNIFORMS = CROP_TRIES + 2 * MAX_CROP_TRIES
+
+STAND_INS = 100
 
 Uniforms = NDArray[np.float64]
 
@@ -138,6 +141,31 @@ def batch_at(
     epoch, position = divmod(step, steps_per_epoch(n, batch_size, drop_last))
     start = position * batch_size
     return epoch, _permutation(seed, stage, epoch, n)[start : start + batch_size].copy()
+
+
+def stand_ins(
+    seed: int, stage: str, epoch: int, sample: int, pool: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Samples to try, in turn, in the place of one that cannot be read.
+
+    Args:
+        seed: the run's seed.
+        stage: name of the stream.
+        epoch: from 0.
+        sample: id of the bad sample, from 0.
+        pool: (N,) ids to draw from; the bad one itself is passed over.
+
+    Returns:
+        At most `STAND_INS` ids, drawn with replacement; none where the pool holds no other.
+    """
+    others = pool[pool != sample]
+    if not len(others):
+        return others
+    counter = np.array([0, 0, sample, epoch], np.uint64)
+    generator = np.random.Generator(
+        np.random.Philox(key=_key(seed, stage, "stand-in"), counter=counter)
+    )
+    return others[(generator.random(STAND_INS) * len(others)).astype(np.int64)]
 
 
 @lru_cache(maxsize=8)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from selftaught.data.augment import Augment
+from selftaught.data.bad_files import Problem
 from selftaught.errors import InputError
 
 __all__ = ["Batch", "Pipeline", "Request", "has_dali", "open_pipeline"]
@@ -27,12 +28,15 @@ class Batch(NamedTuple):
     Attributes:
         views: (B, V, 1, S, S) float32, contiguous, in `Augment.input_range`; on the device.
         masks: (B, V, 1, S, S) float32 in [0, 1] with the views' geometry, or None.
-        ids: (B,) int64 sample ids, as requested.
+        ids: (B,) int64 sample ids, as requested; where samples are skipped, those that were taken:
+            another id for each bad one, or fewer than requested.
+        problems: of the samples that were skipped.
     """
 
     views: Tensor
     masks: Tensor | None
     ids: Tensor
+    problems: tuple[Problem, ...] = ()
 
 
 class Pipeline(Protocol):

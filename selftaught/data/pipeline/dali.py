@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from selftaught.data.augment import Augment
+from selftaught.data.bad_files import Found, Problem, Skipping, find
 from selftaught.data.decode import read_grey
 from selftaught.data.pipeline import Batch, Request
 from selftaught.data.pipeline.dali_graph import Kind, Spec, build
@@ -26,16 +27,28 @@ NEUTRAL = (1.0, 1.0)
 
 
 class _Fed:
-    """A batch on its way: ids, plan, the samples that are being read."""
+    """A batch on its way: ids, plan, the samples that are being read.
 
-    def __init__(self, ids: np.ndarray, plan: np.ndarray, work: list[Callable[[], Item]]) -> None:
-        self.ids, self.plan, self.work = ids, plan, work
+    After `wait`, ids and plan are those of the samples that stand in the batch.
+    """
+
+    def __init__(
+        self, ids: np.ndarray, plan: np.ndarray, work: list[Callable[[], Found[Item]]]
+    ) -> None:
+        self.asked, self.ids, self.plan, self.work = ids.size, ids, plan, work
         self.items: list[Item] = []
+        self.problems: tuple[Problem, ...] = ()
+        self._waited = False
 
     def wait(self) -> list[Item]:
         """All samples; the first failure in their order is raised."""
-        if not self.items:
-            self.items = [get() for get in self.work]
+        if not self._waited:
+            found = [get() for get in self.work]
+            self.ids = np.array([one.sample for one in found], np.int64)
+            self.ids, self.plan = self.ids[self.ids >= 0], self.plan[self.ids >= 0]
+            self.items = [one.content for one in found if one.content is not None]
+            self.problems = tuple(problem for one in found for problem in one.problems)
+            self._waited = True
         return self.items
 
 
@@ -62,6 +75,7 @@ class DaliPipeline:
         prefetch: batches prepared ahead of the consumer.
         device: where the operators run and the batches are.
         on_device: hold a set of packs in device memory: auto = on a GPU where it fits.
+        skipping: what takes the place of samples that cannot be read; None: they are errors.
 
     Raises:
         InputError: an option outside its range, or the published order.
@@ -83,6 +97,7 @@ class DaliPipeline:
         prefetch: int = 4,
         device: torch.device | str = "cpu",
         on_device: Literal["auto", "always", "never"] = "auto",
+        skipping: Skipping | None = None,
     ):
         check_options(len(paths), masks, image_size, views, cache_bytes, prefetch)
         if augment.order != "composed":
@@ -109,6 +124,7 @@ class DaliPipeline:
             cache_bytes=cache_bytes,
             resident=held,
         )
+        self._skipping = skipping
         self._size, self._augment, self._views = image_size, augment, views
         self._draw = partial(draw, augment, seed=seed, stage=stage, views=views)
         kinds, resize = _kinds(packed, image_size)
@@ -147,7 +163,9 @@ class DaliPipeline:
             without a copy.
 
         Raises:
-            BadImage: the first file of a batch, in its order, that cannot be used.
+            BadImage: the first file of a batch, in its order, that cannot be used; not where such
+                samples are skipped.
+            InputError: nor can any of the stand-ins of a skipped sample.
             MachineError: the disk cannot be read.
             RuntimeError: DALI failed for another reason; names the files of the batch.
             ValueError: an id outside the images.
@@ -155,11 +173,11 @@ class DaliPipeline:
         queue = _Queue(self._started(requests), self._ahead // 2)
         try:
             while (head := queue.peek()) is not None:
-                if not head.ids.size:
+                if not head.wait():
                     queue.pop()
-                    yield self._empty()
+                    yield self._empty()._replace(problems=head.problems)
                     continue
-                runner = self._runner(head.ids.size)
+                runner = self._runner(head.asked)
                 yield from self._run(runner, queue)
                 self._idle.append(runner)
         finally:
@@ -192,12 +210,10 @@ class DaliPipeline:
             ids = np.asarray(wanted, np.int64).reshape(-1)
             check_ids(ids, len(self._paths))
             plan = self._draw(epoch=epoch, samples=ids)
-            work: list[Callable[[], Item]] = []
+            work: list[Callable[[], Found[Item]]] = []
             for sample in ids.tolist():
-                if self._pool is None:
-                    work.append(partial(self._items.item, sample))
-                else:
-                    work.append(self._pool.submit(self._items.item, sample).result)
+                job = partial(find, self._skipping, epoch, sample, self._items.item)
+                work.append(job if self._pool is None else self._pool.submit(job).result)
             yield _Fed(ids, plan, work)
 
     def _runner(self, size: int) -> "_Runner":
@@ -226,7 +242,7 @@ class DaliPipeline:
         try:
             for fed, outputs in runner.run(queue, ahead=self._ahead > 0):
                 masks = outputs[1] if self._spec.return_masks else None
-                yield Batch(outputs[0], masks, torch.from_numpy(fed.ids.copy()))
+                yield Batch(outputs[0], masks, torch.from_numpy(fed.ids.copy()), fed.problems)
         except _DaliError as error:
             raise self._blamed(error.fed, error) from error.__cause__
 
@@ -355,9 +371,8 @@ class _Runner:
         assert self._queue is not None
         try:
             fed = None if self._error else self._queue.peek()
-            if fed is not None and 0 < fed.ids.size <= self.size:
-                self._queue.pop().wait()
-                return fed
+            if fed is not None and fed.asked <= self.size and fed.wait():
+                return self._queue.pop()
         except BaseException as error:
             self._error = error
         raise StopIteration

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selftaught.data.limits import BadImage
 from selftaught.data.pipeline.pack import ALIGNMENT, Packed, locate
 
 # Of the device's free memory; the rest is for the model.
@@ -21,8 +22,7 @@ class Resident:
         masks: whether each sample has a mask to hold.
         device: where to.
 
-    Raises:
-        BadImage: stored bytes have changed.
+    What cannot be read is left out: whoever asks the pack for it is told so.
     """
 
     def __init__(self, images: Sequence[Packed], masks: Sequence[bool], device: torch.device):
@@ -33,7 +33,10 @@ class Resident:
         self._starts = ends - _aligned(self._sizes)
         self._block = torch.empty(int(ends[-1]), dtype=torch.uint8, device=device)
         for sample, (one, masked) in enumerate(zip(images, masks, strict=True)):
-            pixels = np.array(one.pack.image(one.slot)).reshape(-1).view(np.uint8)
+            try:
+                pixels = np.array(one.pack.image(one.slot)).reshape(-1).view(np.uint8)
+            except BadImage:
+                continue
             self._part(2 * sample).copy_(torch.from_numpy(pixels))
             mask = one.pack.mask(one.slot) if masked else None
             if mask is not None:

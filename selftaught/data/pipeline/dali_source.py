@@ -1,6 +1,7 @@
 """What a DALI graph is fed: bytes, masks and numbers of samples, looked up on the host."""
 
 import threading
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,13 +24,18 @@ WIDEST_HEADER = 2**16
 
 
 class Facts(NamedTuple):
-    """What is known of a file once it has been read strictly: how to feed it, and its contrast."""
+    """What is known of a file once it has been read strictly: how to feed it, and its contrast.
+
+    `size` and `crc` are the number of its bytes and their CRC-32 where DALI decodes them, else 0.
+    """
 
     kind: Kind
     height: int
     width: int
     low: int
     high: int
+    size: int
+    crc: int
 
 
 class Item(NamedTuple):
@@ -67,6 +73,9 @@ class Numbers(NamedTuple):
 class Items:
     """Samples by id; every file is read strictly once, then fed to DALI undecoded.
 
+    DALI decodes some damaged files without a word and does not name others: bytes that are not
+    those that were read strictly are read strictly again before it gets them.
+
     Args:
         paths: image files; a sample's id is its position.
         masks: for each its mask or None.
@@ -103,35 +112,44 @@ class Items:
             BadImage: the file or its mask cannot be used.
             MachineError: the disk cannot be read.
         """
-        packed = self._packed[sample]
         known = self._facts.get(sample)
-        pixels = None
-        if known is None:
-            known, pixels = _facts(self._paths[sample], packed, self._cutoff)
-            self._facts[sample] = known
+        data = None if known is None else self._again(sample, known)
+        if known is None or data is None:
+            known, data = self._read(sample)
         if self._resident is not None:
-            data: np.ndarray | Tensor = self._resident.image(sample)
-        else:
-            data = self._data(sample, known, packed, pixels)
+            data = self._resident.image(sample)
         return Item(data, self._mask(sample, known) if self._feed_masks else None, known)
 
-    def _data(
-        self, sample: int, facts: Facts, packed: Packed | None, pixels: np.ndarray | None
-    ) -> np.ndarray:
-        path = self._paths[sample]
+    def _again(self, sample: int, facts: Facts) -> np.ndarray | None:
+        """What DALI is fed of a file read before; None: it has to be read strictly again."""
+        packed = self._packed[sample]
         if packed is not None:
             return packed.pack.image(packed.slot).reshape(-1).view(np.uint8)
-        if facts.kind in CODED:
-            try:
-                return np.fromfile(path, np.uint8)
-            except OSError:
-                read_grey(path)
-                raise
-        found = self._cache.get((sample, "image"))
-        if found is None:
-            grey = read_grey(path) if pixels is None else pixels
-            found = self._keep((sample, "image"), grey.reshape(-1).view(np.uint8))
-        return found
+        if facts.kind not in CODED:
+            return self._cache.get((sample, "image"))
+        data = _bytes(self._paths[sample], facts.size + 1)
+        return data if zlib.crc32(data) == facts.crc else None
+
+    def _read(self, sample: int) -> tuple[Facts, np.ndarray]:
+        """Read a file strictly: its facts, and what DALI is fed."""
+        path, packed = self._paths[sample], self._packed[sample]
+        grey = read_grey(path) if packed is None else packed.pack.image(packed.slot)
+        deep = grey.dtype != np.uint8
+        if packed is not None and self._cutoff == packed.pack.cutoff:
+            low, high = packed.pack.limits(packed.slot)
+        else:
+            low, high = contrast_limits(grey, self._cutoff)
+        if packed is None and decodable(path):
+            kind, data = Kind.CODED16 if deep else Kind.CODED8, _bytes(path, path.stat().st_size)
+            size, crc = len(data), zlib.crc32(data)
+        else:
+            kind, data = Kind.PIXELS16 if deep else Kind.PIXELS8, grey.reshape(-1).view(np.uint8)
+            size = crc = 0
+            if packed is None:
+                self._keep((sample, "image"), data)
+        facts = Facts(kind, grey.shape[0], grey.shape[1], low, high, size, crc)
+        self._facts[sample] = facts
+        return facts, data
 
     def _mask(self, sample: int, facts: Facts) -> np.ndarray | Tensor:
         if self._resident is not None:
@@ -140,7 +158,7 @@ class Items:
         if path is None:
             return np.full(-(-shape[0] * shape[1] // 8), 255, np.uint8)
         bits = self._cache.get((sample, "mask"))
-        if bits is None:
+        if bits is None or len(bits) != -(-shape[0] * shape[1] // 8):
             mask = read_mask(path, self._paths[sample], shape)
             bits = self._keep((sample, "mask"), np.packbits(mask > 0))
         return bits
@@ -158,18 +176,18 @@ class Items:
         self._resident = None
 
 
-def _facts(path: Path, packed: Packed | None, cutoff: float) -> tuple[Facts, np.ndarray]:
-    grey = read_grey(path) if packed is None else packed.pack.image(packed.slot)
-    deep = grey.dtype != np.uint8
-    if packed is not None and cutoff == packed.pack.cutoff:
-        low, high = packed.pack.limits(packed.slot)
-    else:
-        low, high = contrast_limits(grey, cutoff)
-    if packed is None and decodable(path):
-        kind = Kind.CODED16 if deep else Kind.CODED8
-    else:
-        kind = Kind.PIXELS16 if deep else Kind.PIXELS8
-    return Facts(kind, grey.shape[0], grey.shape[1], low, high), grey
+def _bytes(path: Path, most: int) -> np.ndarray:
+    """(n,) uint8, the first `most` bytes of a file, or all of them.
+
+    Raises:
+        BadImage: it cannot be opened any more.
+        MachineError: the disk cannot be read.
+    """
+    try:
+        return np.fromfile(path, np.uint8, most)
+    except OSError:
+        read_grey(path)
+        raise
 
 
 def decodable(path: Path) -> bool:

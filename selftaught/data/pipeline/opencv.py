@@ -5,6 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from selftaught.data.augment import Augment
+from selftaught.data.bad_files import Found, Skipping, find
 from selftaught.data.pipeline import Batch, Request, composed, published
 from selftaught.data.pipeline.sample import Sample, load
 from selftaught.data.plan import PARAMETERS, draw
@@ -27,7 +29,7 @@ class _Started(NamedTuple):
     """A batch whose views are being made."""
 
     batch: Batch
-    work: list[Future[None]]
+    work: list[Future[Found[None]]]
 
 
 def worker_count(workers: int | Literal["auto"]) -> int:
@@ -100,6 +102,7 @@ class OpenCVPipeline:
         return_masks: give the views' masks in [0, 1] too; without a mask file, the image's frame.
         cache_bytes: memory for prepared images.
         prefetch: batches prepared ahead of the consumer.
+        skipping: what takes the place of samples that cannot be read; None: they are errors.
 
     Raises:
         InputError: an option outside its range.
@@ -119,6 +122,7 @@ class OpenCVPipeline:
         return_masks: bool = False,
         cache_bytes: int = CACHE_BYTES,
         prefetch: int = 2,
+        skipping: Skipping | None = None,
     ):
         check_options(len(paths), masks, image_size, views, cache_bytes, prefetch)
         cv2.setNumThreads(0)
@@ -132,6 +136,7 @@ class OpenCVPipeline:
         self._cache: dict[int, Sample] = {}
         self._cache_left = cache_bytes
         self._lock = threading.Lock()
+        self._skipping = skipping
         threads = worker_count(workers)
         self._prefetch = prefetch if threads else 0
         self._closed = False
@@ -149,7 +154,9 @@ class OpenCVPipeline:
             `Batch`, owned by the consumer.
 
         Raises:
-            BadImage: the first file of a batch, in its order, that cannot be used.
+            BadImage: the first file of a batch, in its order, that cannot be used; not where such
+                samples are skipped.
+            InputError: nor can any of the stand-ins of a skipped sample.
             MachineError: the disk cannot be read.
             RuntimeError: a view could not be made for another reason; names the file.
             ValueError: an id outside the images.
@@ -193,32 +200,43 @@ class OpenCVPipeline:
         shape = (ids.size, self._views, 1, self._size, self._size)
         views = np.empty(shape, np.float32)
         masks = np.empty(shape, np.float32) if self._return_masks else None
-        work: list[Future[None]] = []
+        work: list[Future[Found[None]]] = []
         for i, sample in enumerate(ids.tolist()):
-            arguments = (sample, plan[i], views[i, :, 0], None if masks is None else masks[i, :, 0])
+            place = (views[i, :, 0], None if masks is None else masks[i, :, 0])
+            arguments = (epoch, sample, plan[i], *place)
             if self._pool is None:
-                self._fill(*arguments)
+                work.append(Future())
+                work[-1].set_result(self._fill(*arguments))
             else:
                 work.append(self._pool.submit(self._fill, *arguments))
         made = None if masks is None else torch.from_numpy(masks)
         return _Started(Batch(torch.from_numpy(views), made, torch.from_numpy(ids.copy())), work)
 
     def _fill(
-        self, sample: int, plan: np.ndarray, views: np.ndarray, masks: np.ndarray | None
-    ) -> None:
-        """Make all views of one image; plan (V, P), views and masks (V, S, S)."""
+        self,
+        epoch: int,
+        asked: int,
+        plan: np.ndarray,
+        views: np.ndarray,
+        masks: np.ndarray | None,
+    ) -> Found[None]:
+        """Make all views at one place of a batch; plan (V, P), views and masks (V, S, S)."""
         render = published.render if self._augment.order == "published" else composed.render
-        masked = self._masks[sample] is not None
+        sample = asked
         try:
-            base = self._base(sample)
-            for v in range(self._views):
-                row = dict(zip(PARAMETERS, plan[v].astype(float).tolist(), strict=True))
-                mask = None if masks is None else masks[v]
-                render(base, row, self._augment, views[v], mask, masked=masked)
+            found = find(self._skipping, epoch, asked, self._base)
+            sample = found.sample
+            if found.content is not None:
+                masked = self._masks[sample] is not None
+                for v in range(self._views):
+                    row = dict(zip(PARAMETERS, plan[v].astype(float).tolist(), strict=True))
+                    mask = None if masks is None else masks[v]
+                    render(found.content, row, self._augment, views[v], mask, masked=masked)
         except (InputError, MachineError, MemoryError):
             raise
         except Exception as error:
             raise RuntimeError(f"{self._paths[sample]}: no view could be made") from error
+        return replace(found, content=None)
 
     def _base(self, sample: int) -> Sample:
         """The prepared image, from memory where it is there."""
@@ -241,14 +259,19 @@ class OpenCVPipeline:
 def _finish(started: _Started) -> Batch:
     """Wait for a batch; the first failure in its order is raised, the rest dropped."""
     try:
-        for future in started.work:
-            future.result()
+        found = [future.result() for future in started.work]
     except BaseException:
         _cancel(started.work)
         raise
-    return started.batch
+    problems = tuple(problem for one in found for problem in one.problems)
+    if not problems:
+        return started.batch
+    views, masks, _, _ = started.batch
+    ids = torch.tensor([one.sample for one in found])
+    kept = ids >= 0
+    return Batch(views[kept], None if masks is None else masks[kept], ids[kept], problems)
 
 
-def _cancel(work: Sequence[Future[None]]) -> None:
+def _cancel(work: Sequence[Future[Found[None]]]) -> None:
     for future in work:
         future.cancel()
