@@ -116,9 +116,8 @@ class Items:
         data = None if known is None else self._again(sample, known)
         if known is None or data is None:
             known, data = self._read(sample)
-        if self._resident is not None:
-            data = self._resident.image(sample)
-        return Item(data, self._mask(sample, known) if self._feed_masks else None, known)
+        fed = data if self._resident is None else self._resident.image(sample)
+        return Item(fed, self._mask(sample, known) if self._feed_masks else None, known)
 
     def _again(self, sample: int, facts: Facts) -> np.ndarray | None:
         """What DALI is fed of a file read before; None: it has to be read strictly again."""
@@ -128,7 +127,7 @@ class Items:
         if facts.kind not in CODED:
             return self._cache.get((sample, "image"))
         data = _bytes(self._paths[sample], facts.size + 1)
-        return data if zlib.crc32(data) == facts.crc else None
+        return data if zlib.crc32(data.data) == facts.crc else None
 
     def _read(self, sample: int) -> tuple[Facts, np.ndarray]:
         """Read a file strictly: its facts, and what DALI is fed."""
@@ -141,7 +140,7 @@ class Items:
             low, high = contrast_limits(grey, self._cutoff)
         if packed is None and decodable(path):
             kind, data = Kind.CODED16 if deep else Kind.CODED8, _bytes(path, path.stat().st_size)
-            size, crc = len(data), zlib.crc32(data)
+            size, crc = len(data), zlib.crc32(data.data)
         else:
             kind, data = Kind.PIXELS16 if deep else Kind.PIXELS8, grey.reshape(-1).view(np.uint8)
             size = crc = 0

@@ -5,7 +5,6 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -236,7 +235,7 @@ class OpenCVPipeline:
             raise
         except Exception as error:
             raise RuntimeError(f"{self._paths[sample]}: no view could be made") from error
-        return replace(found, content=None)
+        return Found(found.sample, None, found.problems)
 
     def _base(self, sample: int) -> Sample:
         """The prepared image, from memory where it is there."""
