@@ -17,7 +17,7 @@ COMMANDS = {
     "synth": "write a labelled set of synthetic radiographs with ground truth",
     "prepare": "raw films -> checked, cropped, masked, packed set",
     "split": "grouped split and label draw of a manifest, printed and saved",
-    "run": "pretext -> centres -> fine-tuning -> score -> evaluate -> report",
+    "run": "(prepare ->) pretext -> centres -> fine-tuning -> score -> evaluate -> report",
     "pretrain": "first stage of run: split and contrastive pre-training",
     "finetune": "second stage of run: centres and fine-tuning, writes the model",
     "score": "score a run's images, or any images with a trained model",

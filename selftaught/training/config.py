@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from selftaught.data.plan import Augment, finetune_augment, pretext_augment
+from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.split import SplitConfig
 from selftaught.errors import InputError
 
@@ -22,6 +23,9 @@ class DataConfig:
 
     Args:
         manifest: CSV or parquet list of images, a folder with normal/ and abnormal/, or MURA-v1.1.
+        prepare: make a prepared set of the images first, by the settings in prepare: always, never,
+            auto = of the MURA-v1.1 tree, and of any images where data.pack is given.
+        pack: folder of that set, to write, to go on with or to use again; empty = OUT/prepared.
         image_size: side of the square network input, in pixels.
         pipeline: who executes the augmentation plan: opencv on CPU threads, dali on a GPU or the
             CPU; auto = dali on a GPU where it is installed and augment.order is composed.
@@ -33,6 +37,8 @@ class DataConfig:
     """
 
     manifest: str = ""
+    prepare: Literal["auto", "always", "never"] = "auto"
+    pack: str = ""
     image_size: int = 512
     pipeline: Literal["auto", "opencv", "dali"] = "auto"
     workers: int | Literal["auto"] = "auto"
@@ -134,7 +140,8 @@ class EngineConfig:
         kind: ddp covers one process and any number under torchrun; deepspeed too, where installed.
         zero_stage: with deepspeed, what is divided over ranks: 0 = nothing, 1 = optimizer state,
             2 = gradients too.
-        precision: auto = bf16 autocast on GPUs and CPUs that multiply bf16, fp32 elsewhere.
+        precision: auto = bf16 autocast on GPUs and CPUs that multiply bf16, fp32 elsewhere;
+            fp64 = weights and arithmetic in double precision, to compare machines.
         accumulate: micro-batches per optimizer step; a contrastive loss then sees only the
             negatives of its micro-batch, on all ranks.
         clip: largest norm of the gradient of a step; 0 = any.
@@ -150,7 +157,7 @@ class EngineConfig:
 
     kind: Literal["ddp", "deepspeed"] = "ddp"
     zero_stage: Literal[0, 1, 2] = 1
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     accumulate: int = 1
     clip: float = 0.0
     sync_batch_norm: Literal["auto", "off"] = "auto"
@@ -186,6 +193,7 @@ class Config:
         preset: default = corrected method, paper = as published, quick = for laptops.
         seed: of weights, order of samples, augmentation and k-means.
         data: what is read.
+        prepare: how raw films become a packed set, where data.prepare asks for one.
         split: who trains, who tests, whose labels are known.
         model: the network.
         pretext: contrastive pre-training.
@@ -198,6 +206,7 @@ class Config:
     preset: Preset = "default"
     seed: int = 1
     data: DataConfig = field(default_factory=DataConfig)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     pretext: PretextConfig = field(default_factory=PretextConfig)
@@ -212,6 +221,9 @@ def preset_overrides(preset: Preset) -> dict[str, Any]:
         return {
             "preset": "paper",
             "data.evaluation_views": "augmented",
+            "prepare.carrier": "paper",
+            "prepare.polarity": "paper",
+            "prepare.mask": "paper",
             "split.scheme": "paper",
             "model.batch_norm": "plain",
             "pretext.augment": dataclasses.asdict(pretext_augment("paper")),

@@ -11,7 +11,7 @@ from typing import IO, Any
 import torch
 
 from selftaught import __version__, distributed
-from selftaught.errors import InputError
+from selftaught.errors import InputError, MachineError
 from selftaught.files import machine_errors, write_atomic
 from selftaught.training.config import Config, dump, flatten, read_yaml
 
@@ -20,6 +20,11 @@ FREE = (
     "out",
     "preset",
     "data.manifest",
+    "data.prepare",
+    "data.pack",
+    "prepare.workers",
+    "prepare.sheets",
+    "prepare.bad_limit",
     "data.workers",
     "data.cache_gib",
     "engine.kind",
@@ -33,12 +38,13 @@ FREE = (
 )
 # Settings that may change until the first centre is drawn.
 LATE = ("finetune.", "score.")
+LOCK = ".lock"
 # What a run killed before it wrote config.yaml may have left.
 BEGUN = {
     name
-    for file in ("split.csv", "split_table.txt", "environment.json", "config.yaml")
+    for file in ("sources.csv", "split.csv", "split_table.txt", "environment.json", "config.yaml")
     for name in (file, f".{file}.tmp")
-} | {".lock"}
+} | {LOCK, "prepared"}
 PACKAGES = (
     "torch",
     "torchvision",
@@ -54,22 +60,48 @@ PACKAGES = (
 )
 
 
+_held: dict[Path, IO[str]] = {}
+
+
 def lock(run: Path) -> IO[str]:
     """Hold the folder for this process; the lock goes with the process, however it ends.
 
     Raises:
         InputError: another process is running in it.
+        MachineError: it cannot be made or written.
     """
     with machine_errors(run):
         run.mkdir(parents=True, exist_ok=True)
-        handle = (run / ".lock").open("w", encoding="utf-8")
+        handle = (run / LOCK).open("a", encoding="utf-8")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        handle.close()
         raise InputError(
             f"out: {run} is in use by another run; choose another folder or wait for it to end"
         ) from error
+    _held[run.absolute()] = handle
     return handle
+
+
+def check_held(path: Path) -> None:
+    """Make sure that the locked run folder around `path` is still the one that was locked.
+
+    Raises:
+        MachineError: it was deleted or moved; what stands in its place may be another run's.
+    """
+    for run, handle in _held.items():
+        if handle.closed or not path.absolute().is_relative_to(run):
+            continue
+        try:
+            same = os.path.samestat(os.stat(run / LOCK), os.fstat(handle.fileno()))
+        except OSError:
+            same = False
+        if not same:
+            raise MachineError(
+                f"{run}: the run folder was deleted, moved or replaced while the run went on; "
+                "nothing more was written there"
+            )
 
 
 def _value(mapping: dict[str, Any], dotted: str) -> Any:
@@ -78,6 +110,11 @@ def _value(mapping: dict[str, Any], dotted: str) -> Any:
             return None
         mapping = mapping[key]
     return mapping
+
+
+def _begun(names: set[str]) -> bool:
+    """Whether a folder without config.yaml is empty or holds the beginning of a run."""
+    return not names or (LOCK in names and names <= BEGUN)
 
 
 def claim(config: Config) -> Path:
@@ -111,7 +148,7 @@ def claim(config: Config) -> Path:
                 f"out: {run} holds a run with other settings: {'; '.join(other[:3])}"
                 "; choose another folder or the same settings"
             )
-    elif run.exists() and any(path.name not in BEGUN for path in run.iterdir()):
+    elif run.exists() and not _begun({path.name for path in run.iterdir()}):
         raise InputError(f"out: {run} is not empty and holds no run; choose another folder")
     return run
 

@@ -1,12 +1,11 @@
-"""A whole run: split, pretext, centres, fine-tuning, model, scores, metrics and report.
+"""A whole run: prepare, split, pretext, centres, fine-tuning, model, scores, metrics, report.
 
 Each part reads files and writes files; what is finished is not done again.
 """
 
 import json
-import time
+import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from selftaught import distributed
+from selftaught.data import sources
 from selftaught.data.manifest import Manifest, read_manifest
+from selftaught.data.pipeline.pack import stored_in
 from selftaught.data.preflight import check_images
 from selftaught.data.split import format_table, make_split, read_split, write_split
 from selftaught.errors import InputError, MachineError
@@ -30,11 +31,13 @@ from selftaught.search import knn_score
 from selftaught.training import finetune, folder, guards, pretext
 from selftaught.training.config import Config, dump
 from selftaught.training.inputs import Images, embed, open_plain
+from selftaught.training.prepared import use_prepared
 from selftaught.training.progress import Reporter
 from selftaught.training.stages import open_evaluation, total_steps
-from selftaught.training.stop import Stopper, StopRun
+from selftaught.training.stop import Stopper, StopRun, first_rank_alone
 from selftaught.training.tasks import KNOWN_ABNORMAL, FinetuneTask
 
+SOURCES = "sources.csv"
 PARTS = ("split", "pretrain", "finetune", "score", "evaluate", "report")
 
 
@@ -74,6 +77,7 @@ def _run_parts(
     held = folder.lock(place) if distributed.is_main() else None
     distributed.barrier()
     try:
+        config = use_prepared(config, place, stopper)
         images = split_images(config, place, stopper)
         with Reporter(place) as reporter:
             steps: dict[str, Callable[[], object]] = {
@@ -101,7 +105,7 @@ def split_images(config: Config, place: Path, stopper: Stopper) -> Images:
     """Read the manifest, split it or take up the split that is there, and check every file.
 
     Raises:
-        InputError: manifest, split or an image is wrong.
+        InputError: manifest, split or an image is wrong, or no longer what the run began with.
     """
     if not config.data.manifest:
         raise InputError(
@@ -112,38 +116,14 @@ def split_images(config: Config, place: Path, stopper: Stopper) -> Images:
     root = manifest.root.resolve()
     if not distributed.broadcast_object((place / "config.yaml").exists()):
         first_rank_alone(lambda: begin(config, place, manifest, stopper), stopper)
-    elif distributed.is_main():
-        if folder.environment(place)["manifest_sha256"] == manifest.digest:
-            write_atomic(place / "config.yaml", dump(config))
     distributed.barrier()
     if folder.environment(place)["manifest_sha256"] != manifest.digest:
         raise InputError(
             f"data.manifest: {config.data.manifest} is not what this run began with; "
             "choose another --out or restore the manifest"
         )
+    first_rank_alone(lambda: take_up(config, place, root), stopper)
     return _images(config, root, read_split(place / "split.csv"))
-
-
-def first_rank_alone(work: Callable[[], object], stopper: Stopper) -> None:
-    """Let rank 0 do `work`, however long, while the others wait and signals are agreed.
-
-    Raises:
-        StopRun: a signal arrived at any rank, and `work` ended since it looks at `stopper.code`.
-    """
-    if distributed.world_size() == 1:
-        work()
-        return
-    with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(work) if distributed.is_main() else None
-        while not distributed.broadcast_object(job is not None and job.done()):
-            if stopper.requested(distributed.communication_device()):
-                stopper.code = stopper.exit().code
-            time.sleep(0.1)
-        error = job.exception() if job is not None else None
-        if error is not None and not isinstance(error, StopRun):
-            raise error
-    if stopper.requested(distributed.communication_device()):
-        raise stopper.exit()
 
 
 def _images(config: Config, root: Path, frame: pd.DataFrame) -> Images:
@@ -154,6 +134,20 @@ def _images(config: Config, root: Path, frame: pd.DataFrame) -> Images:
         seed=config.seed,
         unlabelled=config.split.unlabelled,
     )
+
+
+def take_up(config: Config, place: Path, root: Path) -> None:
+    """Compare the images with what the run began with, and note the settings it goes on with.
+
+    Raises:
+        InputError: an image or mask is no longer the same; names it.
+    """
+    told = sources.changes(root, sources.read_stamps(place / SOURCES))
+    if told:
+        raise InputError(
+            f"{sources.first_of(told)} since this run began; choose another --out or restore it"
+        )
+    write_atomic(place / "config.yaml", dump(config))
 
 
 def begin(config: Config, place: Path, manifest: Manifest, stopper: Stopper) -> None:
@@ -174,9 +168,13 @@ def begin(config: Config, place: Path, manifest: Manifest, stopper: Stopper) -> 
     used = frame[frame["split"] != "unused"]
     masks = used["mask"][used["mask"] != ""] if images.masked else []
     files = [root / name for name in [*used["path"], *masks]]
-    check_images(files, workers=config.data.workers, stop=lambda: bool(stopper.code))
+    names = [os.path.relpath(stored_in(path), root) for path in files]
+    workers = config.data.workers
+    then = sources.stamps(root, names, workers=workers, stop=lambda: bool(stopper.code))
+    check_images(files, workers=workers, stop=lambda: bool(stopper.code))
     if stopper.code:
         raise StopRun(stopper.code)
+    sources.write_stamps(place / SOURCES, then)
     write_split(frame, place / "split.csv")
     table = format_table(frame)
     write_atomic(place / "split_table.txt", table + "\n")
@@ -290,7 +288,7 @@ def score(
         table = _score_table(frame, distance.cpu().numpy(), left[center.cpu()].numpy(), facts)
         table.insert(8, "knn_score", knn_score(h, h[bank], k).numpy())
         table.insert(9, "pretext_knn_score", knn_score(pretext_h, pretext_h[bank], k).numpy())
-        tensors = {"h": h.contiguous(), "z": z.contiguous()}
+        tensors = {"h": h.float().contiguous(), "z": z.float().contiguous()}
         write_atomic(place / "embeddings.safetensors", lambda path: save_file(tensors, path))
         write_atomic(place / "scores.csv", lambda path: table.to_csv(path, index=False))
     distributed.barrier()

@@ -3,6 +3,8 @@
 import signal
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import torch
@@ -56,3 +58,25 @@ class Stopper:
     def exit(self) -> StopRun:
         """The exception that ends the run, with the exit code all ranks share."""
         return StopRun(max(distributed.gather_objects(self.code)))
+
+
+def first_rank_alone(work: Callable[[], object], stopper: Stopper) -> None:
+    """Let rank 0 do `work`, however long, while the others wait and signals are agreed.
+
+    Raises:
+        StopRun: a signal arrived at any rank, and `work` ended since it looks at `stopper.code`.
+    """
+    if distributed.world_size() == 1:
+        work()
+        return
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(work) if distributed.is_main() else None
+        while not distributed.broadcast_object(job is not None and job.done()):
+            if stopper.requested(distributed.communication_device()):
+                stopper.code = stopper.exit().code
+            time.sleep(0.1)
+        error = job.exception() if job is not None else None
+        if error is not None and not isinstance(error, StopRun):
+            raise error
+    if stopper.requested(distributed.communication_device()):
+        raise stopper.exit()

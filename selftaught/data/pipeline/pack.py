@@ -209,6 +209,12 @@ def locate(path: Path) -> Packed | None:
     return None
 
 
+def stored_in(path: Path) -> Path:
+    """The file that an image changes with: its own, or the `pack.json` that tells its checksum."""
+    packed = locate(path)
+    return path if packed is None else packed.pack.folder / "pack.json"
+
+
 @lru_cache(maxsize=16)
 def _opened(folder: str, changed: int, size: int) -> Pack:
     """One pack per process and version of its pack.json."""

@@ -59,4 +59,6 @@ class PrepareConfig:
             ("workers", self.workers == "auto" or 1 <= self.workers <= 256, "auto, or 1 to 256"),
         ):
             if not fine:
-                raise InputError(f"{option} is {getattr(self, option)!r}; allowed: {allowed}")
+                raise InputError(
+                    f"prepare: {option} is {getattr(self, option)!r}; allowed: {allowed}"
+                )
