@@ -7,11 +7,14 @@ checkpoints/<stage>/step-00000120/
     state.json              step, the loop's running figures, SHA-256 of the two files above
 ```
 A checkpoint is written to a hidden folder, fsynced and renamed; the one before the previous is
-deleted only afterwards. Reading takes the newest one whose checksums hold.
+deleted only afterwards. Reading takes the newest one whose checksums hold. Nothing else in these
+folders is touched; a damaged checkpoint is put aside as `damaged-step-00000120`.
 """
 
+import errno
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +23,14 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from selftaught.errors import InputError
+from selftaught.errors import InputError, MachineError
 from selftaught.files import fsync_file, fsync_folder, machine_errors, sha256
+from selftaught.training.folder import check_held
 
 KEEP = 2
+NAME = re.compile(r"step-\d{8}")
+# What a damaged file or disk gives when read; anything else may be gone the next time.
+DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 TENSORS = ("weights.safetensors", "optimizer.safetensors")
 
 
@@ -44,13 +51,19 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write `checkpoint` below `folder` and drop all but the newest two.
 
+    A whole checkpoint of the same step is kept as it is: it holds the same.
+
     Returns:
-        The new checkpoint's folder.
+        The checkpoint's folder.
 
     Raises:
-        MachineError: the disk is full or read-only; earlier checkpoints are intact.
+        MachineError: the disk is full or read-only, or the run folder is gone; earlier
+            checkpoints are intact.
     """
+    check_held(folder)
     final = folder / f"step-{checkpoint.step:08d}"
+    if final.exists() and _is_whole(final):
+        return final
     temporary = folder / f".{final.name}.tmp"
     with machine_errors(final):
         try:
@@ -70,7 +83,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
                 fsync_file(path)
             fsync_folder(temporary)
             if final.exists():
-                shutil.rmtree(final)
+                _put_aside(final)
             os.rename(temporary, final)
             fsync_folder(folder)
         finally:
@@ -81,14 +94,32 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    return sorted(
+        path
+        for path in folder.glob("step-*")
+        if NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+    )
 
 
-def drop_after(folder: Path, step: int) -> None:
-    """Remove the checkpoints newer than `step`, which are damaged, so that they do not count."""
+def _put_aside(path: Path) -> None:
+    aside = path.with_name(f"damaged-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(path, aside)
+
+
+def put_aside_after(folder: Path, step: int) -> None:
+    """Rename the checkpoints newer than `step`, which are damaged, so that they do not count."""
     for path in _folders(folder):
         if int(path.name.removeprefix("step-")) > step:
-            shutil.rmtree(path)
+            _put_aside(path)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        return all(sha256(path / name) == state["sha256"][name] for name in TENSORS)
+    except (OSError, KeyError, TypeError, ValueError):
+        return False
 
 
 def read(path: Path) -> Checkpoint:
@@ -96,6 +127,7 @@ def read(path: Path) -> Checkpoint:
 
     Raises:
         InputError: something is missing or a checksum does not hold.
+        MachineError: it cannot be read now, for another reason than damage.
     """
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
@@ -109,6 +141,8 @@ def read(path: Path) -> Checkpoint:
     except (OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
+        if isinstance(error, OSError) and error.errno not in DAMAGE:
+            raise MachineError(f"{error.filename}: cannot be read: {error.strerror}") from error
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: damaged checkpoint: {type(error).__name__}: {reason}") from error
 
@@ -116,9 +150,11 @@ def read(path: Path) -> Checkpoint:
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and a sentence for each newer one that is not."""
     problems: list[str] = []
-    for path in reversed(_folders(folder)):
+    left = _folders(folder)
+    while left:
         try:
-            return read(path), problems
+            return read(left.pop()), problems
         except InputError as error:
-            problems.append(f"{error}; using the one before")
+            then = "using the one before" if left else "none is left, the stage begins anew"
+            problems.append(f"{error}; {then}")
     return None, problems

@@ -75,10 +75,15 @@ def lock(run: Path) -> IO[str]:
         handle = (run / LOCK).open("a", encoding="utf-8")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         handle.close()
         raise InputError(
             f"out: {run} is in use by another run; choose another folder or wait for it to end"
+        ) from error
+    except OSError as error:
+        handle.close()
+        raise MachineError(
+            f"out: {run} cannot be locked ({error.strerror}); allowed: a file system with locks"
         ) from error
     _held[run.absolute()] = handle
     return handle

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from selftaught import distributed
-from selftaught.errors import InputError, MachineError
+from selftaught.errors import InputError
 from selftaught.training import checkpoint
+from selftaught.training.bad_numbers import report_bad_numbers, split_batch
 from selftaught.training.checkpoint import Checkpoint
 from selftaught.training.compiling import compile_encoder
 from selftaught.training.config import EngineConfig
@@ -89,7 +90,7 @@ def restore(engine: Engine, folder: Path, reporter: Reporter, stage: str) -> Che
             "be on a file system that all nodes share"
         )
     if problems and distributed.is_main():
-        checkpoint.drop_after(folder, found.step if found else -1)
+        checkpoint.put_aside_after(folder, found.step if found else -1)
     if found is not None:
         engine.task.load_state_dict(found.weights)
         engine.task.after_load()
@@ -201,12 +202,6 @@ def _prepare(engine: Engine, batch: Batch, plan: Schedule, watch: Watch, step: i
     watch.start_epoch(images=batch["ids"].shape[0])
 
 
-def split_batch(batch: Batch, parts: int) -> list[Batch]:
-    """`parts` micro-batches of consecutive images."""
-    pieces = zip(*(value.chunk(parts) for value in batch.values()), strict=True)
-    return [dict(zip(batch, piece, strict=True)) for piece in pieces]
-
-
 def optimize(
     engine: Engine,
     batch: Batch,
@@ -235,32 +230,9 @@ def optimize(
     norm = float(engine.gradient_norm())
     bad = not (math.isfinite(total) and math.isfinite(norm))
     if distributed.any_rank(bad, next(engine.task.parameters()).device):
-        report_bad_numbers(batch, total, norm, step, files)
+        report_bad_numbers(engine, micro, total, norm, step, files)
     engine.step(lr)
     return total
-
-
-def report_bad_numbers(
-    batch: Batch, loss: float, norm: float, step: int, files: Callable[[Tensor], list[str]]
-) -> None:
-    """Raise on every rank the error that names the ranks where the non-finite figures began.
-
-    Statistics and gradients are averaged, so that one rank's bad number is soon in all of them:
-    ranks with bad pixels are named before those with a bad loss, these before the others.
-    """
-    wrong = ~torch.isfinite(batch["views"]).flatten(1).all(1).cpu()
-    grade = 2 if wrong.any() else int(not math.isfinite(loss))
-    names = files(batch["ids"][wrong] if grade == 2 else batch["ids"])
-    own = (
-        f"rank {distributed.rank()}: loss {loss:g}, gradient norm {norm:g}, "
-        f"{'pixels of ' if grade == 2 else ''}files: " + ", ".join(names)
-    )
-    everyone = distributed.gather_objects((grade, own))
-    worst = max(grade for grade, _ in everyone)
-    raise MachineError(
-        f"step {step}: not finite, stopped before the update, last checkpoint intact: "
-        + "; ".join(text for grade, text in everyone if grade == worst)
-    )
 
 
 def save(engine: Engine, folder: Path, step: int, figures: dict[str, Any]) -> None:

@@ -74,7 +74,11 @@ def _run_parts(
     config: Config, parts: Sequence[str], stopper: Stopper, device: torch.device
 ) -> Path:
     place = folder.claim(config)
-    held = folder.lock(place) if distributed.is_main() else None
+    held = None
+    if distributed.is_main():
+        held = folder.lock(place)
+        # Another run may have begun, and ended, between the look and the lock.
+        folder.claim(config)
     distributed.barrier()
     try:
         config = use_prepared(config, place, stopper)
@@ -89,11 +93,14 @@ def _run_parts(
                     config, images, place, reporter, stopper, device
                 ),
                 "score": lambda: score(config, images, place, reporter, stopper, device),
-                "evaluate": lambda: write_metrics(config, place),
-                "report": lambda: write_report(place) if distributed.is_main() else None,
+                "evaluate": lambda: first_rank_alone(lambda: write_metrics(config, place), stopper),
+                "report": lambda: first_rank_alone(lambda: write_report(place), stopper),
             }
             for part in parts:
                 steps[part]()
+    except (OSError, InputError):
+        folder.check_held(place)
+        raise
     finally:
         if held is not None:
             held.close()
@@ -282,7 +289,8 @@ def score(
     bank = torch.tensor(learnt & (frame["semi_label"] != KNOWN_ABNORMAL).to_numpy())
     k = config.score.neighbours
     pretext_h = _pretext_features(config, images, place, rows, stopper, reporter, device)
-    if distributed.is_main():
+
+    def write() -> None:
         left = torch.cumsum(task.active.long(), 0).cpu() - 1
         facts = json.loads((place / "model" / "model.json").read_text("utf-8"))
         table = _score_table(frame, distance.cpu().numpy(), left[center.cpu()].numpy(), facts)
@@ -291,6 +299,8 @@ def score(
         tensors = {"h": h.float().contiguous(), "z": z.float().contiguous()}
         write_atomic(place / "embeddings.safetensors", lambda path: save_file(tensors, path))
         write_atomic(place / "scores.csv", lambda path: table.to_csv(path, index=False))
+
+    first_rank_alone(write, stopper)
     distributed.barrier()
 
 
@@ -337,8 +347,6 @@ def write_metrics(config: Config, place: Path) -> None:
     Raises:
         InputError: there is no scores.csv.
     """
-    if not distributed.is_main():
-        return
     figures = evaluate(read_scores(place / "scores.csv"), seed=config.seed)
     write_atomic(place / "metrics.json", json.dumps(figures, indent=1) + "\n")
 

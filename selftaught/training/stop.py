@@ -1,11 +1,13 @@
 """Stopping cleanly: a signal on any rank is seen by all ranks at the next step of any loop."""
 
+import _thread
 import signal
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +20,10 @@ if hasattr(signal, "SIGUSR1"):
 # A launcher passes on to its ranks what the terminal or SLURM already sent to all of them: that is
 # the same signal, not an impatient second one.
 ECHO_SECONDS = 3.0
+# Between two looks at each other while one rank works alone.
+POLL_SECONDS = 0.05
+
+Result = TypeVar("Result")
 
 
 class StopRun(Exception):
@@ -34,12 +40,15 @@ class Stopper:
     def __init__(self) -> None:
         self.code = 0
         self.since = 0.0
+        self.installed = False
+        self.at_once = False
 
     def install(self) -> "Stopper":
         """Catch TERM, INT and USR1 from now on."""
         if threading.current_thread() is threading.main_thread():
             for number in EXIT_CODES:
                 signal.signal(number, self._remember)
+            self.installed = True
         return self
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
@@ -50,6 +59,24 @@ class Stopper:
             return
         self.since = time.monotonic()
         self.code = EXIT_CODES[signal.Signals(number)]
+        if self.at_once:
+            raise StopRun(self.code)
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """A signal ends what is inside between two of its instructions, by `StopRun`."""
+        self.at_once = True
+        try:
+            if self.code:
+                raise StopRun(self.code)
+            yield
+        finally:
+            self.at_once = False
+
+    def interrupt(self, code: int) -> None:
+        """Let the main thread take it that a signal with this exit code arrived."""
+        if self.installed and not self.code:
+            _thread.interrupt_main(signal.SIGINT if code == 130 else signal.SIGTERM)
 
     def requested(self, device: torch.device | str = "cpu") -> bool:
         """Whether any rank was asked to stop; all ranks get the same answer."""
@@ -60,23 +87,63 @@ class Stopper:
         return StopRun(max(distributed.gather_objects(self.code)))
 
 
-def first_rank_alone(work: Callable[[], object], stopper: Stopper) -> None:
+def first_rank_alone(work: Callable[[], Result], stopper: Stopper) -> Result | None:
     """Let rank 0 do `work`, however long, while the others wait and signals are agreed.
 
+    Args:
+        work: communicates nothing and writes whole files or none: a signal to any rank ends it
+            wherever it is.
+        stopper: its signals.
+
+    Returns:
+        What `work` returned on rank 0, None on the others.
+
     Raises:
-        StopRun: a signal arrived at any rank, and `work` ended since it looks at `stopper.code`.
+        StopRun: a signal arrived at any rank.
     """
     if distributed.world_size() == 1:
-        work()
-        return
-    with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(work) if distributed.is_main() else None
-        while not distributed.broadcast_object(job is not None and job.done()):
-            if stopper.requested(distributed.communication_device()):
-                stopper.code = stopper.exit().code
-            time.sleep(0.1)
-        error = job.exception() if job is not None else None
-        if error is not None and not isinstance(error, StopRun):
-            raise error
+        with stopper.interrupting():
+            return work()
+    result = None
+    if distributed.is_main():
+        result = _main_works(work, stopper)
+    else:
+        _agree(None, stopper)
     if stopper.requested(distributed.communication_device()):
         raise stopper.exit()
+    return result
+
+
+def _main_works(work: Callable[[], Result], stopper: Stopper) -> Result | None:
+    # The work has the main thread, which alone can be interrupted; a second one talks to the ranks.
+    over, lost = threading.Event(), []
+
+    def talk() -> None:
+        try:
+            _agree(over, stopper)
+        except Exception as error:
+            lost.append(error)
+            stopper.interrupt(143)
+
+    talking = threading.Thread(target=talk, name="selftaught-waits")
+    talking.start()
+    result = None
+    try:
+        with stopper.interrupting():
+            result = work()
+    except StopRun:
+        pass  # all ranks raise it together
+    finally:
+        over.set()
+        talking.join()
+    if lost:
+        raise lost[0]
+    return result
+
+
+def _agree(over: threading.Event | None, stopper: Stopper) -> None:
+    """Ask all ranks for signals until rank 0, which alone has `over`, says that it is done."""
+    device = distributed.communication_device()
+    while not distributed.broadcast_object(over is not None and over.wait(POLL_SECONDS)):
+        if stopper.requested(device):
+            stopper.interrupt(stopper.exit().code)

@@ -1,0 +1,80 @@
+"""On which rank, and in which files, a number that is not finite began.
+
+Statistics and gradients are averaged, so that one rank's bad number is soon in all of them. Only
+once that has happened is it asked where from, so that a good step costs nothing.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch
+
+from selftaught import distributed
+from selftaught.errors import MachineError
+from selftaught.training.engine import Batch, Engine
+
+LOSS, PIXELS = 1, 2
+
+
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """`parts` micro-batches of consecutive images."""
+    pieces = zip(*(value.chunk(parts) for value in batch.values()), strict=True)
+    return [dict(zip(batch, piece, strict=True)) for piece in pieces]
+
+
+def report_bad_numbers(
+    engine: Engine,
+    micro: list[Batch],
+    loss: float,
+    norm: float,
+    step: int,
+    files: Callable[[torch.Tensor], list[str]],
+) -> NoReturn:
+    """Raise on every rank the error that names the ranks where the non-finite figures began.
+
+    Ranks with bad pixels are named, else those with a bad loss, else those whose own gradient is
+    bad nearest to the loss when the step is computed again.
+
+    Args:
+        engine: holds the task as it was before the step; it must not train on.
+        micro: this rank's micro-batches.
+        loss: of this rank.
+        norm: of the averaged gradient.
+        step: 0-based.
+        files: names of samples.
+
+    Raises:
+        MachineError: always.
+    """
+    ids = torch.cat([one["ids"] for one in micro])
+    views = torch.cat([one["views"] for one in micro])
+    wrong = ~torch.isfinite(views).flatten(1).all(1).cpu()
+    grade = PIXELS if wrong.any() else LOSS if not math.isfinite(loss) else 0
+    bad, what = (ids[wrong], "pixels of files") if grade == PIXELS else (ids, "files")
+    if not any(distributed.gather_objects(grade)):
+        reached = [bad_gradients(engine, one) for one in micro]
+        grade = max(reached)
+        if grade:
+            bad = torch.cat([one["ids"] for one, n in zip(micro, reached, strict=True) if n])
+        what = f"{grade} parameters with a bad gradient when computed again, files"
+    own = f"rank {distributed.rank()}: loss {loss:g}, gradient norm {norm:g}, {what}: "
+    everyone = distributed.gather_objects((grade, own + ", ".join(files(bad))))
+    worst = max(grade for grade, _ in everyone)
+    told = "; ".join(text for grade, text in everyone if grade == worst)
+    raise MachineError(
+        f"step {step}: not finite, stopped before the update, last checkpoint intact: {told}"
+    )
+
+
+def bad_gradients(engine: Engine, micro: Batch) -> int:
+    """Number of parameters whose gradient of this rank's own loss is not finite.
+
+    Synchronised norms pass a bad gradient on to all ranks, but only further back: the rank that it
+    began on has the most such parameters. All ranks take part.
+    """
+    parameters = [p for p in engine.task.parameters() if p.requires_grad]
+    with torch.autocast(parameters[0].device.type, torch.bfloat16, enabled=engine.bf16):
+        loss = engine.task(micro)["loss"]
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return sum(not bool(g.isfinite().all()) for g in gradients if g is not None)
