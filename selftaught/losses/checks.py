@@ -97,12 +97,12 @@ def check_content(name: str, tensor: Tensor) -> None:
     """
     if tensor.shape[0] == 0:
         raise ValueError(f"{name}: must have at least one row, got {tuple(tensor.shape)}")
-    row = first_bad_row(tensor)
+    row = _first_bad_row(tensor)
     if row >= 0:
         raise ValueError(f"{name}: must be finite, but row {row} holds a NaN or infinity")
 
 
-def first_bad_row(tensor: Tensor) -> int:
+def _first_bad_row(tensor: Tensor) -> int:
     """First row with a NaN or infinity; -1 where there is none, or values are not looked at."""
     if not looks_at_values(tensor):
         return -1

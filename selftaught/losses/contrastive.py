@@ -12,70 +12,39 @@ from torch import Tensor, nn
 
 from selftaught import distributed
 from selftaught.kernels import ops
+from selftaught.losses.agreement import Pair, agreed, group_of
 from selftaught.losses.checks import (
     check_content,
     check_labels,
     check_matrix,
     check_options,
     check_same_rows,
-    first_bad_row,
     reduce,
     split_temperature,
 )
 from selftaught.losses.global_batch import InfoNCE, NTXent, Settings, SupCon, run
 
 
-def _same_dtype(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(first.dtype, second.dtype)
-    return first.to(dtype), second.to(dtype)
-
-
-def _check_pair(names: tuple[str, str], first: Tensor, second: Tensor) -> None:
+def _pair(
+    names: tuple[str, str],
+    first: Tensor,
+    second: Tensor,
+    temperature: float | Tensor,
+    backend: str | None,
+    precision: str,
+    reduction: str,
+    exchange: str = "gather",
+) -> Pair:
+    """Refuse wrong arguments; the matrices in their common dtype."""
+    chosen = check_options(backend, precision, reduction, exchange)
     check_matrix(names[0], first)
     check_matrix(names[1], second, (names[0], first))
     check_same_rows(names[1], second, names[0], first)
-
-
-def _check_group(names: tuple[str, str], first: Tensor, second: Tensor, group: Any) -> Any:
-    """Refuse batches that differ in rows or are not finite, on all ranks, so that none waits.
-
-    Returns:
-        The process group, None where it is the world's.
-    """
-    group = None if group == "world" else group
-    own = distributed.rank(group)
-    if own < 0:
-        raise ValueError("group: this process is not one of its ranks")
-    if distributed.world_size(group) == 1:
-        _check_alone(names, first, second)
-        return group
-    if torch.compiler.is_compiling() or _capturing(first):
-        return group
-    mine = [first.shape[0], first_bad_row(first), first_bad_row(second)]
-    everyone = distributed.gather_numbers(mine, first.device, group)
-    rows = [numbers[0] for numbers in everyone]
-    if len(set(rows)) > 1:
-        listing = ", ".join(f"rank {r}: {n}" for r, n in enumerate(rows))
-        raise ValueError(f"group: every rank must hold the same number of rows, got {listing}")
-    if rows[0] == 0:
-        check_content(names[0], first)
-    for rank, (_, *bad_rows) in enumerate(everyone):
-        for name, row in zip(names, bad_rows, strict=True):
-            if row >= 0:
-                raise ValueError(
-                    f"{name}: must be finite, but row {row} of rank {rank} holds a NaN or infinity"
-                )
-    return group
-
-
-def _capturing(tensor: Tensor) -> bool:
-    """Whether a CUDA graph is being recorded, where no number may reach the host."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-def _check_alone(names: tuple[str, str], first: Tensor, second: Tensor) -> None:
     check_content(names[0], first)
     check_content(names[1], second)
+    scale, fixed = split_temperature(temperature, (names[0], first))
+    dtype = torch.promote_types(first.dtype, second.dtype)
+    return Pair(first.to(dtype), second.to(dtype), scale, fixed, chosen)
 
 
 def ntxent_loss(
@@ -117,17 +86,19 @@ def ntxent_loss(
             entries, temperature not above 0, an unknown option); the message names it. Entries
             are checked on the CPU in eager mode only, elsewhere they give a NaN loss.
     """
-    backend = check_options(backend, precision, reduction, exchange)
-    _check_pair(("z1", "z2"), z1, z2)
-    scale, fixed = split_temperature(temperature, ("z1", z1))
-    z1, z2 = _same_dtype(z1, z2)
+
+    def check() -> Pair:
+        return _pair(("z1", "z2"), z1, z2, temperature, backend, precision, reduction, exchange)
+
     if group is None:
-        _check_alone(("z1", "z2"), z1, z2)
-        loss = ops.ntxent(z1, z2, scale, fixed, normalize, precision, backend)
+        a, b, scale, fixed, chosen, _ = check()
+        loss = ops.ntxent(a, b, scale, fixed, normalize, precision, chosen)
     else:
-        group = _check_group(("z1", "z2"), z1, z2, group)
-        settings = Settings("ntxent", fixed, normalize, precision, backend, exchange, group)
-        loss = run(NTXent.apply, z1, z2, scale, settings)
+        group = group_of(group)
+        words = f"normalize={normalize}, exchange={exchange}"
+        a, b, scale, fixed, chosen, _ = agreed(group, "ntxent", words, check)
+        settings = Settings("ntxent", fixed, normalize, precision, chosen, exchange, group)
+        loss = run(NTXent.apply, a, b, scale, settings)
     return reduce(loss, reduction)
 
 
@@ -166,24 +137,30 @@ def supcon_loss(
     Raises:
         ValueError: as in `ntxent_loss`, and labels that are not (B,) integers of -1 or above.
     """
-    backend = check_options(backend, precision, reduction)
-    _check_pair(("z1", "z2"), z1, z2)
-    scale, fixed = split_temperature(temperature, ("z1", z1))
-    labels = check_labels("labels", labels, z1.shape[0], ("z1", z1), None)
-    z1, z2 = _same_dtype(z1, z2)
-    # An image without class is a class of its own, below all labels and unlike any rank's.
-    first = 0 if group is None else distributed.rank(None if group == "world" else group)
-    alone = -1 - (first * z1.shape[0] + torch.arange(z1.shape[0], device=labels.device))
-    classes = torch.where(labels < 0, alone, labels).repeat(2)
+    own = 0 if group is None else distributed.rank(group_of(group))
+
+    def check() -> Pair:
+        pair = _pair(("z1", "z2"), z1, z2, temperature, backend, precision, reduction)
+        images = check_labels("labels", labels, z1.shape[0], ("z1", z1), None)
+        return pair._replace(more=_classes(images, own))
+
     if group is None:
-        _check_alone(("z1", "z2"), z1, z2)
-        z = torch.cat([z1, z2])
-        loss = ops.supcon(z, classes, scale, fixed, True, normalize, precision, backend)
+        a, b, scale, fixed, chosen, classes = check()
+        assert classes is not None
+        z = torch.cat([a, b])
+        loss = ops.supcon(z, classes, scale, fixed, True, normalize, precision, chosen)
     else:
-        group = _check_group(("z1", "z2"), z1, z2, group)
-        settings = Settings("supcon", fixed, normalize, precision, backend, "gather", group)
-        loss = run(SupCon.apply, z1, z2, classes, scale, settings)
+        group, words = group_of(group), f"normalize={normalize}"
+        a, b, scale, fixed, chosen, classes = agreed(group, "supcon", words, check)
+        settings = Settings("supcon", fixed, normalize, precision, chosen, "gather", group)
+        loss = run(SupCon.apply, a, b, classes, scale, settings)
     return reduce(loss, reduction)
+
+
+def _classes(labels: Tensor, rank: int) -> Tensor:
+    """(2B,) classes of both views; an image without class is one of its own, unlike any rank's."""
+    alone = -1 - (rank * labels.shape[0] + torch.arange(labels.shape[0], device=labels.device))
+    return torch.where(labels < 0, alone, labels).repeat(2)
 
 
 def info_nce_loss(
@@ -229,28 +206,31 @@ def info_nce_loss(
         ValueError: as in `ntxent_loss`; `negatives` together with `symmetric`; no `negatives`, or
             `symmetric`, together with `in_batch=False`.
     """
-    backend = check_options(backend, precision, reduction, exchange)
-    _check_pair(("query", "key"), query, key)
-    scale, fixed = split_temperature(temperature, ("query", query))
-    if not in_batch and (negatives is None or symmetric):
-        raise ValueError("in_batch: False needs `negatives` and symmetric=False")
-    if negatives is not None:
+
+    def check() -> Pair:
+        names = ("query", "key")
+        pair = _pair(names, query, key, temperature, backend, precision, reduction, exchange)
+        if not in_batch and (negatives is None or symmetric):
+            raise ValueError("in_batch: False needs `negatives` and symmetric=False")
+        if negatives is None:
+            return pair
         if symmetric:
             raise ValueError("negatives: must be None where symmetric=True, they have no queries")
         check_matrix("negatives", negatives, ("query", query))
         check_content("negatives", negatives)
-    query, key = _same_dtype(query, key)
-    if negatives is not None:
-        negatives = negatives.to(query.dtype)
+        return pair._replace(more=negatives.to(pair.first.dtype))
+
     if group is None or not in_batch:  # without the keys of the batch no rank needs another's
-        _check_alone(("query", "key"), query, key)
+        q, k, scale, fixed, chosen, more = check()
         loss = ops.info_nce(
-            query, key, negatives, scale, fixed, symmetric, in_batch, normalize, precision, backend
+            q, k, more, scale, fixed, symmetric, in_batch, normalize, precision, chosen
         )
     else:
-        group = _check_group(("query", "key"), query, key, group)
-        settings = Settings("info_nce", fixed, normalize, precision, backend, exchange, group)
-        loss = run(InfoNCE.apply, query, key, negatives, scale, symmetric, settings)
+        group = group_of(group)
+        words = f"normalize={normalize}, exchange={exchange}, symmetric={symmetric}"
+        q, k, scale, fixed, chosen, more = agreed(group, "info_nce", words, check)
+        settings = Settings("info_nce", fixed, normalize, precision, chosen, exchange, group)
+        loss = run(InfoNCE.apply, q, k, more, scale, symmetric, settings)
     return reduce(loss, reduction)
 
 

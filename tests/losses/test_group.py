@@ -105,6 +105,46 @@ def compare_rows(rows):
     torch.testing.assert_close(total, expected.sum())
 
 
+def compare_weighted_rows(rows):
+    """Rows of different weights; further negatives and the temperature get gradients too."""
+    labels = torch.tensor([0, 1, -1, 0, 2, -1, 0, 3, 3, -1, 2, 2])
+    weight = torch.linspace(0.1, 2, 2 * IMAGES, dtype=torch.float64)
+    start = [
+        *views(IMAGES, WIDTH, 0.5),
+        views(4, WIDTH, 0.5, seed=9)[0],
+        torch.tensor(0.3).double(),
+    ]
+    for name, call in {
+        "ntxent": lambda a, b, n, t, y, **more: ntxent_loss(a, b, t, **more),
+        "ring": lambda a, b, n, t, y, **more: ntxent_loss(a, b, t, exchange="ring", **more),
+        "supcon": lambda a, b, n, t, y, **more: supcon_loss(a, b, y, t, **more),
+        "info_nce": lambda a, b, n, t, y, **more: info_nce_loss(
+            a, b, negatives=n, temperature=t, **more
+        ),
+        "clip, ring": lambda a, b, n, t, y, **more: info_nce_loss(
+            a, b, temperature=t, symmetric=True, exchange="ring", **more
+        ),
+        "clip": lambda a, b, n, t, y, **more: info_nce_loss(
+            a, b, temperature=t, symmetric=True, **more
+        ),
+    }.items():
+        print(f"comparing weighted {name}")
+        whole = [v.clone().requires_grad_() for v in start]
+        loss = call(*whole, labels, reduction="none")
+        weights = weight[: len(loss)]
+        (loss @ weights).backward()
+        mine = [v.clone().requires_grad_() for v in (start[0][rows], start[1][rows], *start[2:])]
+        loss = call(*mine, labels[rows], reduction="none", group="world")
+        (loss @ weights.view(-1, IMAGES)[:, rows].flatten()).backward()
+        for part, leaf in zip(mine[:2], whole, strict=False):
+            torch.testing.assert_close(part.grad, leaf.grad[rows])
+        for part, leaf in zip(mine[2:], whole[2:], strict=True):
+            assert (part.grad is None) == (leaf.grad is None)
+            if leaf.grad is not None:
+                dist.all_reduce(part.grad)
+                torch.testing.assert_close(part.grad, leaf.grad)
+
+
 def compare_half_precision(rows):
     """bf16 under autocast: computed in float32, gradients in the input's dtype."""
     z1, z2 = (z.bfloat16() for z in views(IMAGES, WIDTH, 0.5))
@@ -170,17 +210,69 @@ def compare_cached(ranks, rows):
 
 
 def refusals(rank):
-    """Every rank raises, so none is left waiting."""
-    z = torch.randn(2 + (rank == 1), WIDTH)
-    with pytest.raises(ValueError, match="rank 0: 2, rank 1: 3"):
-        ntxent_loss(z, z, group="world")
-    with pytest.raises(ValueError, match="rank 0: 2, rank 1: 3"):
-        supcon_loss(z, z, torch.zeros(len(z), dtype=torch.int64), group="world")
-    with pytest.raises(ValueError, match="rank 1: 0"):
-        info_nce_loss(z[: 2 * (rank != 1)], z[: 2 * (rank != 1)], group="world")
-    z = torch.full((2, WIDTH), float("nan") if rank == 1 else 1.0)
-    with pytest.raises(ValueError, match="z1: must be finite, but row 0 of rank 1"):
-        ntxent_loss(z, z, group="world")
+    """Every rank raises what is wrong on one, so none is left waiting."""
+    wrong, z = rank == 1, torch.randn(2, WIDTH)
+    labels, nan = torch.tensor([0, 1]), torch.full((2, WIDTH), float("nan"))
+    for message, call in {
+        r"z1: must be finite, but row 0": lambda: ntxent_loss(
+            nan if wrong else z, z, group="world"
+        ),
+        r"z1: must be a tensor": lambda: ntxent_loss(None if wrong else z, z, group="world"),
+        r"z1: must hold floating": lambda: ntxent_loss(
+            z.long() if wrong else z, z, group="world", exchange="ring"
+        ),
+        r"z2: width D is 8": lambda: ntxent_loss(z, z[:, :8] if wrong else z, group="world"),
+        r"reduction: got 'median'": lambda: ntxent_loss(
+            z, z, reduction="median" if wrong else "mean", group="world"
+        ),
+        r"temperature: must be a finite number above 0": lambda: ntxent_loss(
+            z, z, torch.tensor(-1.0 if wrong else 0.5), group="world"
+        ),
+        r"labels: got -2": lambda: supcon_loss(z, z, labels - 2 * wrong, group="world"),
+        r"query: must have at least one row": lambda: info_nce_loss(
+            z[: 2 * (not wrong)], z[: 2 * (not wrong)], group="world"
+        ),
+        r"negatives: must be finite": lambda: info_nce_loss(
+            z, z, negatives=nan if wrong else z, group="world"
+        ),
+        r"backend: 'triton' cannot run": lambda: ntxent_loss(
+            z, z, group="world", backend="triton" if wrong else None
+        ),
+    }.items():
+        with pytest.raises(ValueError, match=message) as refused:
+            call()
+        assert str(refused.value).startswith("rank 1: ") == (not wrong)
+
+
+def differences(rank):
+    """Arguments that are fine on every rank, but not together."""
+    other, z = rank == 1, torch.randn(3, WIDTH)
+    labels = torch.tensor([0, 1, 0])
+    for message, call in {
+        "rank 0: 2 x 9 .* rank 1: 3 x 9 ": lambda: ntxent_loss(
+            *[z[: 2 + other]] * 2, group="world"
+        ),
+        "rank 0: 2 x 9 .*rank 1: 3 x 9 ": lambda: supcon_loss(
+            *[z[: 2 + other]] * 2, labels[: 2 + other], group="world"
+        ),
+        "rank 0: 3 x 8 .*rank 1: 3 x 9 ": lambda: info_nce_loss(
+            *[z[:, : 8 + other]] * 2, group="world"
+        ),
+        "float32.*rank 1: 3 x 9 float64": lambda: ntxent_loss(
+            z.double() if other else z, z, group="world"
+        ),
+        "temperature 0.5.*temperature 0.25": lambda: ntxent_loss(
+            z, z, 0.5 - other / 4, group="world"
+        ),
+        "exchange=gather.*exchange=ring": lambda: ntxent_loss(
+            z, z, group="world", exchange="ring" if other else "gather"
+        ),
+        "symmetric=False.*symmetric=True": lambda: info_nce_loss(
+            z, z, group="world", symmetric=other
+        ),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 def work(rank, ranks, port):
@@ -190,11 +282,13 @@ def work(rank, ranks, port):
     rows = slice(rank * per_rank, (rank + 1) * per_rank)
     compare(ranks, dist.group.WORLD, rows)
     compare_rows(rows)
+    compare_weighted_rows(rows)
     compare_half_precision(rows)
     no_gradient_travels(rows)
     compare_clip(rank, ranks, rows)
     compare_cached(ranks, rows)
     refusals(rank)
+    differences(rank)
     if ranks == 3:
         pair = dist.new_group([0, 2])
         z1, z2 = views(4, WIDTH, 0.5)
