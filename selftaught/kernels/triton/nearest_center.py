@@ -2,15 +2,16 @@
 
 Scores s_k = |c'_k|^2 - 2 x'c'_k, about the mean o of the active centres (x' = x - o, c' = c - o),
 choose the candidates; distances are always direct differences of the given numbers in float32.
-The scores' operands are of one of three tiers:
+The scores' operands are of one of three tiers, by the dtype of x:
 
-- TIER 3: each side split in two TF32 parts, three products; as good as float32. Where a third
-  centre scores within the error of the scores, the row is searched again by direct differences:
-  the index is that of the smallest distance, whatever the data.
-- TIER 2: one TF32 product, 11 significant bits and float32's range. Serves float16.
-- TIER 1: one bfloat16 product, 8 significant bits.
+- TIER 3, float32: x' and c' are split in two TF32 parts each, three products.
+- TIER 2, float16: a row is a TF32 number as it is, and x'c' = x c' - o c'. Only c' is split, in
+  two TF32 parts: two products, 22 significant bits.
+- TIER 1, bfloat16: the same with two bfloat16 parts of c', 16 significant bits.
 
-In every tier the second-best centre is measured too where it scores within that error.
+In every tier the second-best centre is measured too where it scores within the error of the scores,
+and where a third one does, the row is searched again by direct differences: the index is that of
+the smallest distance, whatever the data.
 Notation: N rows, K centres padded to KP, D columns padded to DP; names in capitals are constexpr.
 """
 
@@ -77,8 +78,9 @@ def prepare(
 ):  # fmt: skip
     """Moves the centres to their mean. Grid: (KP / BC,).
 
-    `origin` (DP,), `high` and `low` (KP, DP) operands, `length` (KP,) squared lengths, inf for a
-    centre that is not to be chosen. With SUMMED, `sums` (parts, D) holds sums of the centres.
+    `origin` (DP,), `high` and `low` (KP, DP) operands, `length` (KP,): |c'|^2, plus 2 o c' where
+    the rows are not moved (TIER 1, 2), inf for a centre that is not to be chosen. With SUMMED,
+    `sums` (parts, D) holds sums of the centres.
     """
     rows = tl.program_id(0) * BC + tl.arange(0, BC)
     there = rows < K
@@ -104,61 +106,70 @@ def prepare(
         places = rows.to(tl.int64)[:, None]
         given = tl.load(centers + places * stride + columns[None, :], mask=chosen, other=0.0)
         moved = tl.where(chosen, given.to(tl.float32) - mean[None, :], 0.0)
-        squares += tl.sum(moved * moved, 1)
+        if TIER == 3:
+            squares += tl.sum(moved * moved, 1)
+        else:
+            squares += tl.sum(moved * (moved + 2.0 * mean[None, :]), 1)
         target = places * DP + columns[None, :]
         if TIER == 1:
-            tl.store(high + target, moved.to(tl.bfloat16))
+            upper = moved.to(tl.bfloat16)
+            tl.store(low + target, (moved - upper.to(tl.float32)).to(tl.bfloat16))
         else:
             upper = _tf32(moved)
-            tl.store(high + target, upper)
-            if TIER == 3:
-                tl.store(low + target, _tf32(moved - upper))
+            tl.store(low + target, _tf32(moved - upper))
+        tl.store(high + target, upper)
     tl.store(length + rows, tl.where(there, squares, float("inf")))
 
 
 @triton.jit
-def _load_moved(x, origin, rows, inside, columns, D, stride):
-    """Rows of a block less o, float32; 0 outside."""
-    part = tl.load(
-        x + rows[:, None] * stride + columns[None, :],
-        mask=inside[:, None] & (columns < D)[None, :],
-        other=0.0,
-    )
-    return part.to(tl.float32) - tl.load(origin + columns)[None, :]
+def _load(x, rows, inside, columns, D, stride):
+    """Some columns of a block of rows; 0 outside."""
+    mask = inside[:, None] & (columns < D)[None, :]
+    return tl.load(x + rows[:, None] * stride + columns[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
-def _product(total, moved, high, low, centers, columns, DP, TIER: tl.constexpr):
-    """`total` + x'c' over the given columns."""
+def _operand(x, origin, rows, inside, columns, D, stride, TIER: tl.constexpr):
+    """The rows' side of the products: as given, or, in TIER 3, less o."""
+    part = _load(x, rows, inside, columns, D, stride)
+    if TIER > 1:
+        part = part.to(tl.float32)
+    if TIER == 3:
+        part = part - tl.load(origin + columns)[None, :]
+    return part
+
+
+@triton.jit
+def _product(total, part, high, low, centers, columns, DP, TIER: tl.constexpr):
+    """`total` + the rows' operand times c' over the given columns."""
     places = centers.to(tl.int64)[None, :] * DP + columns[:, None]
-    other = tl.load(high + places)
+    upper, lower = tl.load(high + places), tl.load(low + places)
     if TIER == 1:
-        short = moved.to(tl.bfloat16)
         if INTERPRETED:
-            total = tl.dot(short.to(tl.float32), other.to(tl.float32), total)
-        else:
-            total = tl.dot(short, other, total)
+            part, upper, lower = part.to(tl.float32), upper.to(tl.float32), lower.to(tl.float32)
+        total = tl.dot(part, lower, total)
+        total = tl.dot(part, upper, total)
     else:
-        upper = _tf32(moved)
+        rounded = part
         if TIER == 3:
-            total = tl.dot(moved - upper, other, total, input_precision="tf32")
-            total = tl.dot(upper, tl.load(low + places), total, input_precision="tf32")
-        total = tl.dot(upper, other, total, input_precision="tf32")
+            rounded = _tf32(part)
+            total = tl.dot(part - rounded, upper, total, input_precision="tf32")
+        total = tl.dot(rounded, lower, total, input_precision="tf32")
+        total = tl.dot(rounded, upper, total, input_precision="tf32")
     return total
 
 
 @triton.jit
-def _merge(best1, index1, best2, index2, best3, score, places, TIER: tl.constexpr):
-    """Running best two (and, in TIER 3, third score) joined with those of a tile."""
+def _merge(best1, index1, best2, index2, best3, score, places):
+    """Running best two, and third score, joined with those of a tile."""
     new1 = tl.min(score, 1)
     place1 = tl.min(tl.where(score == new1[:, None], places[None, :], 0x7FFFFFFF), 1)
     score = tl.where(places[None, :] == place1[:, None], float("inf"), score)
     new2 = tl.min(score, 1)
     place2 = tl.min(tl.where(score == new2[:, None], places[None, :], 0x7FFFFFFF), 1)
-    if TIER == 3:
-        score = tl.where(places[None, :] == place2[:, None], float("inf"), score)
-        middle = tl.minimum(tl.maximum(best2, new1), tl.maximum(best1, new2))
-        best3 = tl.minimum(tl.minimum(best3, tl.min(score, 1)), middle)
+    score = tl.where(places[None, :] == place2[:, None], float("inf"), score)
+    middle = tl.minimum(tl.maximum(best2, new1), tl.maximum(best1, new2))
+    best3 = tl.minimum(tl.minimum(best3, tl.min(score, 1)), middle)
     # Centres of earlier tiles have the smaller indices and win a tie.
     ahead = new1 < best1
     rival1, rival_place1 = tl.where(ahead, best1, best2), tl.where(ahead, index1, index2)
@@ -180,7 +191,7 @@ def _search(
     index1 = tl.zeros((BN,), tl.int32)
     index2 = index1
     if HELD:
-        held = _load_moved(x, origin, rows, inside, tl.arange(0, BD), D, stride)
+        held = _operand(x, origin, rows, inside, tl.arange(0, BD), D, stride, TIER)
     for first in range(0, KP, BK):
         places = first + tl.arange(0, BK)
         total = tl.zeros((BN, BK), tl.float32)
@@ -189,11 +200,11 @@ def _search(
         else:
             for start in range(0, DP, BD):
                 columns = start + tl.arange(0, BD)
-                moved = _load_moved(x, origin, rows, inside, columns, D, stride)
-                total = _product(total, moved, high, low, places, columns, DP, TIER)
+                part = _operand(x, origin, rows, inside, columns, D, stride, TIER)
+                total = _product(total, part, high, low, places, columns, DP, TIER)
         score = tl.load(length + places)[None, :] - 2.0 * total
         best1, index1, best2, index2, best3 = _merge(
-            best1, index1, best2, index2, best3, score, places, TIER
+            best1, index1, best2, index2, best3, score, places
         )
     return best1, index1, best2, index2, best3
 
@@ -203,7 +214,7 @@ def differences(x, centers, index, rows, inside, start, D, stride, c_stride, BD:
     """Each row less its centre for BD columns, float32; 0 outside."""
     columns = start + tl.arange(0, BD)
     mask = inside[:, None] & (columns < D)[None, :]
-    part = tl.load(x + rows[:, None] * stride + columns[None, :], mask=mask, other=0.0)
+    part = _load(x, rows, inside, columns, D, stride)
     places = index.to(tl.int64)[:, None] * c_stride + columns[None, :]
     center = tl.load(centers + places, mask=mask, other=0.0)
     return part.to(tl.float32) - center.to(tl.float32)
@@ -226,18 +237,21 @@ def _measure(
     x, origin, centers, index, rows, inside, D, stride, c_stride, MOVED: tl.constexpr,
     BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """`_distance`, NaN for rows with a non-finite entry, and, if MOVED, |x'|^2."""
+    """`_distance`, NaN for rows with a non-finite entry, and, if MOVED, |x'|^2 and |o|^2."""
     total = tl.zeros((BN,), tl.float32)
     poison, square = total, total
+    offset = tl.zeros((BD,), tl.float32)
     for start in range(0, D, BD):
         part = differences(x, centers, index, rows, inside, start, D, stride, c_stride, BD)
         total += tl.sum(part * part, 1)
         poison += tl.sum(part * 0.0, 1)
         if MOVED:
             columns = start + tl.arange(0, BD)
-            moved = _load_moved(x, origin, rows, inside, columns, D, stride)
+            mean = tl.load(origin + columns, mask=columns < D, other=0.0)
+            moved = _load(x, rows, inside, columns, D, stride).to(tl.float32) - mean[None, :]
             square += tl.sum(moved * moved, 1)
-    return tl.where(poison == 0.0, total, float("nan")), square
+            offset += mean * mean
+    return tl.where(poison == 0.0, total, float("nan")), square, tl.sum(offset, 0)
 
 
 @triton.jit
@@ -262,14 +276,16 @@ def _rescue(
     K, D, stride, c_stride, slack, TIER: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Nearest of the centres whose scores are too close to call, and its squared distance."""
-    distance, square = _measure(
+    distance, square, offset = _measure(
         x, origin, centers, nearest, rows, valid, D, stride, c_stride, True, BN, BD
     )
     # A centre as near as this one has a length of at most `reach`. An error is `slack` times twice
-    # the product of the lengths plus the squared length, and two scores are compared.
+    # the product of the lengths plus the squared length, and two scores are compared. Rows that
+    # are not moved are at most as long as the moved ones and o.
     radius = tl.sqrt(square)
     reach = radius + tl.sqrt(distance)
-    bound = 2.0 * slack * reach * (reach + 2.0 * radius)
+    longest = radius if TIER == 3 else radius + tl.sqrt(offset)
+    bound = 2.0 * slack * reach * (reach + 2.0 * longest)
     close = valid & (best2 - best1 <= bound) & (best2 < float("inf"))
     if tl.max(close.to(tl.int32), 0) > 0:
         second = tl.where(close, second, 0)
@@ -277,14 +293,13 @@ def _rescue(
         swap = close & ((other < distance) | ((other == distance) & (second < nearest)))
         nearest = tl.where(swap, second, nearest)
         distance = tl.where(swap, other, distance)
-    if TIER == 3:
-        unsure = close & (best3 - best1 <= bound) & (best3 < float("inf"))
-        if tl.max(unsure.to(tl.int32), 0) > 0:
-            least, place = _all_distances(
-                x, centers, length, rows, unsure, K, D, stride, c_stride, BN, BD
-            )
-            nearest = tl.where(unsure, place, nearest)
-            distance = tl.where(unsure, least, distance)
+    unsure = close & (best3 - best1 <= bound) & (best3 < float("inf"))
+    if tl.max(unsure.to(tl.int32), 0) > 0:
+        least, place = _all_distances(
+            x, centers, length, rows, unsure, K, D, stride, c_stride, BN, BD
+        )
+        nearest = tl.where(unsure, place, nearest)
+        distance = tl.where(unsure, least, distance)
     return nearest, distance
 
 
@@ -312,7 +327,7 @@ def assign(
     inside = rows < N
     if TIER == 0:
         nearest = tl.zeros((BN,), tl.int32)
-        distance, square = _measure(
+        distance, _, _ = _measure(
             x, x, centers, nearest, rows, inside, D, stride, c_stride, False, BN, BW
         )
         valid = inside

@@ -19,8 +19,7 @@ DIRECT_MEAN = 1024  # centres up to which every program of `prepare` sums all of
 SUMMED = 256  # centres summed by one program above that
 SPLITS = 4096  # programs that share the rows of all centres in the gradient by centers
 FUSED = {"enable_fp_fusion": True}  # said at every launch: Triton's default is about to change
-FREE = 32  # centres or columns up to which products in full precision cost next to nothing
-HELD_WIDTH = 128  # widest row whose moved copy stays on chip during the search
+HELD_WIDTH = 128  # widest row that stays on chip during the search
 
 
 class _Tier(NamedTuple):
@@ -39,18 +38,18 @@ class _Tier(NamedTuple):
     error_per_column: float
 
 
-_FP32 = _Tier(3, torch.float32, 2.0**-20, 2.0**-25)
-_TF32 = _Tier(2, torch.float32, 2.0**-10, 2.0**-25)
-_BF16 = _Tier(1, torch.bfloat16, 2.0**-7, 2.0**-25)
-_NATIVE = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-_TIERS = {"fp32": _FP32, "fp16": _TF32, "bf16": _BF16}
+_TIERS = {
+    torch.float32: _Tier(3, torch.float32, 2.0**-20, 2.0**-25),
+    torch.float16: _Tier(2, torch.float32, 2.0**-20, 2.0**-25),
+    torch.bfloat16: _Tier(1, torch.bfloat16, 2.0**-16, 2.0**-25),
+}
 
 
 class _Blocks(NamedTuple):
     """Tile sizes, under the names of the kernels' constants.
 
     Attributes:
-        HELD: does the moved copy of the rows stay on chip during the search.
+        HELD: do the rows stay on chip during the search.
         BN: rows of a program.
         BK: centres of a tile.
         BD: columns of a tile.
@@ -85,33 +84,35 @@ class _Found(NamedTuple):
     center: Tensor
 
 
-def tier(x: Tensor, centers: Tensor, precision: str) -> _Tier:
-    """Tier of the scores; "auto" is that of the dtype of x."""
-    if min(centers.shape) <= FREE:
-        return _FP32
-    return _TIERS[_NATIVE[x.dtype] if precision == "auto" else precision]
+def blocks(count: int, width: int, number: int, vectors: bool) -> _Blocks:
+    """Tile sizes for K centres of width D in a tier; the same at every N.
 
-
-def blocks(count: int, width: int, number: int) -> _Blocks:
-    """Tile sizes for K centres of width D in a tier; the same at every N."""
+    `vectors` says whether rows can be read 16 entries at a time. Where they cannot, they take more
+    addresses, and a tile of 64 centres would spill on sm_80.
+    """
     padded = max(16, triton.next_power_of_2(width))
-    short = number == _BF16.number
+    short = number == 1
     held = short and padded <= HELD_WIDTH
     return _Blocks(
         HELD=held,
         BN=64,
-        BK=min(64, max(16, triton.next_power_of_2(count))),
+        BK=min(64 if vectors else 32, max(16, triton.next_power_of_2(count))),
         BD=padded if held else min(padded, 64 if short else 32),
         BW=min(padded, 32),
     )
 
 
-def options(shape: _Blocks, width: int) -> dict[str, bool | int]:
-    """What `kernels.assign` is compiled with for rows of width D."""
+def options(shape: _Blocks, vectors: bool) -> dict[str, bool | int]:
+    """What `kernels.assign` is compiled with; `vectors` as in `blocks`."""
     # Left alone, ptxas spills at 128 registers on sm_100; 168 still let three programs share a
-    # multiprocessor. Rows that cannot be read in vectors take more addresses.
-    registers = 255 if width % 16 else 168
+    # multiprocessor.
+    registers = 168 if vectors else 255
     return dict(num_warps=4, num_stages=2 if shape.HELD else 3, maxnreg=registers, **FUSED)
+
+
+def _in_vectors(z: Tensor) -> bool:
+    """Whether Triton finds every row of `z` to start at a multiple of 16 entries and bytes."""
+    return not (z.shape[1] % 16 or z.stride(0) % 16 or z.data_ptr() % 16)
 
 
 def _device(x: Tensor) -> AbstractContextManager[object]:
@@ -129,7 +130,7 @@ def _prepare(centers: Tensor, active: Tensor | None, level: _Tier, shape: _Block
     columns = triton.cdiv(width, shape.BD) * shape.BD
     origin = centers.new_empty(columns, dtype=torch.float32)
     high = centers.new_empty(rows, columns, dtype=level.operand)
-    low = torch.empty_like(high) if level is _FP32 else high
+    low = torch.empty_like(high)
     length = centers.new_empty(rows, dtype=torch.float32)
     summed = count > DIRECT_MEAN
     parts = triton.cdiv(count, SUMMED) if summed else 0
@@ -153,15 +154,15 @@ def _assign(
     x: Tensor,
     centers: Tensor,
     active: Tensor | None,
-    precision: str,
     mad: _Mad | None = None,
     counts: Tensor | None = None,
 ) -> _Found:
     x, centers = _packed(x), _packed(centers)
     active = None if active is None else active.contiguous()
     (many, width), count = x.shape, centers.shape[0]
-    level = tier(x, centers, precision)
-    shape = blocks(count, width, level.number)
+    level = _TIERS[x.dtype]
+    vectors = _in_vectors(x) and _in_vectors(centers)
+    shape = blocks(count, width, level.number, vectors)
     squared = x.new_empty(many, dtype=torch.float32)
     index = x.new_empty(many, dtype=torch.int64)
     loss = squared if mad is None else torch.empty_like(squared)
@@ -179,7 +180,7 @@ def _assign(
             0.0 if mad is None else mad.eta, 0.0 if mad is None else mad.eps,
             level.error + level.error_per_column * width,
             ACTIVE=active is not None, TIER=level.number if count > 1 else 0, MAD=mad is not None,
-            COUNTED=counts is not None, **shape._asdict(), **options(shape, width),
+            COUNTED=counts is not None, **shape._asdict(), **options(shape, vectors),
         )  # fmt: skip
     return _Found(loss, squared, index)
 
@@ -189,22 +190,19 @@ def nearest_center(
 ) -> tuple[Tensor, Tensor]:
     """Squared distance to, and index of, the nearest centre; see `reference.spheres`.
 
-    In precision fp32 ("auto" for float32 x) the index is that of the smallest distance but for
-    ties within rounding. In fp16 and bf16 (with K and D both above `FREE`) it is the nearer of the
-    two that score best, and may miss a third centre whose score is within the error of one
-    product of that precision.
+    The index is that of the smallest distance but for ties within rounding, for x of any dtype.
 
     Args:
         x: (N, D) points; float32, float16 or bfloat16.
         centers: (K, D) centres of any float dtype.
         active: (K,) bool, False for a centre that is never nearest, or None.
-        precision: lowest precision of the products that choose the index.
+        precision: makes no difference, the products are as good as the index needs.
 
     Returns:
         (N,) float32 squared distances and (N,) int64 indices; NaN and -1 for a row with a
         non-finite entry, and for every row where no centre is active.
     """
-    found = _assign(x, centers, active, precision)
+    found = _assign(x, centers, active)
     return found.squared, found.center
 
 
@@ -224,7 +222,7 @@ def nearest_center_counts(
         a nearest centre is not counted.
     """
     counts = torch.zeros(centers.shape[0], dtype=torch.int64, device=x.device)
-    found = _assign(x, centers, active, precision, counts=counts)
+    found = _assign(x, centers, active, counts=counts)
     return found.squared, found.center, counts
 
 
@@ -252,7 +250,7 @@ def mad(
         (N,) losses, (N,) squared distances to and (N,) indices of the nearest centres. A row with
         any other semi-label has loss NaN.
     """
-    found = _assign(x, centers, active, precision, _Mad(semi_labels, eta, eps))
+    found = _assign(x, centers, active, _Mad(semi_labels, eta, eps))
     return found.loss, found.squared, found.center
 
 
