@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from selftaught.data import dicom_display
+from selftaught.data.dicom_depth import check_depth
 from selftaught.data.limits import BadImage, check_size
 
 if TYPE_CHECKING:
@@ -102,13 +103,15 @@ def _elements(path: Path, *, pixels: bool) -> "Dataset":
     """The elements of `TAGS`, with the file meta information attached."""
     from pydicom import dcmread
     from pydicom.filereader import read_dataset
-    from pydicom.uid import DeflatedExplicitVRLittleEndian
+    from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
     with path.open("rb") as handle:
         handle.seek(PREAMBLE)
         meta = read_dataset(handle, False, True, stop_when=lambda tag, vr, n: tag >> 16 != 2)
-        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        syntax = meta.get("TransferSyntaxUID")
+        if syntax == DeflatedExplicitVRLittleEndian:
             return _deflated(path, handle, meta, pixels=pixels)
+        check_depth(path, handle, little=syntax != ExplicitVRBigEndian)
     elements = dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
     if not pixels:
         return elements
@@ -134,6 +137,7 @@ def _deflated(path: Path, handle: BinaryIO, meta: "Dataset", *, pixels: bool) ->
             raise BadImage(path, "truncated DICOM: the deflated data ends too early")
         data += inflater.decompress(compressed, PIECE)
         if elements is None and (len(data) >= PIECE or inflater.eof):
+            check_depth(path, BytesIO(data), little=True)
             elements = read_dataset(
                 BytesIO(data),
                 False,

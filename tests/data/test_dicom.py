@@ -251,41 +251,70 @@ def test_cut_anywhere(tmp_path: Path, syntax: UID) -> None:
         refused(tmp_path / "a.dcm")
 
 
-@pytest.mark.parametrize("undefined", [False, True])
-@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
-def test_nesting_of_300_levels_is_read_or_refused(
-    tmp_path: Path, undefined: bool, syntax: UID
-) -> None:
-    """Written by hand: pydicom's own writer would recurse too."""
-    import zlib
-
+def nested(depth: int, syntax: UID, undefined: bool) -> bytes:
+    """Elements of sequences in one another, by hand: pydicom's own writer would recurse too."""
     item = b""
-    for _ in range(300):
+    for _ in range(depth):
         length = (0xFFFFFFFF if undefined else len(item)).to_bytes(4, "little")
         item = b"\xfe\xff\x00\xe0" + length + item
         if undefined:
             item += b"\xfe\xff\x0d\xe0\0\0\0\0"
         length = (0xFFFFFFFF if undefined else len(item)).to_bytes(4, "little")
-        item = b"\x08\x00\x15\x11SQ\0\0" + length + item
+        kind = b"" if syntax == ImplicitVRLittleEndian else b"SQ\0\0"
+        item = b"\x08\x00\x15\x11" + kind + length + item
         if undefined:
             item += b"\xfe\xff\xdd\xe0\0\0\0\0"
-    data = save(tmp_path / "whole.dcm", image(ramp())).read_bytes()
-    whole = pydicom.dcmread(tmp_path / "whole.dcm")
-    start = 144 + whole.file_meta.FileMetaInformationGroupLength
-    head, body = data[:start], item + data[start:]
-    path = tmp_path / "deep.dcm"
+    return item
+
+
+def with_nested(path: Path, depth: int, syntax: UID, undefined: bool) -> Path:
+    """A good image with sequences nested before it."""
+    import zlib
+
+    data = save(path, image(ramp()), syntax).read_bytes()
+    start = 144 + pydicom.dcmread(path).file_meta.FileMetaInformationGroupLength
+    head, body = data[:start], data[start:]
+    inner = nested(depth, syntax, undefined)
     if syntax == DeflatedExplicitVRLittleEndian:
-        deflated = save(tmp_path / "d.dcm", image(ramp()), syntax).read_bytes()
-        end = 144 + pydicom.dcmread(tmp_path / "d.dcm").file_meta.FileMetaInformationGroupLength
         deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-        head, body = deflated[:end], deflater.compress(body) + deflater.flush()
-    path.write_bytes(head + body)
-    try:
-        got = read_grey(path)
-    except BadImage as error:
-        assert "\n" not in str(error)
+        body = zlib.decompress(body, -zlib.MAX_WBITS)
+        path.write_bytes(head + deflater.compress(inner + body) + deflater.flush())
     else:
-        np.testing.assert_array_equal(got, np.rint(ramp() / 4095 * 65535))
+        path.write_bytes(head + inner + body)
+    return path
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+@pytest.mark.parametrize(
+    "syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian]
+)
+def test_deep_nesting_is_refused_as_such_and_ordinary_nesting_read(
+    tmp_path: Path, undefined: bool, syntax: UID
+) -> None:
+    for depth in (65, 300, 5_000):
+        path = with_nested(tmp_path / "deep.dcm", depth, syntax, undefined)
+        refused(path, "nested more than 64 levels")
+        with pytest.raises(BadImage, match="nested more than 64 levels"):
+            check_header(path)
+    path = with_nested(tmp_path / "fine.dcm", 64, syntax, undefined)
+    np.testing.assert_array_equal(read_grey(path), np.rint(ramp() / 4095 * 65535))
+
+
+def test_many_sequences_beside_one_another_are_no_depth(tmp_path: Path) -> None:
+    from pydicom.encaps import encapsulate
+
+    parts = []
+    for number in range(200):
+        part = Dataset()
+        part.CodeValue = str(number)
+        # Fragments of an icon are no items of a sequence, whatever bytes they hold.
+        part.PixelData = encapsulate([b"\xfe\xff\x00\xe0\xff\xff\xff\xff" * 40])
+        part["PixelData"].VR, part["PixelData"].is_undefined_length = "OB", True
+        parts.append(part)
+    dataset = image(ramp(), IconImageSequence=Sequence(parts))
+    dataset["IconImageSequence"].is_undefined_length = True
+    path = save(tmp_path / "a.dcm", dataset)
+    np.testing.assert_array_equal(read_grey(path), np.rint(ramp() / 4095 * 65535))
 
 
 @pytest.mark.parametrize("tag", [b"\x42\x00\x11\x00", b"\xe0\x7f\x10\x00"])
