@@ -24,6 +24,18 @@ DEVICE int block_x() { return blockIdx.x; }
 DEVICE int block_y() { return blockIdx.y; }
 DEVICE void sync_block() { __syncthreads(); }
 DEVICE float shuffle_xor(float value, int lanes) { return __shfl_xor_sync(~0u, value, lanes); }
+DEVICE int shuffle_xor(int value, int lanes) { return __shfl_xor_sync(~0u, value, lanes); }
+// Bit l: what lane l says.
+DEVICE uint32_t ballot(bool value) { return __ballot_sync(~0u, value); }
+
+DEVICE uint32_t bits(float value) { return __float_as_uint(value); }
+DEVICE float from_bits(uint32_t value) { return __uint_as_float(value); }
+
+// Additions of integers, which no order changes.
+DEVICE void add_to(int* sum, int value) { atomicAdd(sum, value); }
+DEVICE void add_to(int64_t* sum, int64_t value) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(sum), static_cast<unsigned long long>(value));
+}
 
 // Aligned for the swizzle of bulk copies.
 DEVICE char* shared_memory() {
@@ -74,6 +86,22 @@ DEVICE void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, u
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// sum += (16, 8) times (8, 8) TF32 numbers, floats of which the low 13 bits are ignored. Lane l has
+// of A rows l / 4 and that + 8 in column l % 4, then both in column l % 4 + 4; of B row l % 4, then
+// row l % 4 + 4, of column l / 4.
+DEVICE void multiply_add_tf32(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// 8 or 16 bytes of shared memory, by every lane of a warp.
+template <class Value>
+DEVICE Value load_shared(const char* from) {
+  return *reinterpret_cast<const Value*>(from);
 }
 
 // 16 bytes to shared memory, later; zeros where not `wanted`.

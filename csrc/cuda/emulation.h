@@ -3,8 +3,8 @@
 // Made to find mistakes, not to be fast. Fibres run in an order that `emulation::seed` shuffles, so
 // a missing barrier shows; shared memory starts as NaN; asynchronous copies happen as early or as
 // late as they may; lanes that disagree about the next warp instruction abort, and so do accesses
-// outside shared memory; bank conflicts of matrix loads are counted. Products of mma are exact and
-// their sums are truncated to float after every 8, as tensor cores do.
+// outside shared memory; bank conflicts of matrix and vector loads are counted. Products of mma are
+// exact and their sums are truncated to float after every 8, 4 of TF32, as tensor cores do.
 #pragma once
 
 #include <setjmp.h>
@@ -29,6 +29,13 @@ struct float4 {
   float x, y, z, w;
 };
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+struct float2 {
+  float x, y;
+};
+struct uint2 {
+  uint32_t x, y;
+};
 
 static inline int min(int a, int b) { return a < b ? a : b; }
 
@@ -220,6 +227,27 @@ inline double half(uint32_t word, int upper) {
   return static_cast<double>(value);
 }
 
+// A TF32 number, of which the multipliers see 10 bits after the point.
+inline double short_float(uint32_t word) {
+  const uint32_t seen = word & 0xffffe000u;
+  float value;
+  std::memcpy(&value, &seen, 4);
+  return static_cast<double>(value);
+}
+
+// Loads of 8 or 16 bytes a lane come 128 bytes at a time; those must lie in different banks.
+inline void count_conflicts(const Lane* lanes, int bytes) {
+  for (int first = 0; first < LANES; first += 128 / bytes) {
+    unsigned seen = 0;
+    for (int lane = first; lane < first + 128 / bytes; ++lane) {
+      inside(lanes[lane].address, bytes);
+      const unsigned banks = 1u << ((lanes[lane].address - shared.data()) % 128 / bytes);
+      conflicts += (seen & banks) != 0;
+      seen |= banks;
+    }
+  }
+}
+
 // Eight 16-byte rows are read at once; each must lie in its own four banks.
 inline void count_conflicts(const Lane* lanes) {
   for (int block = 0; block < 4; ++block) {
@@ -246,11 +274,44 @@ inline int block_y() { return emulation::y; }
 inline void sync_block() { emulation::pause(emulation::Wait::block, 1); }
 inline char* shared_memory() { return emulation::shared.data(); }
 
-inline float shuffle_xor(float value, int lanes) {
+template <class Value>  // float or int
+Value shuffle_xor(Value value, int lanes) {
   uint32_t word;
   std::memcpy(&word, &value, 4);
   const emulation::Lane* all = emulation::exchange(2 + 100 * lanes, &word, 1, nullptr);
   std::memcpy(&value, &all[(emulation::current % emulation::LANES) ^ lanes].words[0], 4);
+  return value;
+}
+
+inline uint32_t ballot(bool value) {
+  const uint32_t word = value;
+  const emulation::Lane* all = emulation::exchange(6, &word, 1, nullptr);
+  uint32_t mask = 0;
+  for (int lane = 0; lane < emulation::LANES; ++lane) mask |= all[lane].words[0] << lane;
+  return mask;
+}
+
+inline uint32_t bits(float value) {
+  uint32_t word;
+  std::memcpy(&word, &value, 4);
+  return word;
+}
+
+inline float from_bits(uint32_t word) {
+  float value;
+  std::memcpy(&value, &word, 4);
+  return value;
+}
+
+inline void add_to(int* sum, int value) { *sum += value; }
+inline void add_to(int64_t* sum, int64_t value) { *sum += value; }
+
+template <class Value>
+Value load_shared(const char* from) {
+  const emulation::Lane* all = emulation::exchange(7, nullptr, 0, from);
+  if (emulation::current % emulation::LANES == 0) emulation::count_conflicts(all, sizeof(Value));
+  Value value;
+  std::memcpy(&value, from, sizeof(Value));
   return value;
 }
 
@@ -307,6 +368,24 @@ inline void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, u
         const uint32_t left = all[4 * (row % 8) + k / 2].words[row / 8 + 2 * upper];
         const uint32_t right = all[4 * column + k / 2].words[4 + upper];
         total += emulation::half(left, k % 2) * emulation::half(right, k % 2);
+      }
+      sum[r] = emulation::truncate(total);
+    }
+  }
+}
+
+inline void multiply_add_tf32(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  const emulation::Lane* all = emulation::exchange(8, words, 6, nullptr);
+  const int lane = emulation::current % emulation::LANES;
+  for (int r = 0; r < 4; ++r) {
+    const int row = lane / 4 + 8 * (r / 2), column = 2 * (lane % 4) + r % 2;
+    for (int upper = 0; upper < 2; ++upper) {
+      double total = sum[r];
+      for (int k = 0; k < 4; ++k) {
+        const uint32_t left = all[4 * (row % 8) + k].words[row / 8 + 2 * upper];
+        const uint32_t right = all[4 * column + k].words[4 + upper];
+        total += emulation::short_float(left) * emulation::short_float(right);
       }
       sum[r] = emulation::truncate(total);
     }

@@ -1,7 +1,10 @@
 // The library's C functions: each starts kernels on a stream and returns 0 or a CUDA error code.
 //
 // A C++ compiler without CUDA makes the emulated library of the tests from this same file.
+#include "centers.cuh"
 #include "log_sums.cuh"
+#include "nearest_center.cuh"
+#include "nearest_gradient.cuh"
 #include "ranges.cuh"
 #include "rows.cuh"
 #include "weighted_sums.cuh"
@@ -11,7 +14,7 @@
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
 // Changes with every struct or function below, so that Python refuses a library of another time.
-constexpr int INTERFACE = 2;
+constexpr int INTERFACE = 3;
 
 namespace {
 
@@ -112,6 +115,19 @@ int over_items(void (*kernel)(const Argument), const Argument& a, device::Stream
   return device::launch(kernel, blocks(a.count, THREADS), 1, THREADS, 0, stream, a);
 }
 
+// Calls one with the type of the rows' numbers: 0 float, 1 half, 2 bfloat16.
+template <class Use>
+int with_number(int number, Use use) {
+  if (number == 0) return use(SingleNumber());
+  if (number == 1) return use(HalfNumber());
+  return number == 2 ? use(BrainNumber()) : BAD_SHAPE;
+}
+
+template <class Shape>
+int launch_assign(const Assign& a, device::Stream stream) {
+  return device::launch(assign<Shape>, a.blocks, 1, THREADS, Shape::bytes(a), stream, a);
+}
+
 }  // namespace
 
 EXPORTED int selftaught_interface() { return INTERFACE; }
@@ -196,6 +212,47 @@ EXPORTED int selftaught_gather(const Gather* a, device::Stream stream) {
   return over_items(gather, *a, stream);
 }
 
+EXPORTED int selftaught_sum_centers(const SumCenters* a, device::Stream stream) {
+  return device::launch(sum_centers, blocks(a->count, SUMMED_CENTERS),
+                        blocks(a->width + 1, THREADS), THREADS, 0, stream, *a);
+}
+
+EXPORTED int selftaught_move_centers(const MoveCenters* a, device::Stream stream) {
+  if (a->padded > WIDEST_MOVED) return BAD_SHAPE;
+  const int bytes = SLICES * a->padded * static_cast<int>(sizeof(float));
+  return device::launch(move_centers, a->lengths / MOVED_CENTERS, 1, MOVING_THREADS, bytes, stream,
+                        *a);
+}
+
+// Rows that a block takes at a time, and what widths and numbers of centres are padded to.
+EXPORTED int selftaught_assign_rows() { return AssignShape<SingleNumber, 3>::ROWS; }
+EXPORTED int selftaught_assign_columns() { return AssignShape<SingleNumber, 3>::COLUMNS; }
+EXPORTED int selftaught_assign_centers() { return AssignShape<SingleNumber, 3>::CENTERS; }
+
+EXPORTED int selftaught_assign(const Assign* a, int number, int products, device::Stream stream) {
+  return with_number(number, [&](auto chosen) {
+    using Number = decltype(chosen);
+    if (products == 3) return launch_assign<AssignShape<Number, 3>>(*a, stream);
+    return products == 1 ? launch_assign<AssignShape<Number, 1>>(*a, stream) : BAD_SHAPE;
+  });
+}
+
+EXPORTED int selftaught_nearest_by_rows(const NearestGradient* a, int number, int,
+                                        device::Stream stream) {
+  return with_number(number, [&](auto chosen) {
+    return device::launch(nearest_by_rows<decltype(chosen)>, blocks(a->rows, GRADIENT_ROWS), 1,
+                          THREADS, 0, stream, *a);
+  });
+}
+
+EXPORTED int selftaught_nearest_by_centers(const NearestGradient* a, int number, int,
+                                           device::Stream stream) {
+  return with_number(number, [&](auto chosen) {
+    return device::launch(nearest_by_centers<decltype(chosen)>, a->count, a->splits, THREADS, 0,
+                          stream, *a);
+  });
+}
+
 #ifdef __CUDACC__
 // Why kernels cannot run on a device; "" where they can.
 EXPORTED const char* selftaught_trouble(int index) {
@@ -206,12 +263,12 @@ EXPORTED const char* selftaught_trouble(int index) {
 }
 
 EXPORTED const char* selftaught_error(int code) {
-  return code == BAD_SHAPE ? "no kernel has this width"
+  return code == BAD_SHAPE ? "no kernel has this shape"
                            : cudaGetErrorString(static_cast<cudaError_t>(code));
 }
 #else
 EXPORTED const char* selftaught_trouble(int) { return ""; }
-EXPORTED const char* selftaught_error(int) { return "no kernel has this width"; }
+EXPORTED const char* selftaught_error(int) { return "no kernel has this shape"; }
 // Order of threads and copies from now on; bank conflicts so far.
 EXPORTED void selftaught_seed(int seed) { emulation::seed = seed; }
 EXPORTED long selftaught_conflicts() { return emulation::conflicts; }

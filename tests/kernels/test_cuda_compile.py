@@ -17,7 +17,7 @@ KERNEL = re.compile(
     r"Used (\d+) registers",
     re.DOTALL,
 )
-TILED = re.compile("LogSumsShape|WeightedSumsShape")
+TILED = re.compile("LogSumsShape|WeightedSumsShape|AssignShape")
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def test_no_kernel_spills(built):
     kernels = KERNEL.findall(built[1])
     for architecture in build.ARCHITECTURES:
         names = [name for name, target, *_ in kernels if target == architecture]
-        assert len(names) == 25
-        assert sum(bool(TILED.search(name)) for name in names) == 18
+        assert len(names) == 39
+        assert sum(bool(TILED.search(name)) for name in names) == 24
     for name, target, *numbers in kernels:
         stack, stores, loads, registers = map(int, numbers)
         assert stack == stores == loads == 0, f"{name} spills on sm_{target}"
@@ -63,6 +63,7 @@ def test_library_loads_without_a_gpu(built):
             assert library.circle_parts(width, variant) in (1, 2)
             assert library.gradient_rows(width, variant) in (64, 128)
     assert library.circle_block(32, 0) < 0
+    assert library.assign_sizes() == (64, 128, 32)
     if not torch.cuda.is_available():
         assert library._library.selftaught_trouble(0)
 
@@ -100,9 +101,11 @@ def test_what_cannot_be_built_is_named(tmp_path, monkeypatch, capsys):
     ("change", "reason"),
     [
         ({"device": torch.device("cpu")}, "cuda only"),
-        ({"op": "mad"}, "not part"),
+        ({"op": "mix"}, "not part"),
         ({"dtype": torch.float64}, "float64"),
-        ({"width": 257}, "257"),
+        ({"width": 257}, "up to 256"),
+        ({"op": "nearest_center", "width": 4097}, "up to 4096"),
+        ({"op": "mad", "width": 4096}, "was not built"),
         ({}, "was not built"),
     ],
 )

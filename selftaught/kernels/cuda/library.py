@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selftaught.errors import MachineError
 
-INTERFACE = 2  # INTERFACE of csrc/cuda/library.cu
+INTERFACE = 3  # INTERFACE of csrc/cuda/library.cu
 LIBRARY = Path(__file__).with_name("_cuda.so")
 HOW = "build it with `python -m selftaught.kernels.cuda.build`, which needs nvcc"
 
@@ -22,10 +22,14 @@ _POINTER, _INT = ctypes.c_void_p, ctypes.c_int
 Pairs = list[tuple[str, type]]
 
 
-def _fields(pointers: str, integers: str) -> Pairs:
-    return [(name, _POINTER) for name in pointers.split()] + [
-        (name, _INT) for name in integers.split()
-    ]
+def _fields(pointers: str, integers: str, *, longs: str = "", floats: str = "") -> Pairs:
+    kinds = (
+        (pointers, _POINTER),
+        (longs, ctypes.c_int64),
+        (integers, _INT),
+        (floats, ctypes.c_float),
+    )
+    return [(name, kind) for names, kind in kinds for name in names.split()]
 
 
 class Prepare(ctypes.Structure):
@@ -91,7 +95,43 @@ class WeightedSums(ctypes.Structure):
 class Gather(ctypes.Structure):
     """Struct Gather of weighted_sums.cuh."""
 
-    _fields_ = [*_fields("parts sums", ""), ("count", ctypes.c_int64), ("chunks", _INT)]
+    _fields_ = _fields("parts sums", "chunks", longs="count")
+
+
+class SumCenters(ctypes.Structure):
+    """Struct SumCenters of centers.cuh."""
+
+    _fields_ = _fields("centers active sums", "count width")
+
+
+class MoveCenters(ctypes.Structure):
+    """Struct MoveCenters of centers.cuh."""
+
+    _fields_ = _fields(
+        "centers active sums origin moved length", "count width padded parts lengths"
+    )
+
+
+class Assign(ctypes.Structure):
+    """Struct Assign of nearest_center.cuh."""
+
+    _fields_ = _fields(
+        "x centers origin moved length labels loss squared index counts",
+        "count width padded x_whole centers_whole blocks",
+        longs="rows stride",
+        floats="eta eps",
+    )
+
+
+class NearestGradient(ctypes.Structure):
+    """Struct NearestGradient of nearest_gradient.cuh."""
+
+    _fields_ = _fields(
+        "grad x centers labels squared index by_x order bounds parts",
+        "count width splits x_whole centers_whole",
+        longs="rows stride grad_stride",
+        floats="eta eps",
+    )
 
 
 _STRUCTS: tuple[tuple[str, type[ctypes.Structure], bool], ...] = (
@@ -104,6 +144,11 @@ _STRUCTS: tuple[tuple[str, type[ctypes.Structure], bool], ...] = (
     ("merge", Merge, False),
     ("weighted_sums", WeightedSums, True),
     ("gather", Gather, False),
+    ("sum_centers", SumCenters, False),
+    ("move_centers", MoveCenters, False),
+    ("assign", Assign, True),
+    ("nearest_by_rows", NearestGradient, True),
+    ("nearest_by_centers", NearestGradient, True),
 )
 
 
@@ -142,7 +187,8 @@ class Library:
             name: the function's name without its prefix.
             arguments: the kernel's struct; its tensors have to live until this returns.
             device: where the tensors are.
-            shape: padded width and variant, where the function wants them; see `passes.shape_of`.
+            shape: which of its kernels, where the function has several: padded width and variant
+                (`passes.shape_of`), or number and products (`spheres`).
 
         Raises:
             MachineError: the kernel could not be started.
@@ -165,6 +211,15 @@ class Library:
     def gradient_rows(self, padded: int, variant: int) -> int:
         """Rows that a block of threads owns in the gradient pass."""
         return self._library.selftaught_gradient_rows(padded, variant)
+
+    def assign_sizes(self) -> tuple[int, int, int]:
+        """Rows of a tile of the nearest centre; what centres and columns are padded to."""
+        native = self._library
+        return (
+            native.selftaught_assign_rows(),
+            native.selftaught_assign_centers(),
+            native.selftaught_assign_columns(),
+        )
 
     def trouble(self, device: torch.device) -> str:
         """Why the kernels cannot run on a CUDA device; "" where they can."""

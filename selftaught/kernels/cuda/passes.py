@@ -30,7 +30,8 @@ def flat(tensor: Tensor) -> Tensor:
 
 
 @cache
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
+    """Multiprocessors of the device."""
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
@@ -141,7 +142,7 @@ def walk(
     device, symmetric, shape = x.unit.device, y is x, shape_of(x, y)
     rows, others = x.unit.shape[0], y.unit.shape[0]
     block, both = library.circle_block(*shape), symmetric or columns
-    cut = plan.circle(rows, others, block, _processors(device), symmetric=symmetric, walked=both)
+    cut = plan.circle(rows, others, block, processors(device), symmetric=symmetric, walked=both)
     own = torch.empty(plan.ceil_div(cut.span, cut.chunk), rows, device=device)
     parts = library.circle_parts(*shape)
     walked = torch.empty(cut.span, parts, others, device=device) if both else None
@@ -229,7 +230,7 @@ def weigh(
     device, shape = x.unit.device, shape_of(x, y)
     (rows, width), others = x.unit.shape, y.unit.shape[0]
     owned = library.gradient_rows(*shape)
-    chunk = plan.column_chunk(rows, others, width, owned, _processors(device))
+    chunk = plan.column_chunk(rows, others, width, owned, processors(device))
     chunks = plan.ceil_div(others, chunk)
     sums = torch.empty(chunks, rows, width, device=device)
     slopes = None if positive is None else torch.empty(chunks, rows, device=device)
