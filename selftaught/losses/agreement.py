@@ -19,7 +19,7 @@ class Pair(NamedTuple):
         second: second views, or keys.
         scale: 0-d temperature, None where it is a number.
         fixed: that number.
-        backend: its name, or "auto".
+        backend: its name, "auto", or "" for the environment's choice.
         more: classes of the rows, or further negatives.
     """
 

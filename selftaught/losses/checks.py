@@ -28,7 +28,7 @@ def looks_at_values(tensor: Tensor) -> bool:
 def check_options(
     backend: str | None, precision: str, reduction: str = "mean", exchange: str = "gather"
 ) -> str:
-    """Refuse unknown options; the backend's name, "auto" for None.
+    """Refuse unknown options; the backend's name, "" for None: the environment may choose it.
 
     Raises:
         ValueError: an option has a value that does not exist.
@@ -41,7 +41,7 @@ def check_options(
     ):
         if value not in allowed:
             raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(allowed)}")
-    return backend or "auto"
+    return backend or ""
 
 
 def check_matrix(name: str, tensor: Tensor, like: tuple[str, Tensor] | None = None) -> None:
