@@ -61,6 +61,50 @@ def test_ties_go_to_the_smallest_index():
     assert squared.tolist() == [1.0, 4.0, 9.0]
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+@pytest.mark.parametrize("spread", [0.0, 1e-4, 1.0])
+def test_of_equal_centers_the_first_is_nearest(spread, offset):
+    x, c = points(60, 7, 33, spread, offset)
+    order = torch.randperm(21, generator=torch.Generator().manual_seed(1))
+    copies = c.repeat(3, 1)[order]
+    truth, index = formulas.nearest(x, copies)
+    squared, found = nearest_center(x.float(), copies.float())
+    assert (
+        torch.equal(found, index)
+        and (copies[:7][found[found < 7]] == copies[found[found < 7]]).all()
+    )
+    torch.testing.assert_close(squared.double(), truth, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("scale", [30.0, 1e4])
+def test_squares_beyond_the_range_of_float16(scale):
+    x, c = (t.clamp(-5, 5).mul(scale).half() for t in points(50, 40, 128))
+    assert x.float().norm(dim=1).min() > 256
+    truth, index = formulas.nearest(x.double(), c.double())
+    squared, found = nearest_center(x, c)
+    assert torch.equal(found, index)
+    torch.testing.assert_close(squared.double(), truth, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_row_does_not_depend_on_its_batch(dtype):
+    x, c = (t.to(dtype) for t in points(150, 70, 40))
+    y = semi_labels(150)
+
+    def rows(x, y):
+        x = x.clone().requires_grad_()
+        loss, squared, index = mad_loss_with_assignment(x, c, y, reduction="none")
+        return loss.detach(), squared, index, torch.autograd.grad(loss.sum(), x)[0]
+
+    whole = rows(x, y)
+    order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
+    mixed = rows(x[order], y[order])
+    parts = [rows(x[a:b], y[a:b]) for a, b in ((0, 1), (1, 76), (76, 150))]
+    for place, value in enumerate(whole):
+        assert torch.equal(mixed[place], value[order])
+        assert torch.equal(torch.cat([part[place] for part in parts]), value)
+
+
 def test_inactive_centers_are_never_nearest():
     x, c = points(40, 9, 17)
     active = torch.arange(9) % 2 == 0
@@ -119,6 +163,20 @@ def test_known_abnormal_gradient_at_every_distance(squared):
     exact = x.detach().double()
     expected = -2 * exact / (exact.square().sum() + 1e-6) ** 2
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("label", [-1, 0, 1])
+@pytest.mark.parametrize("distance", [0.0, 1e-8, 1e-4, 1e-2, 1.0])
+def test_gradcheck_as_the_distance_goes_to_zero(distance, label):
+    """By rows and by centres; eps is far above the square of gradcheck's steps."""
+    x, c = points(4, 3, 5)
+    toward = formulas.unit(x - c[torch.arange(4) % 3])
+    x = (c[torch.arange(4) % 3] + distance * toward).requires_grad_()
+    y = torch.full((4,), label)
+    assert torch.autograd.gradcheck(
+        lambda a, b: mad_loss(a, b, y, eta=0.7, eps=1e-2, reduction="none"),
+        (x, c.requires_grad_()),
+    )
 
 
 def test_assignment_comes_with_the_loss_and_carries_no_gradient():
