@@ -81,7 +81,7 @@ class Encoder(nn.Module):
         """Features before the average pool.
 
         Args:
-            x: (B, 1, H, W) floats in the declared input range.
+            x: (B, 1, H, W) floats in the declared input range; the weights' precision is used.
 
         Returns:
             (B, width, H / 32, W / 32), rounded up; H / 8 with the small stem.
@@ -91,7 +91,7 @@ class Encoder(nn.Module):
         """
         if x.ndim != 4 or x.shape[1] != 1:
             raise ValueError(f"x: shape {tuple(x.shape)}, must be (B, 1, H, W)")
-        return self.layers(x.expand(-1, 3, -1, -1))
+        return self.layers(x.to(next(self.parameters()).dtype).expand(-1, 3, -1, -1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Average-pooled features h (B, width) of `x` (B, 1, H, W); raises like `feature_map`."""

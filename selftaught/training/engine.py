@@ -18,7 +18,7 @@ from selftaught.training.config import EngineConfig
 from selftaught.training.tasks import Task
 
 Batch = dict[str, Tensor]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp64"]
 
 
 class Engine(Protocol):

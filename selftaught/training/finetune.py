@@ -185,10 +185,11 @@ def finetune(
     options = config.finetune
     embedder = new_embedder(config, config.seed + FRESH_HEAD)
     if found is None:
+        # Placed first: weights are read in the precision of what takes them up.
+        place(embedder, config, device)
         embedder.encoder.load_state_dict(
             pretrained_embedder(config, images, run).encoder.state_dict()
         )
-        place(embedder, device)
         centers = initial_centers(config, images, embedder, reporter, stopper)
     else:
         centers = found.weights["centers"]
@@ -200,7 +201,7 @@ def finetune(
             "statistics do not carry over (preset paper does this on purpose)",
         )
     task = FinetuneTask(embedder, centers, eta=options.eta, gamma=options.gamma)
-    place(task, device)
+    place(task, config, device)
     synchronise_parameters(task)
     engine = make_engine(
         task, config.engine, optimizer=options.optimizer, weight_decay=options.weight_decay
@@ -246,5 +247,5 @@ def finetuned_task(config: Config, images: Images, run: Path, which: str = "last
     task = FinetuneTask(
         embedder, weights["centers"], eta=config.finetune.eta, gamma=config.finetune.gamma
     )
-    task.load_state_dict(weights)
+    place(task, config, torch.device("cpu")).load_state_dict(weights)
     return task.eval()

@@ -202,12 +202,14 @@ def embed(
         name: of the progress.
 
     Returns:
-        `h` (N, width) and `z` (N, D), float32 on the CPU, complete on every rank.
+        `h` (N, width) and `z` (N, D) on the CPU, complete on every rank; float64 where the weights
+        are, else float32.
 
     Raises:
         StopRun: a signal arrived.
     """
-    device = next(embedder.parameters()).device
+    weight = next(embedder.parameters())
+    device, kind = weight.device, torch.promote_types(weight.dtype, torch.float32)
     mine = np.array_split(rows, distributed.world_size())[distributed.rank()]
     # All ranks ask the stopper equally often, however uneven their shares are.
     steps = -(-len(rows) // distributed.world_size() // batch_size) + 1
@@ -221,7 +223,7 @@ def embed(
     for number, chunk in enumerate(chunks, 1):
         if len(chunk):
             h, z = embedder(next(source).views[:, 0].to(device))
-            parts.append((h.float().cpu(), z.float().cpu()))
+            parts.append((h.cpu().to(kind), z.cpu().to(kind)))
         if stopper.requested(device):
             raise stopper.exit()
         if reporter:

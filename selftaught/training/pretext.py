@@ -34,7 +34,7 @@ def pretext_task(config: Config, device: torch.device) -> PretextTask:
         temperature=config.pretext.temperature,
         method="supcon" if config.pretext.method == "supcon" else "ntxent",
     )
-    return place(task, device)
+    return place(task, config, device)
 
 
 def pretrain(

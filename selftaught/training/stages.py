@@ -35,8 +35,10 @@ ModuleType = TypeVar("ModuleType", bound=torch.nn.Module)
 TaskType = TypeVar("TaskType", bound=Task)
 
 
-def place(module: ModuleType, device: torch.device) -> ModuleType:
-    """Move a module to its device, in the memory format that is fastest there."""
+def place(module: ModuleType, config: Config, device: torch.device) -> ModuleType:
+    """Move a module to its device, in its precision and the memory format that is fastest."""
+    if config.engine.precision == "fp64":
+        module.double()
     # On a CPU channels-last took 11.2 ms a 64 px view in fp32 where the default took 7.1 ms.
     if device.type == "cpu":
         return module.to(device)
