@@ -3,9 +3,12 @@
 The ranks are forked from one process that has imported torch, so that a start costs no seconds.
 """
 
+import importlib
+import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -18,6 +21,7 @@ CONTEXT.set_forkserver_preload(
         "tests.faults.ranks",
         "selftaught.cli.run",
         "selftaught.training.run",
+        "selftaught.data.prepare.job",
         # Imported by a run when it comes to need them, seconds each.
         "torch._dynamo",
         "torch.utils.tensorboard",
@@ -38,7 +42,7 @@ class Started:
     def __init__(self, processes, folder):
         self.processes, self.folder = processes, folder
 
-    def end(self, timeout=120):
+    def end(self, timeout=400):
         """Exit codes, in rank order."""
         limit = time.monotonic() + timeout
         for process in self.processes:
@@ -95,11 +99,118 @@ def _rank(rank, world, port, folder, arguments, fault):
     os._exit(code)
 
 
-class SignalAt:
-    """Sends a signal to rank `rank` when the loop called `loop` has done `done` steps."""
+class SignalDuring:
+    """Sends a signal to rank `rank` while rank 0 works alone, for a minute unless it is ended.
 
-    def __init__(self, number, rank, loop, done):
-        self.number, self.rank, self.loop, self.done = number, rank, loop, done
+    Args:
+        work: a key of `LONE_WORK`.
+        folder: where rank 0 tells the other that it began.
+    """
+
+    def __init__(self, number, rank, work, folder):
+        self.number, self.rank, self.began = number, rank, folder / f"{work} began"
+        self.module, self.name = LONE_WORK[work]
+
+    def __call__(self, rank):
+        self.began.unlink(missing_ok=True)
+        if rank == 0:
+            setattr(importlib.import_module(self.module), self.name, self.work)
+        if rank == self.rank:
+            threading.Thread(target=self.send, daemon=True).start()
+
+    def work(self, *_, **__):
+        self.began.touch()
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            time.sleep(0.02)
+        raise AssertionError("not ended")
+
+    def send(self):
+        while not self.began.exists():
+            time.sleep(0.02)
+        send(self.number)
+
+
+LONE_WORK = {
+    "k-means": ("selftaught.training.finetune", "kmeans"),
+    "neighbours": ("selftaught.training.run", "knn_score"),
+    "metrics": ("selftaught.training.run", "evaluate"),
+    "report": ("selftaught.training.run", "write_report"),
+}
+# The parts of a whole run, in order, and the functions that do them.
+STAGES = {
+    "prepare": ("selftaught.training.run", "use_prepared"),
+    "split": ("selftaught.training.run", "split_images"),
+    "pretext": ("selftaught.training.pretext", "train"),
+    "centres": ("selftaught.training.finetune", "initial_centers"),
+    "finetune": ("selftaught.training.finetune", "train"),
+    "model": ("selftaught.training.run", "_write_model"),
+    "score": ("selftaught.training.run", "score"),
+    "metrics": ("selftaught.training.run", "write_metrics"),
+    "report": ("selftaught.training.run", "write_report"),
+}
+
+
+def _around(stage, before, after):
+    """Call `before` and `after` around the function that does `stage`."""
+    module, name = STAGES[stage]
+    module = importlib.import_module(module)
+    function = getattr(module, name)
+
+    def surrounded(*arguments, **named):
+        before()
+        try:
+            return function(*arguments, **named)
+        finally:
+            after()
+
+    setattr(module, name, surrounded)
+
+
+class Timed:
+    """Writes the seconds that each stage takes to `path` (JSON)."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __call__(self, rank):
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        for stage in STAGES:
+            _around(stage, self.begin, lambda stage=stage: self.end(stage))
+
+    def begin(self):
+        self.since = time.monotonic()
+
+    def end(self, stage):
+        self.seconds[stage] += time.monotonic() - self.since
+        self.path.write_text(json.dumps(self.seconds))
+
+
+class KillIn:
+    """Kill -9 of the process, some seconds after it began a stage for the first time."""
+
+    def __init__(self, stage, seconds):
+        self.stage, self.seconds = stage, seconds
+
+    def __call__(self, rank):
+        self.armed = False
+        _around(self.stage, self.arm, lambda: None)
+
+    def arm(self):
+        if not self.armed:
+            self.armed = True
+            threading.Thread(target=self.kill, daemon=True).start()
+
+    def kill(self):
+        time.sleep(self.seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class At:
+    """Calls `act` in rank `rank` when the loop called `loop` has done `done` steps."""
+
+    def __init__(self, rank, loop, done, act, *arguments):
+        self.rank, self.loop, self.done, self.act, self.arguments = rank, loop, done, act, arguments
 
     def __call__(self, rank):
         from selftaught.training.progress import Reporter
@@ -108,15 +219,18 @@ class SignalAt:
             return
         advance = Reporter.advance
 
-        def advance_then_signal(reporter, name, done, total, **figures):
+        def advance_and_act(reporter, name, done, total, **figures):
             advance(reporter, name, done, total, **figures)
             if (name, done) == (self.loop, self.done):
-                print(f"sent at {time.time()}", flush=True)
-                os.kill(os.getpid(), self.number)
-                if self.number == signal.SIGSTOP:
-                    time.sleep(0.1)
+                self.act(*self.arguments)
 
-        Reporter.advance = advance_then_signal
+        Reporter.advance = advance_and_act
+
+
+def send(number):
+    """The signal to this process itself, told to stdout."""
+    print(f"sent at {time.time()}", flush=True)
+    os.kill(os.getpid(), number)
 
 
 class BadPixels:
@@ -165,3 +279,27 @@ class BadLoss:
             return out | {"loss": out["loss"] / 0} if at["step"] == self.step else out
 
         loop.optimize, TorchEngine.forward = optimize_counted, forward_bad
+
+
+class BadGradient:
+    """The gradient that reaches the embeddings of rank `rank` is NaN at 0-based `step`."""
+
+    def __init__(self, rank, step):
+        self.rank, self.step = rank, step
+
+    def __call__(self, rank):
+        from selftaught.training import loop
+
+        if rank != self.rank:
+            return
+        optimize = loop.optimize
+
+        def optimize_bad(engine, batch, lr, parts, files, step, watch):
+            if step == self.step:
+                engine.task.embedder.register_forward_hook(spoil)
+            return optimize(engine, batch, lr, parts, files, step, watch)
+
+        def spoil(module, inputs, outputs):
+            outputs[1].register_hook(lambda gradient: gradient * float("nan"))
+
+        loop.optimize = optimize_bad

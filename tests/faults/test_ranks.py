@@ -1,6 +1,8 @@
-"""Faults on one rank of two: signals in every loop, a dead, a stopped and a late rank, bad numbers,
-damaged checkpoints, another number of ranks; the run ends as promised and goes on."""
+"""Faults on one rank of two: signals in every loop, a dead and a late rank, bad numbers, damaged
+checkpoints, another number of ranks, divided optimizers; the run ends as promised and goes on."""
 
+import importlib.util
+import os
 import signal
 import time
 
@@ -9,7 +11,16 @@ import pytest
 from scipy.stats import spearmanr
 
 from selftaught.training import checkpoint
-from tests.faults.ranks import BadLoss, BadPixels, SignalAt, start
+from tests.faults.ranks import (
+    LONE_WORK,
+    At,
+    BadGradient,
+    BadLoss,
+    BadPixels,
+    SignalDuring,
+    send,
+    start,
+)
 from tests.tiny import options, write_images
 
 RESULTS = (
@@ -19,6 +30,7 @@ RESULTS = (
     "embeddings.safetensors",
     "metrics.json",
 )
+pytestmark = pytest.mark.timeout(900)
 # One image a forward pass, so that there are several passes to be stopped between.
 SHORT = {"score.batch_size": 1, "pretext.epochs": 2, "finetune.epochs": 2}
 
@@ -47,15 +59,34 @@ def go_on(ranks_folder, arguments, world=2):
     assert ranks.end() == [0] * world, ranks.said(0)
 
 
-LOOPS = ["pretext", "centres", "finetune", "score", "pretext features"]
+# In the order of a run. What is in LONE_WORK is done by rank 0 while the other waits.
+LOOPS = [
+    "pretext",
+    "centres",
+    "k-means",
+    "finetune",
+    "score",
+    "pretext features",
+    "neighbours",
+    "metrics",
+    "report",
+]
 
 
 def stop_with(number, rank, loop, done, folder, arguments):
-    ranks = start(folder, arguments, 2, SignalAt(getattr(signal, number), rank, loop, done))
+    """A signal to `rank`, and what rank 0 said; both ranks must end as promised."""
+    number = getattr(signal, number)
+    folder.mkdir(exist_ok=True)
+    if loop in LONE_WORK:
+        fault = SignalDuring(number, rank, loop, folder)
+    else:
+        fault = At(rank, loop, done, send, number)
+    ranks = start(folder, arguments, 2, fault)
     codes = ranks.end()
-    assert codes == [130 if number == "SIGINT" else 143] * 2, ranks.said(0) + ranks.said(1)
+    ended = time.time()
+    assert codes == [130 if number == signal.SIGINT else 143] * 2, ranks.said(0) + ranks.said(1)
     sent = float(ranks.said(rank).split("sent at ")[1].split()[0])
-    assert time.time() - sent < 20
+    assert ended - sent < 20, loop
     for one in (0, 1):
         assert "Traceback" not in ranks.said(one)
         assert "what was done is saved" in ranks.said(one)
@@ -73,6 +104,12 @@ def damage(folder, flip):
     newest.write_bytes(bytes(content))
 
 
+def set_clock_back(run):
+    """Newer files become the older ones, as after a clock was set back."""
+    for path in run.rglob("*"):
+        os.utime(path, (4e9 - path.stat().st_mtime,) * 2)
+
+
 def test_one_run_stopped_in_every_way_ends_with_the_same_bits(whole, tmp_path):
     manifest, expected = whole
     run, ranks = tmp_path / "run", tmp_path / "ranks"
@@ -83,29 +120,32 @@ def test_one_run_stopped_in_every_way_ends_with_the_same_bits(whole, tmp_path):
     assert "checksum differs" in said and "using the one before" in said
     end_by_kill(ranks, arguments, 1, "finetune", 3)
     stop_with("SIGINT", 1, "finetune", 5, ranks, arguments)
+    set_clock_back(run)
     stop_with("SIGTERM", 0, "score", 4, ranks, arguments)
+    stop_with("SIGUSR1", 1, "neighbours", 0, ranks, arguments)
     go_on(ranks, arguments)
     assert_equal(results(run), results(expected))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGUSR1"])
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("loop", LOOPS)
-def test_any_signal_on_any_rank_in_any_loop(whole, tmp_path, number, rank, loop):
+def test_any_signal_in_every_loop(whole, tmp_path, number):
     manifest, expected = whole
     arguments = options(manifest, tmp_path / "run", **SHORT)
-    stop_with(number, rank, loop, 2, tmp_path / "ranks", arguments)
+    first = ("SIGTERM", "SIGINT", "SIGUSR1").index(number)
+    for turn, loop in enumerate(LOOPS, first):
+        stop_with(number, turn % 2, loop, 2, tmp_path / "ranks", arguments)
     go_on(tmp_path / "ranks", arguments)
     assert_equal(results(tmp_path / "run"), results(expected))
 
 
 def end_by_kill(folder, arguments, rank, loop, done):
     """Kill -9 of one rank: the other one ends soon and names it."""
-    ranks = start(folder, arguments, 2, SignalAt(signal.SIGKILL, rank, loop, done))
+    ranks = start(folder, arguments, 2, At(rank, loop, done, send, signal.SIGKILL))
     codes = ranks.end()
+    ended = time.time()
     sent = float(ranks.said(rank).split("sent at ")[1].split()[0])
-    assert time.time() - sent < 30
+    assert ended - sent < 30
     said = ranks.said(1 - rank)
     assert codes[rank] == -signal.SIGKILL
     assert codes[1 - rank] == 3, said
@@ -117,11 +157,12 @@ def end_by_kill(folder, arguments, rank, loop, done):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("loop", LOOPS)
-def test_a_rank_killed_in_any_loop(whole, tmp_path, rank, loop):
+def test_a_rank_killed_in_every_loop(whole, tmp_path, rank):
     manifest, expected = whole
     arguments = options(manifest, tmp_path / "run", **SHORT)
-    end_by_kill(tmp_path / "ranks", arguments, rank, loop, 2)
+    for loop in LOOPS:
+        if loop not in LONE_WORK:
+            end_by_kill(tmp_path / "ranks", arguments, rank, loop, 2)
     go_on(tmp_path / "ranks", arguments)
     assert_equal(results(tmp_path / "run"), results(expected))
 
@@ -129,8 +170,8 @@ def test_a_rank_killed_in_any_loop(whole, tmp_path, rank, loop):
 def test_a_late_rank_is_named_when_time_is_up(whole, tmp_path):
     manifest, _ = whole
     arguments = options(manifest, tmp_path / "run", **SHORT, **{"engine.timeout": 4})
-    ranks = start(tmp_path / "ranks", arguments, 2, Late(1, "pretext", 2, 60))
-    codes = ranks.end(45)
+    ranks = start(tmp_path / "ranks", arguments, 2, At(1, "pretext", 2, time.sleep, 600))
+    codes = ranks.end()
     assert codes[0] == 3, ranks.said(0)
     assert "rank 1 did not arrive within the time limit" in ranks.said(0)
     # The late rank's main thread sleeps on; the thread beside it ends it.
@@ -138,29 +179,10 @@ def test_a_late_rank_is_named_when_time_is_up(whole, tmp_path):
     assert "rank 1 ends too" in ranks.said(1)
 
 
-class Late:
-    """Rank `rank` sleeps when a loop has done some steps."""
-
-    def __init__(self, rank, loop, done, seconds):
-        self.rank, self.loop, self.done, self.seconds = rank, loop, done, seconds
-
-    def __call__(self, rank):
-        from selftaught.training.progress import Reporter
-
-        if rank != self.rank:
-            return
-
-        def advance(reporter, name, done, total, **figures):
-            if (name, done) == (self.loop, self.done):
-                time.sleep(self.seconds)
-
-        Reporter.advance = advance
-
-
 @pytest.mark.parametrize(
     "fault",
-    [BadPixels(1, 2), pytest.param(BadLoss(1, 2), marks=pytest.mark.slow)],
-    ids=["pixels", "loss"],
+    [BadPixels(1, 2), BadGradient(1, 2), pytest.param(BadLoss(1, 2), marks=pytest.mark.slow)],
+    ids=["pixels", "gradient", "loss"],
 )
 def test_a_bad_number_on_one_rank_stops_all_before_the_update(whole, tmp_path, fault):
     manifest, _ = whole
@@ -177,6 +199,8 @@ def test_a_bad_number_on_one_rank_stops_all_before_the_update(whole, tmp_path, f
     if isinstance(fault, BadPixels):
         bad = ranks.said(1).split("bad file ")[1].split()[0]
         assert line.endswith(f"pixels of files: {bad}")
+    if isinstance(fault, BadGradient):
+        assert "parameters with a bad gradient when computed again, files: " in line
     found, problems = checkpoint.newest(run / "checkpoints" / "pretext")
     assert (found.step, problems) == (2, [])
     assert all(value.isfinite().all() for value in found.weights.values())
@@ -207,3 +231,18 @@ def test_another_number_of_ranks_goes_on_at_the_same_global_batch(whole, tmp_pat
     scores = [pd.read_csv(one / "scores.csv")["score"] for one in (run, alone)]
     assert spearmanr(*scores).statistic > 0.99
     assert (run / "split.csv").read_bytes() == (expected / "split.csv").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
+@pytest.mark.parametrize("stage", [1, 2])
+def test_divided_optimizers_go_on_with_the_same_bits(whole, tmp_path, stage):
+    manifest, _ = whole
+    ranks, zero = tmp_path / "ranks", {"engine.kind": "deepspeed", "engine.zero_stage": stage}
+    unharmed = options(manifest, tmp_path / "unharmed", **SHORT, **zero)
+    go_on(ranks, unharmed)
+    arguments = options(manifest, tmp_path / "run", **SHORT, **zero)
+    stop_with("SIGTERM", 1, "pretext", 3, ranks, arguments)
+    end_by_kill(ranks, arguments, 0, "finetune", 3)
+    go_on(ranks, arguments)
+    assert_equal(results(tmp_path / "run"), results(tmp_path / "unharmed"))

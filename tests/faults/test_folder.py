@@ -1,0 +1,152 @@
+"""What a user owns outlives a run: foreign, shared, deleted, read-only and linked folders."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from selftaught.cli.main import main
+from selftaught.training import checkpoint, folder
+from tests.faults.ranks import At, start
+from tests.tiny import options, write_images
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+def content(place):
+    return {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("notes.txt",), ("split.csv",), ("config.yaml",), ("model/encoder.safetensors", ".lock")],
+)
+def test_a_folder_with_foreign_files_is_refused_and_stays_as_it_is(
+    manifest, tmp_path, capsys, names
+):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine: 1\n")
+    before = content(tmp_path)
+    assert main(["run", *options(manifest, tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("selftaught: ")
+    assert str(tmp_path) in line
+    assert content(tmp_path) == before
+
+
+def test_a_folder_in_use_is_refused_by_every_name_it_has(manifest, tmp_path, capsys):
+    run, link = tmp_path / "run", tmp_path / "link"
+    run.mkdir()
+    link.symlink_to(run)
+    with folder.lock(run):
+        for out in (run, link):
+            assert main(["run", *options(manifest, out)]) == 2
+            assert "is in use by another run" in capsys.readouterr().err
+    assert sorted(path.name for path in run.iterdir()) == [".lock"]
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_read_only_folder_is_said_in_one_line(manifest, read_only, capsys):
+    for out in (read_only, read_only / "new"):
+        assert main(["run", *options(manifest, out)]) == 3
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "cannot be written: Read-only file system" in line
+
+
+def test_a_link_to_nowhere_is_said_in_one_line(manifest, tmp_path, capsys):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert main(["run", *options(manifest, tmp_path / "link")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "link") in line
+
+
+def replace_by_another(run, with_lock):
+    shutil.rmtree(run, ignore_errors=True)
+    if with_lock is not None:
+        shutil.copytree(with_lock, run)
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
+@pytest.mark.parametrize("loop", ["pretext", "score"])
+def test_a_run_folder_that_goes_away_ends_the_run(manifest, tmp_path, loop, replaced):
+    run, other = tmp_path / "run", tmp_path / "other"
+    other.mkdir()
+    (other / ".lock").touch()
+    (other / "scores.csv").write_text("another run's\n")
+    more = {"pretext.epochs": 1, "finetune.epochs": 1, "engine.save_every": 2}
+    fault = At(0, loop, 1, replace_by_another, run, other if replaced else None)
+    started = start(tmp_path / "ranks", options(manifest, run, **more), 1, fault)
+    assert started.end() == [3], started.said(0)
+    lines = [one for one in started.said(0).splitlines() if one.startswith("selftaught: ")]
+    assert len(lines) == 1 and "was deleted, moved or replaced" in lines[0], lines
+    if replaced:
+        found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+        assert not {name for name in found if name.startswith(("checkpoints", "model"))}
+        assert (run / "scores.csv").read_text() == "another run's\n"
+
+
+def test_only_checkpoints_are_cleared_away(tmp_path):
+    mine = [tmp_path / "step-00000001-before-the-change", tmp_path / "step-1", tmp_path / "kept"]
+    for path in mine:
+        path.mkdir()
+        (path / "weights.safetensors").write_text("mine")
+    (tmp_path / "step-00000002").symlink_to(mine[2])
+    for step in (3, 4, 5, 6):
+        state = checkpoint.Checkpoint(step=step, weights={}, optimizer={}, figures={})
+        checkpoint.save(tmp_path, state)
+    assert all((path / "weights.safetensors").read_text() == "mine" for path in mine)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(path.name for path in mine),
+        *("step-00000002", "step-00000005", "step-00000006"),
+    }
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_no_damaged_one(tmp_path, monkeypatch):
+    state = checkpoint.Checkpoint(step=3, weights={}, optimizer={}, figures={})
+    checkpoint.save(tmp_path, state)
+
+    def too_many(*_):
+        raise OSError(24, "Too many open files", str(tmp_path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "sha256", too_many)
+        with pytest.raises(checkpoint.MachineError, match="cannot be read: Too many open files"):
+            checkpoint.newest(tmp_path)
+    assert checkpoint.newest(tmp_path)[0].step == 3
+
+
+def test_a_damaged_checkpoint_is_put_aside_and_not_deleted(tmp_path):
+    for step in (3, 4):
+        state = checkpoint.Checkpoint(step=step, weights={}, optimizer={}, figures={})
+        path = checkpoint.save(tmp_path, state)
+    (path / "state.json").write_text("{")
+    found, problems = checkpoint.newest(tmp_path)
+    assert found.step == 3 and "using the one before" in problems[0]
+    checkpoint.put_aside_after(tmp_path, found.step)
+    assert {p.name for p in tmp_path.iterdir()} == {"step-00000003", "damaged-step-00000004"}
+    assert (tmp_path / "damaged-step-00000004" / "state.json").read_text() == "{"
+
+
+def test_no_decision_depends_on_the_clock():
+    package = Path(checkpoint.__file__).parents[1]
+    for path in package.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        for word in ("time.time(", "datetime.now", "utcnow"):
+            assert word not in text, f"{path.name} asks the clock, which may be set: {word}"
