@@ -8,10 +8,15 @@ from torch import Tensor
 
 from selftaught.errors import InputError
 from selftaught.kernels import dispatch, ops
+from selftaught.kernels.cpp.clusters import NearestAgain
+from selftaught.search.direct import compiled
 from selftaught.search.exact_knn import squared_knn
 from selftaught.search.flat import BLOCK, flat_search, load_faiss, map_blocks
 
 BACKENDS = ("auto", "native", "faiss")
+
+# Of a rank's rows and the centres; beyond it all centres are compared in every iteration.
+BOUND_BYTES = 1 << 28
 
 Assign = Callable[[Tensor, Tensor], Tensor]
 
@@ -51,6 +56,32 @@ def native(x: Tensor, centers: Tensor) -> Tensor:
     if not len(x):
         return torch.zeros(0, dtype=torch.int64, device=x.device)
     return ops.nearest_center(x, centers.to(x.dtype), None, "auto", "auto")[1]
+
+
+class Again:
+    """`native` of the same rows for centres that move little, in C++."""
+
+    def __init__(self, x: Tensor, clusters: int) -> None:
+        """Of rows `x` (N, D) float32 on the CPU and about that many clusters."""
+        self._x = x
+        self._nearest = NearestAgain(x, bounds=4 * len(x) * clusters <= BOUND_BYTES)
+
+    def __call__(self, x: Tensor, centers: Tensor) -> Tensor:
+        """What `native` returns; `x` must be the rows given at first."""
+        assert x is self._x
+        return self._nearest(centers)
+
+    def with_gaps(self, centers: Tensor) -> tuple[Tensor, Tensor]:
+        """Also (N,) how much farther every other centre is, at least; NaN or <= 0: unknown."""
+        index = self._nearest(centers, gaps=True)
+        return index.clone(), self._nearest.gap
+
+
+def repeated(kind: str, x: Tensor, clusters: int) -> Assign:
+    """The function of `kind`, what `choose` returned, for one run of k-means on rows `x`."""
+    if kind == "faiss":
+        return faiss
+    return Again(x, clusters) if compiled(x.device) else native
 
 
 def faiss(x: Tensor, centers: Tensor) -> Tensor:

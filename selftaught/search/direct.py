@@ -6,10 +6,19 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from selftaught.kernels import dispatch, native
+from selftaught.kernels.cpp import clusters
+
 # On a CPU torch wakes its threads for 32,768 values and more. Waking them for every pass over a
 # block costs more than they save, and on a busy machine a scheduler's turn each; smaller blocks
 # also stay in the cache.
 BLOCK_VALUES = {"cpu": 32_767, "cuda": 1 << 24}
+
+
+def compiled(device: torch.device) -> bool:
+    """Whether passes over rows on `device` run in C++; the plain ones give the same bits."""
+    allowed = dispatch.requested(None) in ("auto", "cpp")
+    return device.type == "cpu" and allowed and not native.reason()
 
 
 @contextmanager
@@ -53,6 +62,8 @@ def squared_rows(x: Tensor, y: Tensor) -> Tensor:
 
 def squared_to(x: Tensor, centers: Tensor, index: Tensor) -> Tensor:
     """Squared distance (N,) float64 of each row to `centers[index]`, in blocks."""
+    if compiled(x.device) and x.dtype in (torch.float32, torch.float64):
+        return clusters.squared_to(x.contiguous(), centers, index)
     block = block_rows(x)
     with serial():
         parts = [

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selftaught.search.direct import block_rows, serial
+from selftaught.kernels.cpp import clusters
+from selftaught.search.direct import block_rows, compiled, serial
 from selftaught.search.shards import Ranks
 
 BITS = {torch.float64: 52, torch.int64: 61}
@@ -68,9 +69,12 @@ def mean_of_rows(x: Tensor, largest: Tensor, rows: int, ranks: Ranks) -> Tensor:
     dtype = summing_dtype(x.device)
     scale = scale_for(largest, rows, dtype)
     total = x.new_zeros(x.shape[1], dtype=dtype)
-    with serial():
-        for part in x.split(block_rows(x)):
-            total += on_grid(part, scale, dtype).sum(dim=0)
+    if compiled(x.device):
+        clusters.cluster_sums(x, total[None], x.new_zeros(1, dtype=dtype), None, scale=scale)
+    else:
+        with serial():
+            for part in x.split(block_rows(x)):
+                total += on_grid(part, scale, dtype).sum(dim=0)
     return ranks.total(total).double() / scale / rows
 
 
@@ -79,6 +83,8 @@ def moved_to_grid(x: Tensor, origin: Tensor, scale: Tensor) -> Tensor:
 
     What float32 leaves of such a multiple is one too, so the float64 sum of these rows is exact.
     """
+    if compiled(x.device):
+        return clusters.to_grid(x, origin, scale)
     out, block = torch.empty_like(x, dtype=torch.float32), block_rows(x)
     with serial():
         for source, target in zip(x.split(block), out.split(block), strict=True):

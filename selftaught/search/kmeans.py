@@ -113,28 +113,49 @@ def _open(x: Rows, weights: Any, device: torch.device | None, ranks: Ranks) -> _
     return _Data(shard, original, origin)
 
 
-def _exactly(data: _Data, centers: Tensor, backend: str) -> Tensor:
-    """Nearest of the float32 `centers`, in float64 where the backend has it."""
-    moved = centers.double() - data.origin
+def _exactly(data: _Data, rows: Tensor, centers: Tensor, backend: str) -> Tensor:
+    """Nearest of the moved float64 `centers` to some original `rows`, in float64 if possible."""
     parts = []
-    for part in data.original.split(BLOCK):
-        rows = part.double() - data.origin
-        if backend == "faiss" and len(rows):
-            numbers = squared_knn(rows.numpy(), moved.numpy(), 1, backend)[1][:, 0]
+    for part in rows.split(BLOCK):
+        moved = part.double() - data.origin
+        if backend == "faiss" and len(part):
+            numbers = squared_knn(moved.numpy(), centers.numpy(), 1, backend)[1][:, 0]
             parts.append(torch.from_numpy(numbers.copy()))
-        elif rows.device.type == "cpu":
-            parts.append(assign.native(rows, moved))
+        elif part.device.type == "cpu":
+            parts.append(assign.native(moved, centers))
         else:  # GPUs are slow in float64, and the kernels there have none
-            parts.append(assign.native(rows.float(), moved))
+            parts.append(assign.native(moved.float(), centers))
     return torch.cat(parts)
 
 
-def _finish(data: _Data, centers: Tensor, backend: str, empty: str) -> KMeansResult:
+def _nearest(data: _Data, centers: Tensor, backend: str, again: assign.Assign) -> Tensor:
+    """Nearest of the float32 `centers` to the original rows, as `_exactly` finds them.
+
+    Where float32 leaves no doubt its answer is taken: a row and a centre are each off by at most
+    half a unit of it, and a row by half a step of the grid, so a gap of twice that is one.
+    """
+    moved = centers.double() - data.origin
+    if not isinstance(again, assign.Again):
+        return _exactly(data, data.original, moved, backend)
+    index, gap = again.with_gaps(moved.float())
+    x, scale = data.shard.x, data.shard.scale
+    lengths = torch.linalg.vector_norm(x, dim=1).double() + moved.norm(dim=1).max()
+    # Four times over for the rounding of lengths; what is as small as the last term may underflow.
+    margin = 2.0**-22 * lengths + 2 * (1 / scale).norm() + 2.0**-60 * x.shape[1]
+    unsure = torch.nonzero(~(gap > margin))[:, 0]
+    if len(unsure):
+        index[unsure] = _exactly(data, data.original[unsure], moved, backend)
+    return index
+
+
+def _finish(
+    data: _Data, centers: Tensor, backend: str, empty: str, again: assign.Assign
+) -> KMeansResult:
     """Round the centres to what is returned, then assign exactly and drop empty ones."""
     shard = data.shard
     centers = (centers + data.origin).float()
     while True:
-        index = _exactly(data, centers, backend)
+        index = _nearest(data, centers, backend, again)
         filled = counted(shard, index, len(centers)) > 0
         if empty == "keep" or bool(filled.all()):
             break
@@ -214,10 +235,11 @@ def kmeans(
     data = _open(x, weights, None if keep_there else torch.device("cpu"), ranks)
     if data.shard.rows < k and not allow_fewer:
         raise ValueError(f"k={k}: only {data.shard.rows} samples, must be at most their number")
-    nearest = assign.faiss if kind == "faiss" else assign.native
     best: KMeansResult | None = None
     for start in _starts(data, k, seed, restarts, initial):
-        found = _finish(data, lloyd(data.shard, start, iterations, nearest, empty), kind, empty)
+        again = assign.repeated(kind, data.shard.x, len(start))
+        centers = lloyd(data.shard, start, iterations, again, empty)
+        found = _finish(data, centers, kind, empty, again)
         if best is None or found.inertia < best.inertia:
             best = found
     assert best is not None

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from selftaught.kernels.cpp import clusters
 from selftaught.search.assign import Assign
-from selftaught.search.direct import block_rows, serial, squared_to
+from selftaught.search.direct import block_rows, compiled, serial, squared_to
 from selftaught.search.exact_sums import on_grid, peak, scale_for, summing_dtype
 from selftaught.search.shards import Shard
 
@@ -32,6 +33,19 @@ class _Sums:
         self.totals = shard.x.new_zeros(clusters, shard.x.shape[1], dtype=self.dtype)
         self.masses = shard.x.new_zeros(clusters, dtype=self.dtype)
 
+    def _move_compiled(self, before: Tensor, now: Tensor) -> int:
+        weighted = self.shard.weights is not None
+        return clusters.cluster_sums(
+            self.shard.x,
+            self.totals,
+            self.masses,
+            now,
+            before,
+            weights=self.shard.weights,
+            scale=self.scale if weighted else None,
+            weight_scale=float(self.weight_scale),
+        )
+
     def _add(self, x: Tensor, weights: Tensor | None, clusters: Tensor, sign: int) -> None:
         values = x.double()
         mass = torch.ones_like(values[:, 0])
@@ -45,6 +59,8 @@ class _Sums:
 
     def move(self, before: Tensor, now: Tensor) -> bool:
         """Take up assignments `now` (N,) after `before`, -1 for none; whether any rank's differ."""
+        if compiled(now.device):
+            return bool(self.shard.ranks.total(torch.tensor(self._move_compiled(before, now))))
         moved = torch.nonzero(now != before)[:, 0]
         if not int(self.shard.ranks.total(torch.tensor(len(moved)))):
             return False
