@@ -34,7 +34,7 @@ from selftaught.training.stages import (
     place,
     total_steps,
 )
-from selftaught.training.stop import Stopper
+from selftaught.training.stop import Stopper, first_rank_alone
 from selftaught.training.tasks import KNOWN_ABNORMAL, FinetuneTask
 
 # The fine-tuning head is drawn from a seed of its own: it must not repeat the pretext head.
@@ -157,12 +157,14 @@ def initial_centers(
             reporter=reporter,
             name="centres",
         )[1]
-    found = kmeans(z, options.centers, seed=config.seed, restarts=10)
-    if reporter:
+    found = first_rank_alone(
+        lambda: kmeans(z, options.centers, seed=config.seed, restarts=10), stopper
+    )
+    if found and reporter:
         filled = occupancy.occupancy(found.counts, found.counts >= 0)
         text = f"k-means: {occupancy.describe(filled)}; {options.centers} centres were asked for"
         reporter.log(kind="note", stage="finetune", epoch=0, step=0, message=text)
-    centers = distributed.broadcast_object(found.centers.float())
+    centers = distributed.broadcast_object(found and found.centers.float())
     epsilon = options.center_epsilon
     small = (centers.abs() < epsilon) & (centers != 0)
     return torch.where(small, centers.sign() * epsilon, centers)
