@@ -19,7 +19,7 @@ from selftaught.training.inputs import (
 from selftaught.training.loop import synchronise_parameters, train
 from selftaught.training.progress import Reporter
 from selftaught.training.stages import TrainingStage, new_embedder, place, total_steps
-from selftaught.training.stop import Stopper
+from selftaught.training.stop import Stopper, first_rank_alone
 from selftaught.training.tasks import PretextTask
 
 
@@ -51,8 +51,10 @@ def pretrain(
     """
     folder = run / "checkpoints" / "pretext"
     if config.pretext.method in ("imagenet", "none"):
-        if distributed.is_main() and checkpoint.newest(folder)[0] is None:
-            checkpoint.save(folder, _untrained(config, images, reporter, stopper, device))
+        if not distributed.broadcast_object(checkpoint.newest(folder)[0] is not None):
+            untrained = first_rank_alone(lambda: _untrained(config, images, device), stopper)
+            if untrained:
+                checkpoint.save(folder, untrained)
         distributed.barrier()
         return
     task = pretext_task(config, device)
@@ -76,9 +78,7 @@ def pretrain(
         stage.close()
 
 
-def _untrained(
-    config: Config, images: Images, reporter: Reporter, stopper: Stopper, device: torch.device
-) -> Checkpoint:
+def _untrained(config: Config, images: Images, device: torch.device) -> Checkpoint:
     task = pretext_task(config, device)
     if config.pretext.method == "imagenet":
         load_encoder_weights(task.embedder.encoder, Path(config.model.weights))
