@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ PREPARATION = ("autocontrast", "order", "mask_scale")
 SLACK = 1e-6  # of the input range: resampling in float32 may overshoot by rounding
 Paths = Sequence[str | PathLike[str]]
 Masks = Sequence[str | PathLike[str] | None]
+Executor = Literal["auto", "opencv", "dali"]
 
 
 def _listed(images: Paths | Tensor) -> Paths | Tensor:
@@ -45,6 +46,7 @@ class Detector:
         input_range: lowest and highest allowed value of a tensor, [0, 1].
         centers: (K, D) float32.
         facts: what was stored with the model: preprocessing, threshold, normal scores, training.
+        pipeline: who reads and prepares the files, as in `data.pipeline` of a run.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Detector:
         facts: dict,
         *,
         device: torch.device | str | None = None,
+        pipeline: Executor = "auto",
     ) -> None:
         """Wrap parts that are in memory; `Detector.load` reads them from a model folder."""
         default = "cuda" if torch.cuda.is_available() else "cpu"
@@ -61,24 +64,31 @@ class Detector:
         self.embedder = embedder.to(self.device).eval().requires_grad_(False)
         self.centers = centers.to(self.device, torch.float32)
         self.facts = facts
+        self.pipeline: Executor = pipeline
         self.image_size: int = facts["preprocessing"]["image_size"]
         low, high = facts["preprocessing"]["input_range"]
         self.input_range = (float(low), float(high))
 
     @classmethod
     def load(
-        cls, folder: str | PathLike[str], *, device: torch.device | str | None = None
+        cls,
+        folder: str | PathLike[str],
+        *,
+        device: torch.device | str | None = None,
+        pipeline: Executor = "auto",
     ) -> "Detector":
         """Read a model folder.
 
         Args:
             folder: written by `selftaught run` (RUN/model) or `save_model`.
             device: where to compute; a GPU if there is one unless given.
+            pipeline: opencv on CPU threads, dali on `device`; auto = dali on a GPU where it is
+                installed and the preprocessing allows it. Scores agree within rounding.
 
         Raises:
             InputError: the folder is incomplete, damaged or holds another kind of model.
         """
-        return cls(*load_model(Path(folder)), device=device)
+        return cls(*load_model(Path(folder)), device=device, pipeline=pipeline)
 
     def score(
         self, images: Paths | Tensor, *, masks: Masks | None = None, batch_size: int = 32
@@ -200,8 +210,9 @@ class Detector:
         ids = np.arange(len(paths), dtype=np.int64)
         requests = ((0, ids[i : i + batch_size]) for i in range(0, len(ids), batch_size))
         with open_pipeline(
-            "auto",
+            self.pipeline,
             paths=paths,
+            device=self.device,
             masks=covers,
             image_size=self.image_size,
             augment=self._preparation(),

@@ -113,6 +113,46 @@ def test_masks_reach_the_network(detector, paths, tmp_path):
         detector.score(torch.zeros(1, 1, SIZE, SIZE), masks=[half])
 
 
+class Spy:
+    """Notes which executor is asked for, and where."""
+
+    def __init__(self, monkeypatch):
+        from selftaught.data import pipeline
+
+        self.real, self.asked = pipeline.open_pipeline, []
+        monkeypatch.setattr(pipeline, "open_pipeline", self)
+
+    def __call__(self, kind, *, device, **options):
+        self.asked.append((kind, torch.device(device).type))
+        return self.real(kind, device=device, **options)
+
+
+@pytest.mark.parametrize("executor", ["auto", "opencv", "dali"])
+def test_the_executor_is_chosen_as_in_training(
+    folder, paths, tmp_path, monkeypatch, executor, detector
+):
+    if executor == "dali":
+        pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
+    half, body = tmp_path / "mask.png", np.zeros((64, 33), "u1")
+    body[:40] = 255
+    cv2.imwrite(str(half), body)
+    masks = [None, half, None, None, None]
+    expected = detector.score(paths, masks=masks)
+    spy = Spy(monkeypatch)
+    found = Detector.load(folder, device="cpu", pipeline=executor).score(paths, masks=masks)
+    assert spy.asked == [(executor, "cpu")]
+    # Views of two executors differ by up to a grey level of 255, more along a mask's hard edge.
+    torch.testing.assert_close(found, expected, rtol=0.03 if executor == "dali" else 0, atol=0)
+    assert found.argsort().tolist() == expected.argsort().tolist()
+    without_mask = detector.score(paths[1:2])
+    assert abs(without_mask - expected[1]) > 2 * abs(found[1] - expected[1])
+
+
+def test_an_executor_that_is_none_is_refused(folder, paths):
+    with pytest.raises(InputError, match="data.pipeline 'pillow': allowed: auto, opencv, dali"):
+        Detector.load(folder, device="cpu", pipeline="pillow").score(paths)
+
+
 def test_a_model_of_masked_images_says_so(embedder, centers, paths):
     facts = {"preprocessing": {**PREPROCESSING, "masked": True}}
     detector = Detector(embedder, centers, facts, device="cpu")

@@ -13,6 +13,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("model", type=str, help="run folder, or model folder with --data.manifest")
     parser.add_argument("--data.manifest", type=str, default="", help="images to score")
     parser.add_argument("--data.allow_outside", type=bool, default=False, help="accept such paths")
+    parser.add_argument(
+        "--data.pipeline", type=str, default="auto", help="auto, opencv or dali reads the images"
+    )
     parser.add_argument("--out", type=str, default="", help="scores file (CSV) to write")
     options = parse(parser, arguments)
     if options.data.manifest:
@@ -20,6 +23,8 @@ def main(arguments: Sequence[str]) -> None:
         return
     if options.out:
         raise InputError("out needs --data.manifest; a run's own scores go to its scores.csv")
+    if options.data.pipeline != "auto":
+        raise InputError("data.pipeline needs --data.manifest; a run scores with its own")
     if not (Path(options.model) / "config.yaml").exists():
         raise InputError(f"{options.model}: is no run folder; a model folder needs --data.manifest")
     from selftaught.cli.options import read_config
@@ -49,7 +54,8 @@ def score_manifest(model: Path, manifest: str, options: object) -> Path:
     listed = read_manifest(manifest, allow_outside=outside)
     table = listed.table.copy()
     masks = [listed.root / name if name else None for name in table["mask"]]
-    found = Detector.load(folder).explain(
+    executor = getattr(getattr(options, "data", None), "pipeline", "auto")
+    found = Detector.load(folder, pipeline=executor).explain(
         [listed.root / name for name in table["path"]],
         masks=masks if any(masks) else None,
     )
