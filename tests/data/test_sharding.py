@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from selftaught import distributed
 from selftaught.data.augment import finetune_augment, pretext_augment
 from selftaught.data.pipeline import Pipeline, has_dali
+from selftaught.data.pipeline.sample import contrast_limits
 from selftaught.data.plan import batch_at, steps_per_epoch
+from selftaught.data.prepare.shards import Packable, write_pack
 from selftaught.training.config import DataConfig
 from selftaught.training.inputs import Images, embed, open_plain, training_batches
 
@@ -39,11 +41,27 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def pack(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The films as a pack, all but every third with a mask."""
+    place = tmp_path_factory.mktemp("set")
+    y, x = np.mgrid[:40, :36] / 40
+    packables = []
+    for i in range(N):
+        image = np.asarray(Image.open(root / f"{i}.png"))
+        mask = (x - 0.45) ** 2 + (y - 0.5) ** 2 < 0.04 + i / 200 if i % 3 else None
+        packables.append(Packable(f"{i}.png", image, mask, *contrast_limits(image, 1.0)))
+    write_pack(place / "pack", packables, size=40)
+    return place
+
+
 def images(root: Path, executor: str, workers: int = 1) -> Images:
+    packed = (root / "pack").is_dir()
+    folder = "pack/images/" if packed else ""
     frame = pd.DataFrame(
         {
-            "path": [f"{i}.png" for i in range(N)],
-            "mask": "",
+            "path": [f"{folder}{i}.png" for i in range(N)],
+            "mask": [f"pack/masks/{i}.png" if packed and i % 3 else "" for i in range(N)],
             "split": "train",
             "label": 0,
             "semi_label": np.arange(N) % 3 - 1,
@@ -141,6 +159,20 @@ def test_views_of_an_epoch_do_not_depend_on_the_batch_size(
     assert len(order) == len(set(order)) == 20
     other_order, other = epoch(10)
     assert other_order == order and same(views, other)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_pack_gives_the_same_bits_to_any_ranks_workers_and_resumed_runs(
+    pack: Path, executor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = trained(monkeypatch, pack, executor, world=1, workers=0, steps=4)
+    black = {i: float((view == 0).float().mean()) for views in alone for i, view in views.items()}
+    least = min(share for i, share in black.items() if i % 3)
+    assert least > np.median([share for i, share in black.items() if i % 3 == 0]), "no masks"
+    for world, workers, first_step in ((1, 4, 0), (2, 0, 0), (4, 4, 0), (2, 4, 2)):
+        options: dict[str, int] = {"world": world, "workers": workers, "first_step": first_step}
+        found = trained(monkeypatch, pack, executor, steps=4, **options)  # type: ignore[arg-type]
+        assert all(same(*pair) for pair in zip(alone[first_step:], found, strict=True)), options
 
 
 class Mean(nn.Module):
