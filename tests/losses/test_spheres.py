@@ -76,6 +76,20 @@ def test_of_equal_centers_the_first_is_nearest(spread, offset):
     torch.testing.assert_close(squared.double(), truth, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("copies", [2, 20])
+@pytest.mark.parametrize("spread", [1e-1, 1e-4])
+def test_one_of_many_close_centers(spread, copies):
+    rows, c = points(300, 20, 128)
+    generator = torch.Generator().manual_seed(0)
+    c = c.repeat(copies, 1)
+    c = (c + spread * torch.randn(c.shape, dtype=c.dtype, generator=generator)).float()
+    x = c[torch.arange(300) % len(c)] + spread * torch.randn(rows.shape, generator=generator)
+    truth, index = formulas.nearest(x.double(), c.double())
+    squared, found = nearest_center(x, c)
+    assert torch.equal(found, index)
+    torch.testing.assert_close(squared.double(), truth, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("scale", [30.0, 1e4])
 def test_squares_beyond_the_range_of_float16(scale):
     x, c = (t.clamp(-5, 5).mul(scale).half() for t in points(50, 40, 128))

@@ -11,8 +11,24 @@ from selftaught.kernels.reference.common import cast, compute_dtype
 CHUNK_SCORES = 1 << 24  # (rows, K) scores alive at once in the search for the nearest centre
 
 
+def _settle(within_NK: Tensor, x_ND: Tensor, centers_KD: Tensor) -> Tensor:
+    """(N,) index of the first of the nearest centres of those marked, by direct difference."""
+    indices = []
+    rows = max(1, CHUNK_SCORES // centers_KD.numel())
+    for part_ND, marked_NK in zip(x_ND.split(rows), within_NK.split(rows), strict=True):
+        squared_NK = (part_ND[:, None] - centers_KD).square().sum(2)
+        indices.append(squared_NK.masked_fill(~marked_NK, float("inf")).argmin(1))
+    return torch.cat(indices)
+
+
 def _nearest(x_ND: Tensor, centers_KD: Tensor, active: Tensor | None) -> Tensor:
-    """(N,) index of the nearest active centre, -1 where no score is finite."""
+    """(N,) index of the nearest active centre, -1 where no score is finite.
+
+    Scores are float64 where there is such a thing. Centres whose scores rounding could have
+    exchanged are compared by direct difference.
+    """
+    if x_ND.device.type != "mps":
+        x_ND, centers_KD = x_ND.double(), centers_KD.double()
     if active is not None:
         centers_KD = centers_KD.masked_fill(~active[:, None], 0)
     many = centers_KD.shape[0] if active is None else active.sum()
@@ -20,12 +36,20 @@ def _nearest(x_ND: Tensor, centers_KD: Tensor, active: Tensor | None) -> Tensor:
     origin_D = centers_KD.sum(0) / many
     moved_KD = centers_KD - origin_D
     length_K = moved_KD.square().sum(1)
+    rounding = 2 * (x_ND.shape[1] + 8) * torch.finfo(x_ND.dtype).eps
+    longest = length_K.max().sqrt()
     if active is not None:
         length_K = length_K.masked_fill(~active, float("inf"))
     indices = []
     for part_ND in x_ND.split(max(1, CHUNK_SCORES // centers_KD.shape[0])):
-        score_NK = length_K - 2 * ((part_ND - origin_D) @ moved_KD.T)
+        from_origin_ND = part_ND - origin_D
+        score_NK = length_K - 2 * (from_origin_ND @ moved_KD.T)
         best_N, index_N = score_NK.min(1)
+        reach_N = (from_origin_ND.norm(dim=1) + longest).square()
+        within_NK = score_NK <= (best_N + rounding * reach_N)[:, None]
+        doubtful = torch.nonzero(within_NK.sum(1) > 1)[:, 0]
+        if len(doubtful):
+            index_N[doubtful] = _settle(within_NK[doubtful], part_ND[doubtful], centers_KD)
         indices.append(index_N.masked_fill(~best_N.isfinite(), -1))
     return torch.cat(indices)
 
@@ -35,9 +59,9 @@ def nearest_center(
 ) -> tuple[Tensor, Tensor]:
     """Squared distance to, and index of, the nearest centre.
 
-    The index comes from |c|^2 - 2xc about the centres' mean, ties going to the smallest; the
-    distance is then computed again by direct difference, because the expansion loses every
-    digit where points sit close to their centre.
+    The index comes from |c|^2 - 2xc about the centres' mean, and from direct differences where
+    that leaves a doubt, ties going to the smallest; the distance is computed by direct difference,
+    because the expansion loses every digit where points sit close to their centre.
 
     Args:
         x: (N, D) points.
