@@ -45,15 +45,16 @@ KERNEL(THREADS, 1) sum_centers(ARGUMENT(SumCenters) a) {
                         : add_rows(a.centers + column, a.width, a.active, first, last);
 }
 
-// Grid: (lengths / MOVED_CENTERS). Every block finds the mean anew, in the same order.
+// Grid: (places / MOVED_CENTERS). Every block finds the mean anew, in the same order.
 struct MoveCenters {
   const float* centers;   // (count, width)
   const uint8_t* active;  // (count,) or null
   const float* sums;      // (parts, width + 1) from `sum_centers`, or null: adds the centres
   float* origin;          // (padded,) mean of the active centres, then zeros
   float* moved;           // (count, padded) centres less the mean; zeros where not active
-  float* length;          // (lengths,) their squared lengths; inf where not active or past `count`
-  int count, width, padded, parts, lengths;
+  float* added;           // (places,) what scores add to -2 products; inf where not active or none
+  int count, width, padded, parts, places;
+  int exact;  // products are with rows as they are: |c'|^2 + 2 oc' is added, else |c'|^2
 };
 
 KERNEL(MOVING_THREADS, 1) move_centers(ARGUMENT(MoveCenters) a) {
@@ -80,13 +81,13 @@ KERNEL(MOVING_THREADS, 1) move_centers(ARGUMENT(MoveCenters) a) {
 
   const int center = device::block_x() * MOVED_CENTERS + device::thread() / LANES;
   const bool there = center < a.count, chosen = there && (!a.active || a.active[center]);
-  float squares = 0;
+  float added = 0;
   for (int d = device::thread() % LANES; there && d < a.padded; d += LANES) {
     const int64_t row = center;
     const float value = chosen && d < a.width ? a.centers[row * a.width + d] - mean[d] : 0;
-    squares = fmaf(value, value, squares);
+    added = fmaf(value, a.exact ? value + 2 * mean[d] : value, added);
     a.moved[row * a.padded + d] = value;
   }
-  for (int lanes = 1; lanes < LANES; lanes *= 2) squares += device::shuffle_xor(squares, lanes);
-  if (device::thread() % LANES == 0) a.length[center] = chosen ? squares : INFINITY;
+  for (int lanes = 1; lanes < LANES; lanes *= 2) added += device::shuffle_xor(added, lanes);
+  if (device::thread() % LANES == 0) a.added[center] = chosen ? added : INFINITY;
 }

@@ -220,20 +220,18 @@ EXPORTED int selftaught_sum_centers(const SumCenters* a, device::Stream stream) 
 EXPORTED int selftaught_move_centers(const MoveCenters* a, device::Stream stream) {
   if (a->padded > WIDEST_MOVED) return BAD_SHAPE;
   const int bytes = SLICES * a->padded * static_cast<int>(sizeof(float));
-  return device::launch(move_centers, a->lengths / MOVED_CENTERS, 1, MOVING_THREADS, bytes, stream,
+  return device::launch(move_centers, a->places / MOVED_CENTERS, 1, MOVING_THREADS, bytes, stream,
                         *a);
 }
 
 // Rows that a block takes at a time, and what widths and numbers of centres are padded to.
-EXPORTED int selftaught_assign_rows() { return AssignShape<SingleNumber, 3>::ROWS; }
-EXPORTED int selftaught_assign_columns() { return AssignShape<SingleNumber, 3>::COLUMNS; }
-EXPORTED int selftaught_assign_centers() { return AssignShape<SingleNumber, 3>::CENTERS; }
+EXPORTED int selftaught_assign_rows() { return AssignShape<SingleNumber>::ROWS; }
+EXPORTED int selftaught_assign_columns() { return AssignShape<SingleNumber>::COLUMNS; }
+EXPORTED int selftaught_assign_centers() { return AssignShape<SingleNumber>::CENTERS; }
 
-EXPORTED int selftaught_assign(const Assign* a, int number, int products, device::Stream stream) {
+EXPORTED int selftaught_assign(const Assign* a, int number, int, device::Stream stream) {
   return with_number(number, [&](auto chosen) {
-    using Number = decltype(chosen);
-    if (products == 3) return launch_assign<AssignShape<Number, 3>>(*a, stream);
-    return products == 1 ? launch_assign<AssignShape<Number, 1>>(*a, stream) : BAD_SHAPE;
+    return launch_assign<AssignShape<decltype(chosen)>>(*a, stream);
   });
 }
 

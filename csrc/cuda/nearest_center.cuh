@@ -1,8 +1,13 @@
 // Nearest centre of every row and the MAD loss on its distance, without an (N, K) matrix.
 //
 // Scores |c'|^2 - 2 x'c' about the mean o of the centres (x' = x - o, c' = c - o) come from TF32
-// products; they choose the candidates, and distances are always direct differences in float. A
-// row keeps its KEPT best scores and the least of all others. Every kept centre whose score is
+// products; they choose the candidates, and distances are always direct differences in float.
+//
+// - Rows of float: x' and c' in two TF32 parts each, three products.
+// - Rows of 16 bits are TF32 numbers as they are: c' in two parts, two products, and the score is
+//   |c'|^2 + 2 oc' - 2 xc'.
+//
+// A row keeps its KEPT best scores and the least of all others. Every kept centre whose score is
 // within the scores' error of the best is measured, and where one that was not kept is within it
 // too, all centres are: the index is that of the smallest distance, whatever the scores were.
 //
@@ -22,7 +27,7 @@ struct Assign {
   const float* centers;   // (count, width)
   const float* origin;    // (padded,) from `move_centers`, as are the next two
   const float* moved;     // (count, padded)
-  const float* length;    // (count rounded up to CENTERS,)
+  const float* added;     // (count rounded up to CENTERS,)
   const int64_t* labels;  // (rows,), or null: no loss
   float* loss;            // (rows,) with `labels`
   float* squared;         // (rows,)
@@ -50,19 +55,19 @@ DEVICE int spread(int row, int byte) {
   return row * ROW_BYTES + (byte / 16 ^ flip) * 16 + byte % 16;
 }
 
-template <class Number_, int PRODUCTS_>
+template <class Number_>
 struct AssignShape {
   using Number = Number_;
   using Stored = typename Number::Stored;
-  static constexpr int PRODUCTS = PRODUCTS_;  // 3: both sides in two TF32 parts; 1: rounded to one
+  static constexpr bool EXACT = sizeof(Stored) == 2;  // are rows TF32 numbers as they are
   static constexpr int ROWS = 64, CENTERS = 128, COLUMNS = 32, NT = CENTERS / 8;
   static constexpr int RESIDENT = 3;  // more would spill registers
   static constexpr int X_ROW = COLUMNS * int(sizeof(Stored)), C_ROW = COLUMNS * 4;
   static constexpr int ORIGIN = ROWS * X_ROW;     // where the origin's chunk lies behind the rows
   static constexpr int STAGE = ORIGIN + C_ROW, C_STAGE = CENTERS * C_ROW;
   // Error of a product of two vectors as a share of that of their lengths: what the parts leave
-  // out, and sums of 8 numbers that are cut off below 24 bits. Twice that and more.
-  static constexpr float ERROR = PRODUCTS == 3 ? 0x1p-18f : 0x1.2p-10f;
+  // out, and sums of 8 numbers that are cut off below 24 bits, at the worst.
+  static constexpr float ERROR = 0x1p-18f;
   static constexpr float ERROR_PER_COLUMN = 0x1p-22f;
   static_assert(2 * (STAGE + C_STAGE) + MOST_COUNTED * int(sizeof(int)) <= MOST_SHARED,
                 "a block has more shared memory than every chip");
@@ -175,9 +180,9 @@ struct Exact {
     return squares.total();
   }
 
-  // `distance`, NaN for a row with an entry that is not finite, and the squared length of x'.
-  DEVICE float measure(const Stored* row, int center, float& square) const {
-    Squares squares, moved;
+  // `distance`, NaN for a row with an entry that is not finite, and the lengths of x' and x.
+  DEVICE float measure(const Stored* row, int center, float& radius, float& length) const {
+    Squares squares, moved, given;
     float poison = 0;
 #pragma unroll 2
     for (int d = device::thread() % 4 * 4; d < a.width; d += 16) {
@@ -185,10 +190,12 @@ struct Exact {
       squares.add(v);
       poison += (v.x * 0 + v.y * 0) + (v.z * 0 + v.w * 0);
       // Behind the width both are zeros.
-      moved.add(difference(read_four<Number>(row, d, a.width, a.x_whole != 0),
-                           read_four<SingleNumber>(a.origin, d, a.padded, true)));
+      const float4 x = read_four<Number>(row, d, a.width, a.x_whole != 0);
+      moved.add(difference(x, read_four<SingleNumber>(a.origin, d, a.padded, true)));
+      given.add(x);
     }
-    square = moved.total();
+    radius = sqrtf(moved.total());
+    length = sqrtf(given.total());
     const float found = squares.total();
     return sum_quad(poison) == 0 ? found : NAN;
   }
@@ -198,7 +205,7 @@ struct Exact {
     Near near = {INFINITY, NO_CENTER};
     for (int first = 0; first < a.count; first += LANES / 4) {
       const int center = first + device::thread() % LANES / 4;
-      const bool there = center < a.count && a.length[center] < INFINITY;
+      const bool there = center < a.count && a.added[center] < INFINITY;
       const float found = distance(row, there ? center : 0);
       if (there) near.join({found, center});
     }
@@ -217,14 +224,15 @@ struct Exact {
     const bool scored = inside && fabsf(best.score[0]) < INFINITY;
     const Stored* values = row_at(inside ? row : 0);
     Near near = {0, scored ? best.center[0] : 0};
-    float square;
-    near.squared = measure(values, near.center, square);
+    float radius, length;
+    near.squared = measure(values, near.center, radius, length);
     const bool valid = scored && near.squared == near.squared;
-    // A centre as near as this one is no longer than `reach`. An error is the share `slack` of
-    // twice the product of the lengths plus the squared length, and two scores are compared.
+    // A centre as near as this one has |c'| <= reach. An error is the share `slack` of |c'|^2 and
+    // twice |c'| |x'|, or |c'| (|x| + |o|) where |o| <= |x| + |x'|, and two scores are compared.
     const float slack = Shape::ERROR + Shape::ERROR_PER_COLUMN * a.padded;
-    const float radius = sqrtf(square), reach = radius + sqrtf(near.squared);
-    const float limit = best.score[0] + 2 * slack * reach * (reach + 2 * radius) + 0x1p-110f;
+    const float reach = radius + sqrtf(near.squared);
+    const float others = Shape::EXACT ? radius + 2 * length : radius;
+    const float limit = best.score[0] + 2 * slack * reach * (reach + 2 * others) + 0x1p-110f;
     for (int i = 1; i < KEPT; ++i) {
       // Constant indices keep the scores in registers.
       const float score = i == 1 ? best.score[1] : best.score[2];
@@ -252,9 +260,8 @@ struct Exact {
   }
 };
 
-// Four numbers as TF32 operands. High: the number cut off, or rounded where it stands alone; low:
-// the rest. The multipliers ignore the bits below TF32's.
-template <int PRODUCTS>
+// Four numbers as TF32 operands. High: the number cut off; low: the rest. The multipliers ignore the
+// bits below TF32's.
 struct Operands {
   uint32_t high[4], low[4];
 
@@ -262,8 +269,7 @@ struct Operands {
     const float values[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint32_t bits = device::bits(values[i]);
-      high[i] = PRODUCTS == 1 ? bits + 0x1000u : bits & 0xffffe000u;
+      high[i] = device::bits(values[i]) & 0xffffe000u;
       low[i] = device::bits(values[i] - device::from_bits(high[i]));
     }
   }
@@ -321,7 +327,7 @@ struct Chunks {
             wanted ? x[(first + row) * a.stride + column + d] : Stored(0);
       }
     }
-    if (device::thread() < Shape::C_ROW / 16)
+    if (!Shape::EXACT && device::thread() < Shape::C_ROW / 16)
       device::copy_later(to + Shape::ORIGIN + 16 * device::thread(),
                          a.origin + column + 4 * device::thread(), true);
   }
@@ -339,11 +345,12 @@ struct Chunks {
                     column);
   }
 
-  // x' of numbers 4 (lane % 4) of 16 from `d` on of a row of the chunk.
+  // Numbers 4 (lane % 4) of 16 from `d` on of a row of the chunk: x', or x where that is EXACT.
   DEVICE float4 row_part(const char* chunk, int row, int d) const {
     const int place = d + device::thread() % 4 * 4;
     const auto word = device::load_shared<typename Pack<Number>::Word>(
         chunk + spread<Shape::X_ROW>(row, place * int(sizeof(Stored))));
+    if constexpr (Shape::EXACT) return Pack<Number>::open(word);
     const float4 o = *reinterpret_cast<const float4*>(chunk + Shape::ORIGIN + 4 * place);
     return difference(Pack<Number>::open(word), o);
   }
@@ -358,25 +365,25 @@ struct Chunks {
     const int lane = device::thread() % LANES, warp = device::thread() / LANES;
 #pragma unroll
     for (int d = 0; d < Shape::COLUMNS; d += 16) {
-      const Operands<Shape::PRODUCTS> upper(row_part(chunk, 16 * warp + lane / 4, d));
-      const Operands<Shape::PRODUCTS> lower(row_part(chunk, 16 * warp + lane / 4 + 8, d));
+      const Operands upper(row_part(chunk, 16 * warp + lane / 4, d));
+      const Operands lower(row_part(chunk, 16 * warp + lane / 4 + 8, d));
 #pragma unroll
       for (int n = 0; n < Shape::NT; ++n) {
         if (n >= many) break;
         const int byte = 4 * (d + lane % 4 * 4);
-        const Operands<Shape::PRODUCTS> c(device::load_shared<float4>(
+        const Operands c(device::load_shared<float4>(
             others + spread<Shape::C_ROW>(8 * n + lane / 4, byte)));
         // Which of 8 columns is which matters to nobody, as long as both sides agree.
 #pragma unroll
         for (int e = 0; e < 4; e += 2) {
           const uint32_t high[4] = {upper.high[e], lower.high[e], upper.high[e + 1],
                                     lower.high[e + 1]};
-          if constexpr (Shape::PRODUCTS == 3) {
+          if constexpr (!Shape::EXACT) {
             const uint32_t low[4] = {upper.low[e], lower.low[e], upper.low[e + 1],
                                      lower.low[e + 1]};
             device::multiply_add_tf32(s[n], low, c.high[e], c.high[e + 1]);
-            device::multiply_add_tf32(s[n], high, c.low[e], c.low[e + 1]);
           }
+          device::multiply_add_tf32(s[n], high, c.low[e], c.low[e + 1]);
           device::multiply_add_tf32(s[n], high, c.high[e], c.high[e + 1]);
         }
       }
@@ -391,11 +398,11 @@ DEVICE void add_scores(const Assign& a, Best (&best)[2], const float (&s)[Shape:
   for (int n = 0; n < Shape::NT; ++n) {
     if (n >= many) break;
     const int center = first_center + column_in_warp(n, 0);
-    const float2 length = *reinterpret_cast<const float2*>(a.length + center);
+    const float2 added = *reinterpret_cast<const float2*>(a.added + center);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      best[half].insert<true>(fmaf(-2, s[n][2 * half], length.x), center);
-      best[half].insert<true>(fmaf(-2, s[n][2 * half + 1], length.y), center + 1);
+      best[half].insert<true>(fmaf(-2, s[n][2 * half], added.x), center);
+      best[half].insert<true>(fmaf(-2, s[n][2 * half + 1], added.y), center + 1);
     }
   }
 }

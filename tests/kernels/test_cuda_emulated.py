@@ -23,7 +23,7 @@ OPERAND = {"fp16": 2.0**-11, "fp32": 2.0**-21}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("emulation")
+    return tmp_path_factory.getbasetemp()  # one for all modules: it is compiled once
 
 
 @pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])

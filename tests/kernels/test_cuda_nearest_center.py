@@ -11,7 +11,7 @@ from tests.kernels.nearest_center_table import LOW, NearestCenterTable, check
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("nearest_center")
+    return tmp_path_factory.getbasetemp()
 
 
 @pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])

@@ -22,7 +22,7 @@ LATE, EARLY = SEEDS[0], SEEDS[-1]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("wgmma")
+    return tmp_path_factory.getbasetemp()
 
 
 @pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])

@@ -108,7 +108,7 @@ class MoveCenters(ctypes.Structure):
     """Struct MoveCenters of centers.cuh."""
 
     _fields_ = _fields(
-        "centers active sums origin moved length", "count width padded parts lengths"
+        "centers active sums origin moved added", "count width padded parts places exact"
     )
 
 
@@ -116,7 +116,7 @@ class Assign(ctypes.Structure):
     """Struct Assign of nearest_center.cuh."""
 
     _fields_ = _fields(
-        "x centers origin moved length labels loss squared index counts",
+        "x centers origin moved added labels loss squared index counts",
         "count width padded x_whole centers_whole blocks",
         longs="rows stride",
         floats="eta eps",
@@ -188,7 +188,7 @@ class Library:
             arguments: the kernel's struct; its tensors have to live until this returns.
             device: where the tensors are.
             shape: which of its kernels, where the function has several: padded width and variant
-                (`passes.shape_of`), or number and products (`spheres`).
+                (`passes.shape_of`), or one of `spheres.NUMBERS` and 0.
 
         Raises:
             MachineError: the kernel could not be started.

@@ -1,9 +1,8 @@
 """The nearest centre and the MAD loss on the CUDA kernels.
 
 A forward is two launches (three above `DIRECT_MEAN` centres), a backward by x is one. Nothing waits
-for the device, and a row's result depends neither on N nor on other rows. In every precision the
-index is that of the smallest distance, but for ties within rounding: a lower precision only makes
-more rows look at more centres by direct difference.
+for the device, and a row's result depends neither on N nor on other rows. The index is that of the
+smallest distance, but for ties within rounding, whatever the dtype; `precision` changes nothing.
 Shapes: N rows, K centres, D width.
 """
 
@@ -33,7 +32,7 @@ class _Moved(NamedTuple):
 
     origin: Tensor
     moved: Tensor
-    length: Tensor
+    added: Tensor
 
 
 class _Mad(NamedTuple):
@@ -46,14 +45,6 @@ class _Found(NamedTuple):
     loss: Tensor | None
     squared: Tensor
     center: Tensor
-
-
-def products(dtype: torch.dtype, precision: str) -> int:
-    """TF32 products for one of the scores: 3 are as good as float32, 1 has 11 bits.
-
-    "auto" asks for the precision of the rows' dtype.
-    """
-    return 3 if precision == "fp32" or (precision == "auto" and dtype == torch.float32) else 1
 
 
 def _rows(z: Tensor) -> Tensor:
@@ -103,15 +94,15 @@ class CudaSpheres:
         self._library().call("sum_centers", arguments, centers.device)
         return sums
 
-    def _move(self, centers: Tensor, active: Tensor | None) -> _Moved:
+    def _move(self, centers: Tensor, active: Tensor | None, exact: bool) -> _Moved:
         library, device, (count, width) = self._library(), centers.device, centers.shape
         _, many, columns = library.assign_sizes()
-        padded, lengths = ceil_div(width, columns) * columns, ceil_div(count, many) * many
+        padded, places = ceil_div(width, columns) * columns, ceil_div(count, many) * many
         sums = self._sums(centers, active)
         result = _Moved(
             origin=torch.empty(padded, device=device),
             moved=torch.empty(count, padded, device=device),
-            length=torch.empty(lengths, device=device),
+            added=torch.empty(places, device=device),
         )
         arguments = native.MoveCenters(
             centers=address(centers),
@@ -122,7 +113,8 @@ class CudaSpheres:
             width=width,
             padded=padded,
             parts=0 if sums is None else sums.shape[0],
-            lengths=lengths,
+            places=places,
+            exact=exact,
         )
         library.call("move_centers", arguments, device)
         return result
@@ -132,7 +124,6 @@ class CudaSpheres:
         x: Tensor,
         centers: Tensor,
         active: Tensor | None,
-        precision: str,
         mad: _Mad | None = None,
         counts: Tensor | None = None,
     ) -> _Found:
@@ -146,7 +137,7 @@ class CudaSpheres:
         loss = None if mad is None else torch.empty_like(squared)
         if rows:
             library = self._library()
-            moved = self._move(centers, active)
+            moved = self._move(centers, active, x.dtype != torch.float32)
             tile = library.assign_sizes()[0]
             arguments = native.Assign(
                 x=address(x),
@@ -166,15 +157,14 @@ class CudaSpheres:
                 blocks=min(ceil_div(rows, tile), BLOCKS * processors(x.device)),
                 **_loss_settings(mad),
             )
-            shape = NUMBERS[x.dtype], products(x.dtype, precision)
-            library.call("assign", arguments, x.device, *shape)
+            library.call("assign", arguments, x.device, NUMBERS[x.dtype], 0)
         return _Found(loss, squared, index)
 
     def nearest_center(
         self, x: Tensor, centers: Tensor, active: Tensor | None, precision: str
     ) -> tuple[Tensor, Tensor]:
         """Squared distance to, and index of, the nearest centre; see `reference.spheres`."""
-        found = self._assign(x, centers, active, precision)
+        found = self._assign(x, centers, active)
         return found.squared, found.center
 
     def nearest_center_counts(
@@ -185,7 +175,7 @@ class CudaSpheres:
         Rows with index -1 are counted nowhere.
         """
         counts = torch.zeros(centers.shape[0], dtype=torch.int64, device=x.device)
-        found = self._assign(x, centers, active, precision, counts=counts)
+        found = self._assign(x, centers, active, counts=counts)
         return found.squared, found.center, counts
 
     def mad(
@@ -200,7 +190,7 @@ class CudaSpheres:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Losses, squared distances and indices of the nearest centres; see `reference.spheres`."""
         mad = _Mad(_labels(semi_labels), eta, eps)
-        found = self._assign(x, centers, active, precision, mad)
+        found = self._assign(x, centers, active, mad)
         assert found.loss is not None
         return found.loss, found.squared, found.center
 
