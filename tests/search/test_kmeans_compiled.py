@@ -81,6 +81,22 @@ def test_ties_and_near_ties_fall_as_by_looking_at_all(width):
     assert changed > 2000
 
 
+@pytest.mark.parametrize("spread", [30, 1000])
+def test_scores_that_are_off_rule_nothing_out(spread):
+    # The farther the centres are apart, the more a score's rounding is beside a distance.
+    base = (spread * random(6, 40, seed=1)).repeat_interleave(4, dim=0)
+    x = base[torch.arange(600) % 24] + random(600, 40)
+    again = clusters.NearestAgain(x)
+    centers, last = base + 1e-3 * random(24, 40, seed=2), torch.full((600,), -1)
+    changed = 0
+    for step in range(40):
+        found = again(centers)
+        assert torch.equal(found, everywhere(x, centers)), step
+        changed += int((found != last).sum())
+        last, centers = found, centers + spread * 1e-6 * random(24, 40, seed=step + 3)
+    assert changed > 700
+
+
 def test_a_centre_far_away_that_comes_is_noticed():
     # The bound of a row and a centre is never refreshed while the centre is ruled out.
     x = random(300, 20)
