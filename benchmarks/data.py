@@ -4,15 +4,21 @@ python -m benchmarks.data [--rounds 5] [--workers 16]
 
 Rows of mode "alone" run in one thread of the calling process (DALI: one of its own) and count
 images per second and per second of CPU time; their gate is from the pack, with masks, at least 3x
-torchvision v2. With workers, rows of mode "loader" count images per second of all of them, and on
-a GPU "overlap" compares training steps fed by a pipeline with steps on one batch that stays.
+torchvision v2. Rows of mode "prepare" count images per second of `selftaught prepare` over all
+cores, its start included, from PNG, with masks found; their gate is without the carrier search, at
+least 40 on two cores. With workers, rows of mode "loader" count images per second of all of them,
+and on a GPU "overlap" compares training steps fed by a pipeline with steps on one batch that stays.
 """
 
 import argparse
+import os
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -22,6 +28,7 @@ from PIL import Image
 
 from benchmarks.data_peers import CUTOFF, RECIPE, SIZE, available
 from benchmarks.measure import median_ratio, seconds
+from benchmarks.plot import bars
 from benchmarks.record import write
 from selftaught.data.pipeline import has_dali, open_pipeline
 from selftaught.data.pipeline.sample import contrast_limits
@@ -29,6 +36,7 @@ from selftaught.data.prepare.shards import Packable, write_pack
 from selftaught.data.synthetic import radiograph, to_8bit
 
 FILMS, BATCH, SOURCES = 12, 12, ("png", "jpeg", "pack")
+PREPARED = 480
 LOADER_IMAGES, STEPS, OVERLAP_BATCH = 480, 20, 48
 BASE = "torchvision v2"
 
@@ -153,6 +161,26 @@ def alone(source, paths, masks, rounds, device):
     return rows
 
 
+def prepared(paths, place):
+    """Rows of `selftaught prepare`, without and with the search for the carrier."""
+    rows = []
+    for carrier, count in (("none", PREPARED), ("default", PREPARED // 4)):
+        raw = place / f"raw {carrier}"
+        raw.mkdir()
+        for number in range(count):
+            os.link(paths[number % FILMS], raw / f"{number:04d}.png")
+        words = ["prepare", raw, "--out", place / carrier, "--carrier", carrier]
+        command = [sys.executable, "-m", "selftaught", *map(str, words), "--sheets", "0"]
+        before = os.times()
+        wall = seconds(partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL))
+        after = os.times()
+        used = sum(after[2:4]) - sum(before[2:4])  # the command's processes
+        name = f"selftaught prepare, carrier {carrier}"
+        figures = {"cpu": round(count / used, 1)}
+        rows.append(row(name, "prepare", "png", ["found"], count / wall, **figures))
+    return rows
+
+
 class Films(torch.utils.data.Dataset):
     """A peer's views for PyTorch's DataLoader."""
 
@@ -244,16 +272,24 @@ def main():
     device = torch.device("cuda", 0) if cuda else torch.device("cpu")
     rows = []
     with tempfile.TemporaryDirectory() as place:
-        for source, (paths, regions) in write_films(Path(place)).items():
+        made = write_films(Path(place))
+        for source, (paths, regions) in made.items():
             for masks in (None, regions):
                 rows += alone(source, paths, masks, arguments.rounds, device)
                 if arguments.workers:
                     rows += loader(source, paths, masks, arguments.workers, device)
+        rows += prepared(made["png"][0], Path(place))
         if cuda:
             rows += overlap(paths, regions, arguments.workers, device)
     for one in rows:
         print(one)
     print(write("data", rows))
+    rates = {
+        f"{one['provider']}, {one['source']}": one["images_per_cpu_second"]
+        for one in rows
+        if one["mode"] == "alone" and one["masks"]
+    }
+    print(bars("data", rates, "two views of 512 px with masks, images per CPU-second"))
 
 
 if __name__ == "__main__":

@@ -29,3 +29,22 @@ def lines(name: str, rows: list[dict[str, object]], title: str) -> Path:
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+def bars(name: str, values: dict[str, float], title: str) -> Path:
+    """A horizontal bar for each value, in their order from the top, to a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 0.9 + 0.32 * len(values)), layout="constrained")
+    colors = ["C0" if label.startswith("selftaught") else "C7" for label in values]
+    axes.bar_label(axes.barh(list(values), list(values.values()), color=colors), padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_title(title, fontsize="medium")
+    path = RESULTS / f"{name}.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
