@@ -5,6 +5,7 @@ the one-rank case and communicates nothing.
 """
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,11 +98,35 @@ _peers: Peers | None = None
 SECONDS_TO_READ = 3.0
 
 
+def _meet(limit: timedelta) -> tuple[Any, int, int]:
+    """The launcher's store, this rank and the number of ranks.
+
+    torch waits without end where another program holds the port and says nothing; this does not.
+    """
+    found: list[tuple[Any, int, int]] = []
+    failed: list[Exception] = []
+
+    def meet() -> None:
+        try:
+            found.append(next(dist.rendezvous("env://", timeout=limit)))
+        except Exception as error:
+            failed.append(error)
+
+    meeting = threading.Thread(target=meet, name="selftaught-meets", daemon=True)
+    meeting.start()
+    meeting.join(limit.total_seconds() + SECONDS_TO_READ)
+    if failed:
+        raise failed[0]
+    if not found:
+        raise dist.DistError("no answer; another program may hold the port")
+    return found[0]
+
+
 def _join(limit: timedelta) -> None:
     global _peers
     place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
     try:
-        store, own, ranks = next(dist.rendezvous("env://", timeout=limit))
+        store, own, ranks = _meet(limit)
         group = dist.PrefixStore("group", store)
         dist.init_process_group(
             best_backend(), store=group, rank=own, world_size=ranks, timeout=limit

@@ -56,10 +56,10 @@ class Started:
         return (self.folder / f"{rank}.err").read_text()
 
 
-def start(folder, arguments, world, fault=None):
+def start(folder, arguments, world, fault=None, port=None):
     """`selftaught run` on `world` ranks; `fault(rank)` runs in each of them first."""
     folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
+    port = port or free_port()
     processes = [
         CONTEXT.Process(target=_rank, args=(rank, world, port, folder, arguments, fault))
         for rank in range(world)

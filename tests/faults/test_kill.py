@@ -64,6 +64,14 @@ def assert_ends_with_the_same_bits(arguments, run, folder, expected):
         assert found[name] == expected[name], f"{name} differs"
 
 
+def test_another_run_with_other_workers_gives_the_same_bits(reference, tmp_path):
+    manifest, expected, _ = reference
+    run = tmp_path / "run"
+    more = {"data.workers": 3, "prepare.workers": 2, "data.cache_gib": 0}
+    arguments = options(manifest, run, **(SMALL | more))
+    assert_ends_with_the_same_bits(arguments, run, tmp_path / "process", expected)
+
+
 def test_one_run_killed_in_stage_after_stage_ends_with_the_same_bits(reference, tmp_path):
     manifest, expected, seconds = reference
     arguments = options(manifest, tmp_path / "run", **SMALL)
