@@ -1,8 +1,8 @@
 """Whole runs on two ranks against one process: same split, same losses, same ranking.
 
-The learning rates are low: at ordinary ones a difference of rounding grows tenfold in some five
-steps of these tiny batches (in one process too, between one and two threads), and after 20 steps
-there is nothing left to compare. tests/training/test_ranks.py compares ordinary rates in float64.
+In fp32 the learning rates are low: at ordinary ones a difference of rounding soon opens a ReLU that
+is shut in the other run and grows tenfold in some five steps (in one process too, between one and
+two threads), so that after 20 steps there is nothing left to compare. In fp64 they are ordinary.
 """
 
 import importlib.util
@@ -26,14 +26,15 @@ STABLE = {
     "finetune.lr": 5e-7,
     "engine.save_every": 0,
 }
+USUAL = STABLE | {"engine.precision": "fp64", "pretext.lr": 1e-4, "finetune.lr": 1e-4}
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"
 )
 
 
-def begin(manifest, out, ranks, **more):
-    python, *rest = command("run", options(manifest, out, **(STABLE | more)))
+def begin(manifest, out, ranks, given=STABLE, **more):
+    python, *rest = command("run", options(manifest, out, **(given | more)))
     launcher = TORCHRUN if ranks > 1 else []
     return subprocess.Popen(
         [python, *launcher, *rest], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -58,11 +59,11 @@ def losses(run, stage):
     return [e["loss"] for e in entries if e["kind"] == "step" and e["stage"] == stage][:STEPS]
 
 
-def assert_agree(run, reference):
+def assert_agree(run, reference, steps=STEPS):
     assert (run / "split.csv").read_bytes() == (reference / "split.csv").read_bytes()
     for stage in ("pretext", "finetune"):
         expected = losses(reference, stage)
-        assert len(expected) == STEPS
+        assert len(expected) == steps
         assert losses(run, stage) == pytest.approx(expected, rel=1e-4)
     ours, theirs = (pd.read_csv(place / "scores.csv") for place in (run, reference))
     assert list(ours["path"]) == list(theirs["path"])
@@ -91,6 +92,31 @@ def test_other_zero_stages_agree_too(one_process, tmp_path, stage):
     more = {"engine.kind": "deepspeed", "engine.zero_stage": stage}
     end(begin(manifest, tmp_path / "run", 2, **more))
     assert_agree(tmp_path / "run", reference)
+
+
+@pytest.fixture(scope="module")
+def one_process_in_fp64(one_process, tmp_path_factory):
+    manifest, _ = one_process
+    folder = tmp_path_factory.mktemp("fp64")
+    end(begin(manifest, folder / "run", 1, USUAL))
+    return manifest, folder / "run"
+
+
+def test_usual_rates_agree_in_fp64_at_first(one_process, tmp_path):
+    manifest, _ = one_process
+    short = {"pretext.epochs": 2, "finetune.epochs": 2}
+    both = [begin(manifest, tmp_path / f"{n}", n, USUAL, **short) for n in (1, 2)]
+    for process in both:
+        end(process)
+    assert_agree(tmp_path / "2", tmp_path / "1", steps=6)
+
+
+@pytest.mark.slow
+def test_usual_rates_agree_in_fp64(one_process, tmp_path):
+    manifest, _ = one_process
+    for ranks in (1, 2):
+        end(begin(manifest, tmp_path / f"{ranks}", ranks, USUAL))
+    assert_agree(tmp_path / "2", tmp_path / "1")
 
 
 @pytest.mark.slow

@@ -274,6 +274,12 @@ def _check_engine(config: Config) -> None:
         fine = math.isfinite(value) and value >= smallest
         _require(f"engine.{name}", value, f"{smallest} or more", fine)
     profile_window(engine.profile)
+    _require(
+        "engine.precision",
+        engine.precision,
+        "auto, fp32 or bf16 with engine.kind deepspeed, which averages no float64 gradients",
+        engine.precision != "fp64" or engine.kind != "deepspeed",
+    )
     fine = math.isfinite(engine.timeout) and engine.timeout >= 1
     _require("engine.timeout", engine.timeout, "1 or more seconds", fine)
     for name, stage in (("pretext", config.pretext), ("finetune", config.finetune)):

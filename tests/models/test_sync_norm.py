@@ -100,6 +100,21 @@ def test_gradients_are_exact():
     )
 
 
+def test_fp32_is_as_exact_as_torchs_own():
+    x, g = data((7, 4, 5, 3))
+    truth = pass_through(network(x.shape, True), x, g)
+    theirs = pass_through(network(x.shape, True).float(), x.float(), g.float())
+    plain = network(x.shape, True).float()
+    ours = SyncNorm(4, eps=1e-3, momentum=0.3)
+    ours.load_state_dict(plain[0].state_dict())
+    ours = pass_through(ours, x.float(), g.float())
+    for own, other, exact in zip(ours, theirs, truth, strict=True):
+        for a, b, c in zip(*(v if isinstance(v, list) else [v] for v in (own, other, exact)),
+                           strict=True):  # fmt: skip
+            errors = [float((v.double() - c.double()).norm()) for v in (a, b)]
+            assert errors[0] <= 2 * errors[1] + 1e-12
+
+
 def test_one_process_keeps_its_norms():
     module = network(SHAPES[0], True)
     synchronise_norms(module)

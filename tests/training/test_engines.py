@@ -209,6 +209,10 @@ def settings(**changes):
         ({"engine__profile": "12-10"}, "engine.profile is '12-10'; allowed: first-last"),
         ({"engine__profile": "x"}, "engine.profile is 'x'"),
         (
+            {"engine__kind": "deepspeed", "engine__precision": "fp64"},
+            "engine.precision is 'fp64'; allowed: auto, fp32 or bf16 with engine.kind deepspeed",
+        ),
+        (
             {"engine__kind": "deepspeed", "pretext__optimizer": "lars"},
             "pretext.optimizer is 'lars'; allowed: adam or sgd with engine.zero_stage 1",
         ),
@@ -226,6 +230,7 @@ def test_settings_that_cannot_work_are_refused(changes, message):
 
 
 def test_settings_that_work_are_accepted():
+    check(settings(engine__precision="fp64"))
     check(settings(pretext__optimizer="lars", finetune__optimizer="lars"))
     check(settings(engine__kind="deepspeed", engine__zero_stage=0, pretext__optimizer="lars"))
     check(settings(engine__profile="10-12", engine__clip=1.0, engine__peak_tflops=989.0))
