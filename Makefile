@@ -32,7 +32,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 faults: $(STAMP)
-	$(BIN)/python -m pytest tests/faults --timeout=3600
+	$(BIN)/python -m pytest tests/faults -v --timeout=3600
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.ntxent
