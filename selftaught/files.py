@@ -27,7 +27,7 @@ def machine_errors(path: Path) -> Iterator[None]:
                 f"{path}: disk full; what was there before is intact: free some space and "
                 "start the same command again"
             ) from error
-        if code in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if code in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
             raise MachineError(f"{path}: cannot be written: {os.strerror(code)}") from error
         raise
 

@@ -28,7 +28,7 @@ from selftaught.data.prepare.shard_work import (
     start_worker,
     work_shard,
 )
-from selftaught.data.prepare.source import pack_names, read_source
+from selftaught.data.prepare.source import check_apart, pack_names, read_source
 from selftaught.data.sources import changes, first_of, read_stamps
 from selftaught.errors import InputError, MachineError
 from selftaught.files import machine_errors, write_atomic
@@ -65,6 +65,7 @@ def prepare(
         MachineError: the disk is full, or a worker was killed.
     """
     manifest = read_source(source, allow_outside=config.allow_outside)
+    check_apart(source, out)
     with _claimed(out, manifest, config) as complete:
         if complete:
             if told := changes(manifest.root, read_stamps(out / SOURCES)):
@@ -96,7 +97,7 @@ def prepare(
 def _still_right(places: Places, number: int) -> list[Note] | None:
     """The notes of a finished shard, unless one of its source files is no longer the same."""
     notes = read_notes(places, number)
-    told = changes(places.root, stamps_of(notes)) if notes else []
+    told = changes(places.root, stamps_of(notes)) if notes else {}
     if told:
         warnings.warn(f"{first_of(told)} since it was prepared: prepared again", stacklevel=3)
     return None if told else notes

@@ -45,6 +45,18 @@ def read_source(source: Path, *, allow_outside: bool) -> Manifest:
     return Manifest(source.absolute(), table, source.name)
 
 
+def check_apart(source: Path, out: Path) -> None:
+    """Refuse to write among the files of a folder that is read without a list.
+
+    Raises:
+        InputError: `out` lies inside; its contact sheets would be films at the next start.
+    """
+    if not source.is_dir() or is_mura(source) or (source / "manifest.csv").exists():
+        return
+    if out.resolve().is_relative_to(source.resolve()):
+        raise InputError(f"{out}: lies inside {source}, all of which is read; choose another --out")
+
+
 def pack_names(paths: list[str]) -> list[str]:
     """Names inside the pack: the paths, made to stay inside and to be unique.
 

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -9,12 +11,14 @@ import cv2
 import numpy as np
 import pytest
 
+from selftaught.cli.main import main
 from selftaught.data.pipeline.pack import Pack
 from selftaught.data.prepare import job
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.job import prepare
 from selftaught.errors import InputError
 
+ROOT = Path(__file__).resolve().parents[3]
 PLAIN = PrepareConfig(
     carrier="none", polarity="none", mask="none", workers=1, sheets=0, given_mask=True
 )
@@ -115,3 +119,31 @@ def test_the_folder_above_a_mura_tree_is_not_taken_for_a_heap_of_images(tmp_path
     noise(study / "image1.png", 1)
     with pytest.raises(InputError, match="holds the MURA tree MURA-v1.1"):
         prepare(tmp_path, tmp_path / "out", PLAIN)
+
+
+def test_a_set_is_not_written_among_the_images_it_is_made_of(tmp_path: Path) -> None:
+    noise(tmp_path / "0.png", 0)
+    with pytest.raises(InputError, match="lies inside"):
+        prepare(tmp_path, tmp_path / "out", PLAIN)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "manifest.csv").write_text("path\n0.png\n")
+    assert prepare(tmp_path, tmp_path / "out", PLAIN).images == 1  # type: ignore[union-attr]
+
+
+def test_a_file_that_may_not_grow_ends_with_a_machine_error_and_the_job_goes_on_later(
+    films: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import resource, signal, sys\n"
+        "from selftaught.cli.main import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8000, resource.RLIM_INFINITY))\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    words = ["prepare", str(films), "--out", str(tmp_path / "out"), "--bad_limit", "1"]
+    words += ["--workers", "1", "--carrier", "none", "--mask", "none", "--polarity", "none"]
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 3, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "File too large" in done.stderr
+    assert main(words) == 0 and (tmp_path / "out" / "manifest.csv").is_file()
