@@ -5,8 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
+import pandas as pd
+
 from selftaught.data.limits import BadImage
 from selftaught.errors import InputError
+
+# The list of a run's bad files, in its folder.
+NAME = "bad_files.csv"
+COLUMNS = ("path", "file", "reason", "label", "split", "stage", "step", "rank")
+LABELS = {0: "normal", 1: "abnormal"}
 
 Content = TypeVar("Content")
 
@@ -94,3 +101,33 @@ def find(
     if skipping is None:
         return Found(sample, load(sample))
     return skipping.find(epoch, sample, load)
+
+
+def read_bad_files(path: Path) -> pd.DataFrame:
+    """A `bad_files.csv` as text.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    if list(table.columns) != list(COLUMNS):
+        raise InputError(f"{path}: has columns {list(table.columns)}; allowed: {list(COLUMNS)}")
+    return table
+
+
+def in_words(table: pd.DataFrame, images: int) -> str:
+    """One line with the counts of bad images by set and label; "" for an empty table.
+
+    Args:
+        table: as `read_bad_files` gives it.
+        images: how many images the split lists.
+    """
+    if not len(table):
+        return ""
+    label = pd.to_numeric(table["label"]).map(LABELS).fillna("unlabelled")
+    counts = table.groupby(["split", label]).size()
+    parts = ", ".join(f"{count} {split} {name}" for (split, name), count in counts.items())
+    return f"{len(table)} of {images} images cannot be read and were skipped: {parts}"

@@ -63,7 +63,11 @@ class Manifest:
 
 
 def read_manifest(
-    source: str | os.PathLike[str], *, allow_outside: bool = False, check_files: bool = True
+    source: str | os.PathLike[str],
+    *,
+    allow_outside: bool = False,
+    check_files: bool = True,
+    missing: bool = False,
 ) -> Manifest:
     """Read and check a manifest.
 
@@ -75,6 +79,7 @@ def read_manifest(
         allow_outside: accept paths that are absolute, hold `..` or lead out by a symbolic link.
         check_files: also check that every image and mask exists and, unless `allow_outside`,
             that no symbolic link leads out of the folder. Without it no file is looked at.
+        missing: accept files that do not exist; whoever reads them is told so.
 
     Returns:
         The manifest; nothing of an image was opened.
@@ -95,7 +100,7 @@ def read_manifest(
         raise InputError(
             f"{source}: file type {path.suffix!r}; allowed: .csv, .parquet or a folder"
         )
-    return _checked(read, allow_outside, check_files)
+    return _checked(read, allow_outside, check_files, missing)
 
 
 def _read_folder(folder: Path) -> Source:
@@ -106,7 +111,7 @@ def _read_folder(folder: Path) -> Source:
     return read_image_folder(folder)
 
 
-def _checked(read: Source, allow_outside: bool, check_files: bool) -> Manifest:
+def _checked(read: Source, allow_outside: bool, check_files: bool, missing: bool) -> Manifest:
     """Turn the cells of a source into the manifest's table, or raise on the first wrong row."""
     columns = dict(read.columns)
     count = len(columns["path"])
@@ -127,7 +132,7 @@ def _checked(read: Source, allow_outside: bool, check_files: bool) -> Manifest:
     check.consistent(label, semi_label, where)
     if check_files:
         for name in ("path", "mask"):
-            check.files_exist(read.root, columns[name], name, allow_outside, where)
+            check.files_exist(read.root, columns[name], name, allow_outside, where, missing)
     others = [name for name in columns if name not in check.COLUMNS]
     blank = pd.Series("", index=range(count), dtype="str")
     texts = {

@@ -19,6 +19,7 @@ SEMI_LABELS = {"": -9, "-1": -1, "0": 0, "1": 1, "+1": 1, "-1.0": -1, "0.0": 0, 
 SETS = ("train", "val", "test", "unused")
 ALLOWED = {"label": "0, 1 or blank", "semi_label": "-1, 0, 1 or blank"}
 
+NOT_FOUND = "was not found"
 SHOWN = 80
 # Supersets of what is wrong, so that a million ordinary paths cost a few searches in one text.
 SUSPECT_TEXTS = ("\\", ":", "//", "/.", "/\n", "\n.", "\n/", "\n\n")
@@ -154,9 +155,14 @@ def unique_paths(paths: list[str], where: Where) -> None:
 
 
 def files_exist(
-    root: Path, paths: list[str], column: str, allow_outside: bool, where: Where
+    root: Path,
+    paths: list[str],
+    column: str,
+    allow_outside: bool,
+    where: Where,
+    missing: bool = False,
 ) -> None:
-    """Refuse paths that are no file or that a symbolic link leads out of `root`.
+    """Refuse paths that are no file, unless `missing`, or that a link leads out of `root`.
 
     Each folder is listed once; only names missing there and links are looked at one by one.
 
@@ -174,7 +180,7 @@ def files_exist(
         doubtful += [index for index in indices if paths[index].rpartition("/")[2] not in plain]
     for index in sorted(doubtful):
         fault = _file_fault(root / paths[index], real_root, allow_outside)
-        if fault:
+        if fault and not (missing and fault == NOT_FOUND):
             raise InputError(f"{where(index)}: {column} {show(paths[index])} {fault}")
 
 
@@ -204,7 +210,7 @@ def _file_fault(path: Path, real_root: str, allow_outside: bool) -> str:
             return "is not a file"
     except OSError as error:
         return f"cannot be looked up: {error.strerror}"
-    return "was not found"
+    return NOT_FOUND
 
 
 def _inside(real: str, real_root: str) -> bool:

@@ -1,44 +1,98 @@
-"""Decode every image once before a long run, so that a bad file stops it in its first minute."""
+"""Read every image once before a long job: bad files are found, and perceptual hashes made."""
 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from selftaught.data.decode import BadImage, read_grey
+import numpy as np
+
+from selftaught.data.bad_files import Problem
+from selftaught.data.decode import read_grey
+from selftaught.data.limits import BadImage
+from selftaught.data.perceptual import BYTES, perceptual_hash
+from selftaught.data.pipeline.sample import read_mask
 from selftaught.errors import InputError
 
 
+class Checked(NamedTuple):
+    """What is known of N images once they have been read.
+
+    Attributes:
+        problems: of the images that cannot be used, in their order.
+        hashes: (N, 32) uint8 perceptual hashes, 0 where there is none.
+        hashed: (N,) bool, where there is one: not of bad images and of those without contrast.
+    """
+
+    problems: list[Problem]
+    hashes: np.ndarray
+    hashed: np.ndarray
+
+
 def check_images(
-    paths: Sequence[Path],
+    images: Sequence[Path],
+    masks: Sequence[Path | None] | None = None,
     *,
+    hashes: bool = False,
     workers: int | Literal["auto"] = "auto",
     stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Read all files strictly.
+    done: Callable[[int], None] = lambda count: None,
+) -> Checked:
+    """Read all images and their masks strictly.
 
     Args:
-        paths: image or mask files.
+        images: N files; an image's position is its `Problem.sample`.
+        masks: for each its mask or None.
+        hashes: make perceptual hashes.
         workers: threads; auto = one for each core.
-        stop: asked before each file; once it is true the rest is left unread.
+        stop: asked before each image; once it is true the rest is left unread.
+        done: told how many images are behind us.
+
+    Raises:
+        MachineError: the disk cannot be read.
+    """
+    made = np.zeros((len(images), BYTES), np.uint8)
+    hashed = np.zeros(len(images), bool)
+
+    def check(position: int) -> Problem | None:
+        if stop():
+            return None
+        mask = None if masks is None else masks[position]
+        try:
+            grey = read_grey(images[position])
+            if mask is not None:
+                read_mask(mask, images[position], grey.shape)
+        except BadImage as error:
+            return Problem(position, error.path, error.reason)
+        found = perceptual_hash(grey) if hashes else None
+        if found is not None:
+            made[position], hashed[position] = found, True
+        return None
+
+    threads = (os.cpu_count() or 1) if workers == "auto" else max(workers, 1)
+    problems = []
+    with ThreadPoolExecutor(threads) as pool:
+        for count, problem in enumerate(pool.map(check, range(len(images))), 1):
+            done(count)
+            if problem is not None:
+                problems.append(problem)
+    return Checked(problems, made, hashed)
+
+
+def refuse_bad(problems: Sequence[Problem], images: int) -> None:
+    """End where there are bad images.
+
+    Args:
+        problems: as `check_images` found them.
+        images: how many were read.
 
     Raises:
         InputError: names the first bad file with its reason and counts the others.
     """
-
-    def problem(path: Path) -> str:
-        if stop():
-            return ""
-        try:
-            read_grey(path)
-        except BadImage as error:
-            return str(error)
-        return ""
-
-    threads = (os.cpu_count() or 1) if workers == "auto" else max(workers, 1)
-    with ThreadPoolExecutor(threads) as pool:
-        bad = [text for text in pool.map(problem, paths) if text]
-    if bad:
-        others = f" ({len(bad)} of {len(paths)} files cannot be read)" if len(bad) > 1 else ""
-        raise InputError(bad[0] + others)
+    if not problems:
+        return
+    first, others = problems[0], ""
+    if len(problems) > 1:
+        others = f" ({len(problems)} of {images} images cannot be read)"
+    raise InputError(f"{first.file}: {first.reason}{others}")

@@ -56,8 +56,8 @@ def stamps(
     return {name: one for name, one in zip(wanted, found, strict=True) if one is not None}
 
 
-def changes(root: Path, then: Mapping[str, Stamp]) -> list[str]:
-    """What is no longer as it was: "NAME has changed", "NAME is gone" or "NAME has appeared".
+def changes(root: Path, then: Mapping[str, Stamp]) -> dict[str, str]:
+    """What is no longer as it was, by name: "has changed", "is gone" or "has appeared".
 
     A file of the same size and time counts as the same; one of another time is read and compared
     by checksum, so that copied files are the same.
@@ -66,21 +66,22 @@ def changes(root: Path, then: Mapping[str, Stamp]) -> list[str]:
         root: folder that the names start from.
         then: what the files were.
     """
-    told: list[str] = []
+    told: dict[str, str] = {}
     for name, was in then.items():
         size, time = _facts(root / name)
         if (size, time) == was[:2]:
             continue
         if size < 0 or was.bytes < 0:
-            told.append(f"{name} {'is gone' if size < 0 else 'has appeared'}")
+            told[name] = "is gone" if size < 0 else "has appeared"
         elif size != was.bytes or not was.sha256 or stamp(root / name).sha256 != was.sha256:
-            told.append(f"{name} has changed")
+            told[name] = "has changed"
     return told
 
 
-def first_of(told: list[str]) -> str:
-    """A list of changes as part of one line."""
-    return told[0] + (f" (and {len(told) - 1} more files)" if len(told) > 1 else "")
+def first_of(told: Mapping[str, str]) -> str:
+    """Changes as part of one line."""
+    name, what = next(iter(told.items()))
+    return f"{name} {what}" + (f" (and {len(told) - 1} more files)" if len(told) > 1 else "")
 
 
 def write_stamps(path: Path, then: Mapping[str, Stamp]) -> None:

@@ -7,6 +7,7 @@ from selftaught.errors import InputError
 
 SCHEMES = ("default", "paper")
 UNLABELLED = ("train", "pretext", "unused")
+LEAKAGE = ("warn", "fail", "off")
 
 
 class SplitWarning(UserWarning):
@@ -30,6 +31,8 @@ class SplitConfig:
             `pretext` stage only (where many of them may be abnormal), or stay `unused`.
         val_fraction: share of the training groups that becomes validation where the manifest's
             own split has no validation images.
+        leakage: where patients or near-duplicate images are in more than one set `warn` with
+            figures or `fail`; `off` does not look, which saves reading the images.
     """
 
     train_fraction: float = 0.5
@@ -41,6 +44,7 @@ class SplitConfig:
     seed: int = 42
     unlabelled: str = "train"
     val_fraction: float = 0.1
+    leakage: str = "warn"
 
     def __post_init__(self) -> None:
         _number("train_fraction", self.train_fraction, "0 < x < 1", lambda x: 0 < x < 1)
@@ -59,6 +63,7 @@ class SplitConfig:
         for name, value, allowed in (
             ("scheme", self.scheme, SCHEMES),
             ("unlabelled", self.unlabelled, UNLABELLED),
+            ("leakage", self.leakage, LEAKAGE),
         ):
             if value not in allowed:
                 raise InputError(f"split.{name} is {value!r}; allowed: {', '.join(allowed)}")

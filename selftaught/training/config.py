@@ -32,6 +32,9 @@ class DataConfig:
         workers: decoding and augmentation threads; auto = one for each core, 0 = none.
         mask: auto multiplies images by the manifest's masks where it names some, none ignores them.
         allow_outside: accept manifest paths that leave the manifest's folder.
+        bad_files: images that cannot be read: fail names the first and ends; skip lists them in
+            bad_files.csv, trains on others in their place and gives them no score.
+        bad_limit: largest share of the images that may be skipped.
         cache_gib: memory for decoded images, in GiB; what does not fit is decoded every epoch.
         evaluation_views: plain = deterministic, augmented = one random view per image as published.
     """
@@ -44,6 +47,8 @@ class DataConfig:
     workers: int | Literal["auto"] = "auto"
     mask: Literal["auto", "none"] = "auto"
     allow_outside: bool = False
+    bad_files: Literal["fail", "skip"] = "fail"
+    bad_limit: float = 0.01
     cache_gib: float = 2.0
     evaluation_views: Literal["plain", "augmented"] = "plain"
 
@@ -315,6 +320,8 @@ def check(config: Config) -> Config:
     )
     workers = config.data.workers
     _require("data.workers", workers, "auto or 0 to 256", workers == "auto" or 0 <= workers <= 256)
+    limit = config.data.bad_limit
+    _require("data.bad_limit", limit, "0 to 1", 0 <= limit <= 1)
     _require("data.cache_gib", config.data.cache_gib, "0 or more", config.data.cache_gib >= 0)
     head = config.model.head
     _require("model.head", head, "one or more positive widths", bool(head) and min(head) > 0)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -80,22 +81,27 @@ class FinetuneStage(TrainingStage[FinetuneTask]):
         every = self.config.finetune.validate_every
         last = epoch == self.schedule.epochs - 1
         if every and (last or (epoch + 1) % every == 0) and len(set(self.labels)) == 2:
-            scores = self._validation_scores()
+            labels, scores = self._validation_scores()
             for problem in guards.check_scores(scores):
                 self.reporter.warn("finetune", problem, epoch=epoch, step=step)
-            figures["val_auroc"] = auroc(self.labels, scores.numpy())
-            self._keep_best(epoch, figures["val_auroc"])
+            if len(set(labels)) == 2:
+                figures["val_auroc"] = auroc(labels, scores.numpy())
+                self._keep_best(epoch, figures["val_auroc"])
         return figures
 
-    def _validation_scores(self) -> Tensor:
-        z = embed(
+    def _validation_scores(self) -> tuple[np.ndarray, Tensor]:
+        """Labels and scores of the labelled validation images that can be read."""
+        found = embed(
             self.task.embedder,
             self.validation,
             self.validation_rows,
             batch_size=self.config.score.batch_size,
             stopper=self.stopper,
-        )[1]
-        return self.task.distance(z.to(self.device))[0].cpu()
+            name="validation",
+            images=self.images,
+        )
+        labels = self.labels[np.isin(self.validation_rows, found.rows)]
+        return labels, self.task.distance(found.z.to(self.device))[0].cpu()
 
     def _keep_best(self, epoch: int, value: float) -> None:
         earlier = [
@@ -119,12 +125,16 @@ def check_centers(config: Config, images: Images) -> Rows:
     """
     rows = images.training_rows("finetune")
     rows = rows[images.semi_label.numpy()[rows] != KNOWN_ABNORMAL]
-    if len(rows) < config.finetune.centers:
-        raise InputError(
-            f"finetune.centers is {config.finetune.centers}, but only {len(rows)} training images "
-            f"are not known to be abnormal; allowed: 1 to {len(rows)}"
-        )
+    _enough(len(rows), config.finetune.centers)
     return rows
+
+
+def _enough(images: int, centers: int) -> None:
+    if images < centers:
+        raise InputError(
+            f"finetune.centers is {centers}, but only {images} training images "
+            f"are not known to be abnormal; allowed: 1 to {images}"
+        )
 
 
 def initial_centers(
@@ -156,7 +166,9 @@ def initial_centers(
             stopper=stopper,
             reporter=reporter,
             name="centres",
-        )[1]
+            images=images,
+        ).z
+    _enough(len(z), options.centers)
     found = first_rank_alone(
         lambda: kmeans(z, options.centers, seed=config.seed, restarts=10), stopper
     )

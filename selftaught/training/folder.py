@@ -22,6 +22,9 @@ FREE = (
     "data.manifest",
     "data.prepare",
     "data.pack",
+    "data.bad_files",
+    "data.bad_limit",
+    "split.leakage",
     "prepare.workers",
     "prepare.sheets",
     "prepare.bad_limit",
@@ -42,7 +45,10 @@ LOCK = ".lock"
 # What a run killed before it wrote config.yaml may have left.
 BEGUN = {
     name
-    for file in ("sources.csv", "split.csv", "split_table.txt", "environment.json", "config.yaml")
+    for file in (
+        *("sources.csv", "bad_files.csv", "split_leakage.csv", "split.json"),
+        *("split.csv", "split_table.txt", "environment.json", "config.yaml"),
+    )
     for name in (file, f".{file}.tmp")
 } | {LOCK, "prepared"}
 PACKAGES = (

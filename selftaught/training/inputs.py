@@ -1,9 +1,11 @@
 """From a split table to batches on the device, and from images to embeddings, over all ranks."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,10 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selftaught import distributed
+from selftaught.data.bad_files import Problem, Skipping
 from selftaught.data.pipeline import Pipeline, open_pipeline
-from selftaught.data.plan import Augment, batch_at, plain
+from selftaught.data.plan import Augment, batch_at, plain, stand_ins
 from selftaught.errors import InputError
 from selftaught.models.heads import Embedder
+from selftaught.training.bad_files import BadFiles
 from selftaught.training.config import DataConfig
 from selftaught.training.engine import Batch
 from selftaught.training.progress import Reporter
@@ -34,6 +38,7 @@ class Images:
         config: image size, threads, memory.
         seed: of the augmentation plan.
         unlabelled: `split.unlabelled`.
+        bad_files: what this run skips, where `config.bad_files` is skip.
     """
 
     frame: pd.DataFrame
@@ -41,6 +46,7 @@ class Images:
     config: DataConfig
     seed: int
     unlabelled: str = "train"
+    bad_files: BadFiles | None = None
 
     @property
     def semi_label(self) -> Tensor:
@@ -67,6 +73,11 @@ class Images:
         """Manifest paths of samples."""
         return [str(self.frame["path"].iloc[i]) for i in ids.tolist()]
 
+    @property
+    def used(self) -> Rows:
+        """Row numbers of all sets but unused."""
+        return np.flatnonzero(self.frame["split"].to_numpy() != "unused").astype(np.int64)
+
     def rows(self, split: str) -> Rows:
         """Row numbers of a set."""
         return np.flatnonzero(self.frame["split"].to_numpy() == split).astype(np.int64)
@@ -76,17 +87,33 @@ class Images:
         """Whether images are multiplied by masks of the manifest."""
         return self.config.mask == "auto" and bool((self.frame["mask"] != "").any())
 
-    def open(self, stage: str, augment: Augment, views: int) -> Pipeline:
-        """A pipeline over all rows; `stage` names the stream of random numbers."""
-        masks = None
-        if self.masked:
-            masks = [self.root / name if name else None for name in self.frame["mask"]]
+    def files(self, rows: Rows) -> tuple[list[Path], list[Path | None] | None]:
+        """Images of rows, and the mask or None of each, or no masks at all."""
+        part = self.frame.iloc[rows]
+        paths = [self.root / name for name in part["path"]]
+        if not self.masked:
+            return paths, None
+        return paths, [self.root / name if name else None for name in part["mask"]]
+
+    def open(
+        self, stage: str, augment: Augment, views: int, *, training: Rows | None = None
+    ) -> Pipeline:
+        """A pipeline over all rows; `stage` names the stream of random numbers.
+
+        Where bad files are skipped, those of `training`, if given, are replaced by others of these
+        rows with the same known label, and any other is left out.
+        """
+        skipping = None
+        if self.config.bad_files == "skip":
+            others = None if training is None else partial(self._stand_ins, stage, training)
+            skipping = Skipping(others)
+        paths, masks = self.files(np.arange(len(self.frame)))
         workers = self.config.workers
         if workers == "auto" and distributed.local_world_size() > 1:
             workers = max(1, (os.cpu_count() or 1) // distributed.local_world_size())
         return open_pipeline(
             self.config.pipeline,
-            paths=[self.root / name for name in self.frame["path"]],
+            paths=paths,
             masks=masks,
             image_size=self.config.image_size,
             augment=augment,
@@ -97,7 +124,26 @@ class Images:
             workers=workers,
             # Two pipelines live at a time: training views and plain views.
             cache_bytes=int(self.config.cache_gib * 2**30 / 2),
+            skipping=skipping,
         )
+
+    def _stand_ins(self, stage: str, training: Rows, epoch: int, sample: int) -> list[int]:
+        known = self.frame["semi_label"].to_numpy()
+        alike = training[(known[training] == known[sample]) & (training != sample)]
+        pool = alike if len(alike) else training
+        return stand_ins(self.seed, stage, epoch, sample, pool).tolist()
+
+    def skipped(
+        self, stage: str, step: int | None, problems: Sequence[Problem], device: torch.device
+    ) -> None:
+        """Take note of what a batch skipped; all ranks call it equally often.
+
+        Raises:
+            InputError: too many images are bad, over all ranks.
+        """
+        if self.bad_files is not None and self.config.bad_files == "skip":
+            self.bad_files.note(stage, step, problems)
+            self.bad_files.settle(device)
 
 
 def _device() -> torch.device:
@@ -133,6 +179,9 @@ def training_batches(
         steps: the stage's number of steps.
         input_range: lowest and highest value the stage declares.
         device: where the tensors go.
+
+    Raises:
+        InputError: an image cannot be read, or where such are skipped, too many.
     """
     world, rank = distributed.world_size(), distributed.rank()
 
@@ -143,7 +192,8 @@ def training_batches(
 
     semi_label = images.semi_label
     low, high = input_range
-    for batch in pipeline.batches(requests()):
+    for step, batch in enumerate(pipeline.batches(requests()), first_step):
+        images.skipped(stage, step, batch.problems, device)
         # The published stages saw inputs 255 times apart; ours declare a range and keep to it.
         # On a GPU the look would wait for the step before.
         if batch.views.device.type == "cpu":
@@ -179,6 +229,25 @@ def global_batch_size(option: str, batch_size: int, samples: int, accumulate: in
     return size
 
 
+class Embedded(NamedTuple):
+    """Embeddings, complete on every rank, on the CPU.
+
+    Attributes:
+        h: (N, width), float64 where the weights are, else float32.
+        z: (N, D), of the same type.
+        rows: (N,) row numbers: those that were asked for and could be read, in their order.
+    """
+
+    h: Tensor
+    z: Tensor
+    rows: Rows
+
+    def only(self, rows: Rows) -> "Embedded":
+        """The part of some of its rows, in its own order."""
+        kept = np.isin(self.rows, rows)
+        return Embedded(self.h[kept], self.z[kept], self.rows[kept])
+
+
 @torch.no_grad()
 def embed(
     embedder: Embedder,
@@ -189,7 +258,8 @@ def embed(
     stopper: Stopper,
     reporter: Reporter | None = None,
     name: str = "embed",
-) -> tuple[Tensor, Tensor]:
+    images: Images | None = None,
+) -> Embedded:
     """Embeddings of `rows` in eval mode, the work divided over ranks.
 
     Args:
@@ -200,12 +270,10 @@ def embed(
         stopper: asked at every batch.
         reporter: shows the progress, if given.
         name: of the progress.
-
-    Returns:
-        `h` (N, width) and `z` (N, D) on the CPU, complete on every rank; float64 where the weights
-        are, else float32.
+        images: told of the images that were skipped, if given.
 
     Raises:
+        InputError: an image cannot be read, or where such are skipped, too many.
         StopRun: a signal arrived.
     """
     weight = next(embedder.parameters())
@@ -219,11 +287,17 @@ def embed(
     embedder.eval()
     if reporter:
         reporter.start_bar(name, steps, 0)
-    parts: list[tuple[Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for number, chunk in enumerate(chunks, 1):
+        problems: tuple[Problem, ...] = ()
         if len(chunk):
-            h, z = embedder(next(source).views[:, 0].to(device))
-            parts.append((h.cpu().to(kind), z.cpu().to(kind)))
+            batch = next(source)
+            problems = batch.problems
+            if len(batch.ids):
+                h, z = embedder(batch.views[:, 0].to(device))
+                parts.append((h.cpu().to(kind), z.cpu().to(kind), batch.ids))
+        if images is not None:
+            images.skipped(name, None, problems, device)
         if stopper.requested(device):
             raise stopper.exit()
         if reporter:
@@ -235,8 +309,10 @@ def embed(
         tuple(torch.cat(column).numpy() for column in zip(*parts, strict=True)) if parts else None
     )
     gathered = [one for one in distributed.gather_objects(local) if one is not None]
-    h, z = (torch.from_numpy(np.concatenate(column)) for column in zip(*gathered, strict=True))
-    return h, z
+    if not gathered:
+        raise InputError(f"{name}: none of {len(rows)} images can be read; allowed: at least one")
+    h, z, ids = (np.concatenate(column) for column in zip(*gathered, strict=True))
+    return Embedded(torch.from_numpy(h), torch.from_numpy(z), ids)
 
 
 def open_plain(images: Images, augment: Augment) -> Pipeline:

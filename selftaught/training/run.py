@@ -4,7 +4,6 @@ Each part reads files and writes files; what is finished is not done again.
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,8 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from selftaught import distributed
-from selftaught.data import sources
-from selftaught.data.manifest import Manifest, read_manifest
-from selftaught.data.pipeline.pack import stored_in
-from selftaught.data.preflight import check_images
-from selftaught.data.split import format_table, make_split, read_split, write_split
 from selftaught.errors import InputError, MachineError
 from selftaught.evaluation.calibration import percentiles, threshold_from_normals
 from selftaught.evaluation.metrics import evaluate
@@ -29,15 +22,15 @@ from selftaught.files import write_atomic
 from selftaught.models.files import save_model
 from selftaught.search import knn_score
 from selftaught.training import finetune, folder, guards, pretext
-from selftaught.training.config import Config, dump
-from selftaught.training.inputs import Images, embed, open_plain
+from selftaught.training.beginning import split_images
+from selftaught.training.config import Config
+from selftaught.training.inputs import Embedded, Images, embed, open_plain
 from selftaught.training.prepared import use_prepared
 from selftaught.training.progress import Reporter
-from selftaught.training.stages import open_evaluation, total_steps
+from selftaught.training.stages import open_evaluation
 from selftaught.training.stop import Stopper, StopRun, first_rank_alone
 from selftaught.training.tasks import KNOWN_ABNORMAL, FinetuneTask
 
-SOURCES = "sources.csv"
 PARTS = ("split", "pretrain", "finetune", "score", "evaluate", "report")
 
 
@@ -108,87 +101,6 @@ def _run_parts(
     return place
 
 
-def split_images(config: Config, place: Path, stopper: Stopper) -> Images:
-    """Read the manifest, split it or take up the split that is there, and check every file.
-
-    Raises:
-        InputError: manifest, split or an image is wrong, or no longer what the run began with.
-    """
-    if not config.data.manifest:
-        raise InputError(
-            "data.manifest is missing; allowed: a CSV or parquet file, a folder with "
-            "normal/ and abnormal/, or a MURA-v1.1 folder"
-        )
-    manifest = read_manifest(config.data.manifest, allow_outside=config.data.allow_outside)
-    root = manifest.root.resolve()
-    if not distributed.broadcast_object((place / "config.yaml").exists()):
-        first_rank_alone(lambda: begin(config, place, manifest, stopper), stopper)
-    distributed.barrier()
-    if folder.environment(place)["manifest_sha256"] != manifest.digest:
-        raise InputError(
-            f"data.manifest: {config.data.manifest} is not what this run began with; "
-            "choose another --out or restore the manifest"
-        )
-    first_rank_alone(lambda: take_up(config, place, root), stopper)
-    return _images(config, root, read_split(place / "split.csv"))
-
-
-def _images(config: Config, root: Path, frame: pd.DataFrame) -> Images:
-    return Images(
-        frame=frame,
-        root=root,
-        config=config.data,
-        seed=config.seed,
-        unlabelled=config.split.unlabelled,
-    )
-
-
-def take_up(config: Config, place: Path, root: Path) -> None:
-    """Compare the images with what the run began with, and note the settings it goes on with.
-
-    Raises:
-        InputError: an image or mask is no longer the same; names it.
-    """
-    told = sources.changes(root, sources.read_stamps(place / SOURCES))
-    if told:
-        raise InputError(
-            f"{sources.first_of(told)} since this run began; choose another --out or restore it"
-        )
-    write_atomic(place / "config.yaml", dump(config))
-
-
-def begin(config: Config, place: Path, manifest: Manifest, stopper: Stopper) -> None:
-    """Split, check every file and every setting that the split decides, then claim the folder.
-
-    Raises:
-        InputError: the split, an image or a setting is wrong; the folder holds no run yet.
-        StopRun: a signal arrived.
-    """
-    root = manifest.root.resolve()
-    frame = make_split(manifest, config.split)
-    images = _images(config, root, frame)
-    finetune.check_centers(config, images)
-    for name, options in (("pretext", config.pretext), ("finetune", config.finetune)):
-        total_steps(options, name, images, config.engine.accumulate)
-    if config.pretext.method == "imagenet" and not Path(config.model.weights).is_file():
-        raise InputError(f"model.weights: {config.model.weights}: no such file")
-    used = frame[frame["split"] != "unused"]
-    masks = used["mask"][used["mask"] != ""] if images.masked else []
-    files = [root / name for name in [*used["path"], *masks]]
-    names = [os.path.relpath(stored_in(path), root) for path in files]
-    workers = config.data.workers
-    then = sources.stamps(root, names, workers=workers, stop=lambda: bool(stopper.code))
-    check_images(files, workers=workers, stop=lambda: bool(stopper.code))
-    if stopper.code:
-        raise StopRun(stopper.code)
-    sources.write_stamps(place / SOURCES, then)
-    write_split(frame, place / "split.csv")
-    table = format_table(frame)
-    write_atomic(place / "split_table.txt", table + "\n")
-    folder.describe(place, config, root, manifest.digest)
-    print(table, flush=True)
-
-
 def finish_finetune(
     config: Config,
     images: Images,
@@ -215,7 +127,7 @@ def _write_model(
     rows = rows[(images.frame["label"].iloc[rows] == 0).fillna(False).to_numpy(bool)]
     scores: list[float] = []
     if len(rows):
-        z = embed_rows(config, images, task, rows, stopper)[1]
+        z = embed_rows(config, images, task, rows, stopper).z
         scores = task.distance(z.to(task.centers.device))[0].cpu().tolist()
     threshold = threshold_from_normals(scores, config.score.flag_quantile) if scores else None
     augment = config.finetune.augment
@@ -252,7 +164,7 @@ def embed_rows(
     rows: np.ndarray,
     stopper: Stopper,
     reporter: Reporter | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Embedded:
     """Embeddings of rows as evaluation sees them."""
     with open_evaluation(config, images) as pipeline:
         return embed(
@@ -263,6 +175,7 @@ def embed_rows(
             stopper=stopper,
             reporter=reporter,
             name="score",
+            images=images,
         )
 
 
@@ -274,21 +187,21 @@ def score(
     stopper: Stopper,
     device: torch.device,
 ) -> None:
-    """Write embeddings.safetensors and scores.csv of all images that are not unused."""
+    """Write scores.csv of all images that are not unused, embeddings.safetensors of those read."""
     if (place / "scores.csv").exists():
         return
-    rows = np.flatnonzero(images.frame["split"].to_numpy() != "unused").astype(np.int64)
     task = finetune.finetuned_task(config, images, place).to(device)
-    h, z = embed_rows(config, images, task, rows, stopper, reporter)
+    found = embed_rows(config, images, task, images.used, stopper, reporter)
+    before = _pretext_features(config, images, place, found.rows, stopper, reporter, device)
+    pretext_h, (h, z, rows) = before.h, found.only(before.rows)
     distance, center = task.distance(z.to(device))
     for problem in guards.check_scores(distance):
         reporter.warn("score", problem)
 
-    frame = images.frame.iloc[rows].reset_index(drop=True)
+    frame = images.frame.iloc[rows]
     learnt = np.isin(rows, images.training_rows("finetune"))
     bank = torch.tensor(learnt & (frame["semi_label"] != KNOWN_ABNORMAL).to_numpy())
     k = config.score.neighbours
-    pretext_h = _pretext_features(config, images, place, rows, stopper, reporter, device)
 
     def write() -> None:
         left = torch.cumsum(task.active.long(), 0).cpu() - 1
@@ -296,6 +209,7 @@ def score(
         table = _score_table(frame, distance.cpu().numpy(), left[center.cpu()].numpy(), facts)
         table.insert(8, "knn_score", knn_score(h, h[bank], k).numpy())
         table.insert(9, "pretext_knn_score", knn_score(pretext_h, pretext_h[bank], k).numpy())
+        table = _with_skipped(table, images)
         tensors = {"h": h.float().contiguous(), "z": z.float().contiguous()}
         write_atomic(place / "embeddings.safetensors", lambda path: save_file(tensors, path))
         write_atomic(place / "scores.csv", lambda path: table.to_csv(path, index=False))
@@ -312,7 +226,7 @@ def _pretext_features(
     stopper: Stopper,
     reporter: Reporter,
     device: torch.device,
-) -> Tensor:
+) -> Embedded:
     embedder = pretext.pretrained_embedder(config, images, place).to(device)
     with open_plain(images, config.finetune.augment) as pipeline:
         return embed(
@@ -323,7 +237,8 @@ def _pretext_features(
             stopper=stopper,
             reporter=reporter,
             name="pretext features",
-        )[0]
+            images=images,
+        )
 
 
 def _score_table(
@@ -339,6 +254,21 @@ def _score_table(
     for name in ("group", "patient", "body_part", "study"):
         table[name] = frame[name]
     return table
+
+
+def _with_skipped(table: pd.DataFrame, images: Images) -> pd.DataFrame:
+    """Scores with a row for each image that was skipped: no score, and the reason in `problem`."""
+    skipped = np.setdiff1d(images.used, table.index)
+    if not len(skipped):
+        return table
+    assert images.bad_files is not None
+    whole = table.astype({"center": "Int64"}).reindex(images.used)
+    for name in set(table.columns) & set(images.frame.columns):
+        whole[name] = images.frame[name]
+    whole["problem"] = ""
+    for row in skipped:
+        whole.loc[row, "problem"] = images.bad_files.reason(str(images.frame["path"].iloc[row]))
+    return whole
 
 
 def write_metrics(config: Config, place: Path) -> None:

@@ -14,6 +14,7 @@ from selftaught.training import guards
 from selftaught.training.config import Config, FinetuneConfig, PretextConfig
 from selftaught.training.engine import Batch
 from selftaught.training.inputs import (
+    Embedded,
     Images,
     Rows,
     embed,
@@ -105,7 +106,7 @@ class TrainingStage(Generic[TaskType]):
             save_every=config.engine.save_every,
         )
         self.training_views = images.open(
-            name, options.augment, views=2 if name == "pretext" else 1
+            name, options.augment, views=2 if name == "pretext" else 1, training=self.rows
         )
         self.plain_views = open_plain(images, options.augment)
         self.first_spread: float | None = None
@@ -118,7 +119,7 @@ class TrainingStage(Generic[TaskType]):
     def batches(self, first_step: int) -> Iterator[Batch]:
         """This rank's batches from `first_step` on."""
         if first_step == 0:
-            first = guards.spread(self.embed_plain(self._probe())[1])
+            first = guards.spread(self.embed_plain(self._probe()).z)
             stage = self.schedule.stage
             self.reporter.log(kind="note", stage=stage, epoch=0, step=0, spread=first)
         return training_batches(
@@ -138,11 +139,16 @@ class TrainingStage(Generic[TaskType]):
         """Paths of samples."""
         return self.images.paths(ids)
 
-    def embed_plain(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def embed_plain(self, rows: Rows) -> Embedded:
         """Embeddings of rows without augmentation, in eval mode."""
-        size = self.config.score.batch_size
         return embed(
-            self.task.embedder, self.plain_views, rows, batch_size=size, stopper=self.stopper
+            self.task.embedder,
+            self.plain_views,
+            rows,
+            batch_size=self.config.score.batch_size,
+            stopper=self.stopper,
+            name=self.schedule.stage,
+            images=self.images,
         )
 
     def close_epoch(self) -> dict[str, Any]:
@@ -152,7 +158,7 @@ class TrainingStage(Generic[TaskType]):
     def observe_epoch(self, epoch: int, step: int) -> dict[str, Any]:
         """Spread and rank of a fixed set of training images' embeddings, with their guards."""
         probe = self._probe()
-        z = self.embed_plain(probe)[1]
+        z = self.embed_plain(probe).z
         now = guards.spread(z)
         if self.first_spread is None:
             self.first_spread = self._logged_spread(now)

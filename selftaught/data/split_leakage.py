@@ -1,0 +1,171 @@
+"""Whether a split leaks: patients, and near-duplicate images, in more than one set."""
+
+import json
+import warnings
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from selftaught.data.manifest_check import SETS
+from selftaught.data.perceptual import NEAR, Near, near_duplicates
+from selftaught.data.preflight import Checked
+from selftaught.data.split_config import SplitWarning
+from selftaught.errors import InputError
+from selftaught.files import write_atomic
+
+USED = tuple(name for name in SETS if name != "unused")
+LISTED = 100_000
+COLUMNS = (
+    *("path", "set", "patient", "label"),
+    *("other_path", "other_set", "other_patient", "other_label"),
+    *("distance", "mirrored"),
+)
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """What crosses the sets of a split.
+
+    Attributes:
+        facts: JSON-ready counts, as `split.json` holds them under `leakage`.
+        pairs: one row for each pair of near-duplicates in two sets, columns `COLUMNS`; at most
+            `LISTED`, nearest first.
+    """
+
+    facts: dict[str, Any]
+    pairs: pd.DataFrame
+
+
+def find_leakage(frame: pd.DataFrame, hashes: np.ndarray, compared: np.ndarray) -> Leakage:
+    """Look for patients and near-duplicates in more than one of train, val and test.
+
+    Args:
+        frame: a split, as `make_split` gives it.
+        hashes: (N, 32) uint8 perceptual hashes of its images.
+        compared: (N,) bool, which of them are there.
+    """
+    sets = frame["split"].to_numpy(object)
+    rows = [np.flatnonzero((sets == name) & compared) for name in USED]
+    crossing = [_crossing(hashes, own, other) for own, other in combinations(rows, 2)]
+    # A symmetric image is near its like both ways: the nearer one counts.
+    pairs = pd.concat(crossing).sort_values(["distance", "mirrored", "first", "second"])
+    pairs = pairs.drop_duplicates(["first", "second"])
+    touched = np.unique(pairs[["first", "second"]].to_numpy())
+    used = np.isin(sets, USED)
+    facts = {
+        "patients": _patients(frame[used]),
+        "near_duplicates": {
+            "most_differing_bits": NEAR,
+            "compared": int((compared & used).sum()),
+            "not_compared": int((~compared & used).sum()),
+            "pairs": len(pairs),
+            "mirrored": int(pairs["mirrored"].sum()),
+            "images": {name: int((sets[touched] == name).sum()) for name in USED},
+            "of": {name: int((sets == name).sum()) for name in USED},
+        },
+    }
+    return Leakage(facts, _named(frame, pairs.head(LISTED)))
+
+
+def _crossing(hashes: np.ndarray, own: np.ndarray, other: np.ndarray) -> pd.DataFrame:
+    """Near pairs of two sets, by row of the split."""
+    blocks = list(near_duplicates(hashes[own], hashes[other]))
+    columns = {
+        name: np.concatenate([getattr(one, name) for one in blocks]) for name in Near._fields
+    }
+    return pd.DataFrame(
+        columns | {"first": own[columns["first"]], "second": other[columns["second"]]}
+    )
+
+
+def _named(frame: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Rows as a reader knows them."""
+    told = {}
+    for prefix, side in (("", "first"), ("other_", "second")):
+        part = frame.iloc[pairs[side].to_numpy()]
+        for name, column in (("path", "path"), ("set", "split"), ("patient", "patient")):
+            told[prefix + name] = part[column].to_numpy(object)
+        told[prefix + "label"] = part["label"].astype(object).where(part["label"].notna(), "")
+    told |= {"distance": pairs["distance"], "mirrored": pairs["mirrored"].astype(int)}
+    return pd.DataFrame({name: np.asarray(told[name]) for name in COLUMNS})
+
+
+def _patients(used: pd.DataFrame) -> dict[str, int]:
+    named = used[used["patient"] != ""]
+    sets = named.groupby("patient")["split"].nunique()
+    crossing = sets.index[sets > 1]
+    return {
+        "named": len(sets),
+        "crossing": len(crossing),
+        "images": int(named["patient"].isin(crossing).sum()),
+    }
+
+
+def in_words(facts: dict[str, Any]) -> list[str]:
+    """A sentence for each kind of leak that was found.
+
+    Args:
+        facts: of `Leakage`.
+    """
+    said = []
+    patients, near = facts["patients"], facts["near_duplicates"]
+    if patients["crossing"]:
+        said.append(
+            f"{patients['crossing']} of {patients['named']} patients have images in more than one "
+            f"set ({patients['images']} images)"
+        )
+    if near["pairs"]:
+        touched = ", ".join(
+            f"{near['images'][name]} of {near['of'][name]} {name} images" for name in USED
+        )
+        said.append(
+            f"{near['pairs']} pairs of near-duplicate images cross sets ({near['mirrored']} of "
+            f"them mirrored): {touched}"
+        )
+    return said
+
+
+def report_leakage(frame: pd.DataFrame, checked: Checked, policy: str, split: Path) -> list[str]:
+    """Look for leaks, write what was found beside the split file, and warn or fail.
+
+    Args:
+        frame: the images in use of a split.
+        checked: what is known of them.
+        policy: `split.leakage`: warn, fail or off.
+        split: the split file.
+
+    Returns:
+        Lines to print.
+
+    Raises:
+        InputError: something crosses and the policy is fail.
+        MachineError: the disk is full or the folder cannot be written.
+    """
+    table, facts = leakage_files(split)
+    if policy == "off":
+        table.unlink(missing_ok=True)
+        write_atomic(facts, json.dumps({"leakage": {"policy": policy}}, indent=1) + "\n")
+        return []
+    leakage = find_leakage(frame, checked.hashes, checked.hashed)
+    write_atomic(table, lambda path: leakage.pairs.to_csv(path, index=False))
+    told = {"leakage": {"policy": policy, **leakage.facts}}
+    write_atomic(facts, json.dumps(told, indent=1) + "\n")
+    near = leakage.facts["near_duplicates"]
+    lines = [f"leakage: {near['compared']} images compared, {near['not_compared']} could not be"]
+    said = in_words(leakage.facts)
+    if not said:
+        return [f"{lines[0]}; no patient and no near-duplicate image is in two sets"]
+    text = f"{'; '.join(said)}; the pairs are in {table}"
+    if policy == "fail":
+        raise InputError(f"split.leakage is fail: {text}; allowed: nothing that crosses, or warn")
+    warnings.warn(text, SplitWarning, stacklevel=2)
+    return lines
+
+
+def leakage_files(split: Path) -> tuple[Path, Path]:
+    """Where the pairs and the counts of a split file go: SPLIT_leakage.csv and SPLIT.json."""
+    return split.with_name(f"{split.stem}_leakage.csv"), split.with_suffix(".json")
