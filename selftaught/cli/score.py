@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from selftaught.cli.options import build_parser, parse, same_file
 from selftaught.errors import InputError
@@ -54,7 +55,7 @@ def score_manifest(model: Path, manifest: str, options: object) -> Path:
     listed = read_manifest(manifest, allow_outside=outside)
     table = listed.table.copy()
     masks = [listed.root / name if name else None for name in table["mask"]]
-    executor = getattr(getattr(options, "data", None), "pipeline", "auto")
+    executor: Any = getattr(getattr(options, "data", None), "pipeline", "auto")
     found = Detector.load(folder, pipeline=executor).explain(
         [listed.root / name for name in table["path"]],
         masks=masks if any(masks) else None,
