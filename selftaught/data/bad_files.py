@@ -123,7 +123,7 @@ def in_words(table: pd.DataFrame, images: int) -> str:
 
     Args:
         table: as `read_bad_files` gives it.
-        images: how many images the split lists.
+        images: how many images are in use.
     """
     if not len(table):
         return ""

@@ -123,8 +123,8 @@ def in_words(facts: dict[str, Any]) -> list[str]:
             f"{near['images'][name]} of {near['of'][name]} {name} images" for name in USED
         )
         said.append(
-            f"{near['pairs']} pairs of near-duplicate images cross sets ({near['mirrored']} of "
-            f"them mirrored): {touched}"
+            f"near-duplicate images in two sets: {near['pairs']} pairs, {near['mirrored']} of them "
+            f"mirrored, with {touched}"
         )
     return said
 

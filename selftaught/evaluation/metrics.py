@@ -25,7 +25,8 @@ def evaluate(scores: pd.DataFrame, *, seed: int, resamples: int = 1000) -> dict[
             left out), `score` (higher = more abnormal); optional `flagged` (above the stored
             threshold), `group` (resampled as a whole; without it every image is its own group),
             `body_part`, `study` (completed by `patient`, `group`, `body_part`), `knn_score`,
-            `pretext_knn_score`.
+            `pretext_knn_score`; `problem`: why an image could not be read and has no score, which
+            leaves it out and counts it.
         seed: seed of the bootstrap.
         resamples: bootstrap draws behind every interval.
 
@@ -37,11 +38,15 @@ def evaluate(scores: pd.DataFrame, *, seed: int, resamples: int = 1000) -> dict[
         InputError: a column is missing, a score is not finite, a label or flag is neither 0 nor 1;
             the message names the image.
     """
-    table = _checked(scores)
+    unread = (_text(scores, "problem") != "") & (_text(scores, "score") == "")
+    table = _checked(scores[~unread])
     result: dict[str, Any] = {
         split: _split_metrics(table[table["split"] == split], split, seed, resamples)
         for split in SPLITS
     }
+    for split in SPLITS:
+        if unread.any():
+            result[split]["unread"] = int((unread & (scores["split"] == split)).sum())
     return result | {"seed": seed, "resamples": resamples}
 
 

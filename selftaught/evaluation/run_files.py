@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from selftaught.data import bad_files as bad_files_list
 from selftaught.errors import InputError
 
 NUMBERS = ("label", "semi_label", "score", "center", "percentile", "knn_score", "pretext_knn_score")
@@ -23,8 +24,8 @@ class RunFiles:
 
     Attributes:
         folder: the run folder.
-        scores: `scores.csv`, one row an image; text columns are str, "" where blank, numeric ones
-            float64, NaN where blank.
+        scores: `scores.csv`, one row an image that could be read; text columns are str, "" where
+            blank, numeric ones float64, NaN where blank.
         metrics: `metrics.json`.
         config: `config.yaml`, resolved settings; {} when missing.
         environment: `environment.json`; {} when missing.
@@ -32,6 +33,8 @@ class RunFiles:
         split: `split.csv` with the same types as `scores`; None when missing.
         log: the objects of `metrics.jsonl`, in order.
         embeddings: `embeddings.safetensors`, name -> (N, D) float32 in the order of `scores`.
+        bad_files: `bad_files.csv` as text; None when missing.
+        leakage: `leakage` of `split.json`; {} when missing.
         problems: one sentence for every part that is missing or cannot be used.
     """
 
@@ -44,6 +47,8 @@ class RunFiles:
     split: pd.DataFrame | None
     log: list[dict[str, Any]]
     embeddings: dict[str, np.ndarray]
+    bad_files: pd.DataFrame | None = None
+    leakage: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
@@ -69,6 +74,10 @@ def read_run(folder: Path) -> RunFiles:
     for column in ("path", "split", "label", "score"):
         if column not in scores:
             raise InputError(f"{folder / 'scores.csv'}: column {column} is missing")
+    if "problem" in scores:
+        scores = scores[(scores["problem"] == "") | scores["score"].notna()]
+        scores = scores.reset_index(drop=True)
+    bad_files = folder / bad_files_list.NAME
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -87,6 +96,8 @@ def read_run(folder: Path) -> RunFiles:
         model=_mapping(folder / "model" / "model.json", problems),
         split=_table(folder / "split.csv") if has_split else None,
         log=list(_log(folder / "metrics.jsonl")),
+        bad_files=bad_files_list.read_bad_files(bad_files) if bad_files.is_file() else None,
+        leakage=_leakage(folder),
         embeddings=_embeddings(folder / "embeddings.safetensors", len(scores), problems),
         problems=problems,
     )
@@ -114,6 +125,14 @@ def _table(path: Path) -> pd.DataFrame:
         if column in table:
             table[column] = pd.to_numeric(table[column], errors="coerce").astype("float64")
     return table
+
+
+def _leakage(folder: Path) -> dict[str, Any]:
+    """The counts of what crosses the sets; {} where nobody looked."""
+    if not (folder / "split.json").is_file():
+        return {}
+    facts = _mapping(folder / "split.json", []).get("leakage")
+    return facts if isinstance(facts, dict) else {}
 
 
 def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from selftaught.data import bad_files, split_leakage
 from selftaught.evaluation.run_files import RunFiles
 
 SPLITS = ("val", "test")
@@ -111,10 +112,34 @@ def warnings(run: RunFiles) -> list[str]:
         (f"{stage}: " if stage else "") + message + (f" (said {n} times)" if n > 1 else "")
         for (stage, message), n in said.items()
     ]
-    return found + _leaks(run) + _small_sets(run)
+    return found + _skipped(run) + _leaks(run) + _small_sets(run)
+
+
+def _skipped(run: RunFiles) -> list[str]:
+    """Images that could not be read, by set and label."""
+    if run.bad_files is None or not len(run.bad_files):
+        return []
+    table = run.split if run.split is not None else run.scores
+    said = bad_files.in_words(run.bad_files, int((table["split"] != "unused").sum()))
+    return [
+        f"{said}. Others took their place in training; none has a score. bad_files.csv names them."
+    ]
 
 
 def _leaks(run: RunFiles) -> list[str]:
+    """Groups, patients and near-duplicate images that are in several sets."""
+    return _shared_groups(run) + _crossing(run)
+
+
+def _crossing(run: RunFiles) -> list[str]:
+    """What the look for leaks found."""
+    try:
+        return [f"{text}." for text in split_leakage.in_words(run.leakage)]
+    except (KeyError, TypeError):
+        return []  # not looked for, or a file from elsewhere
+
+
+def _shared_groups(run: RunFiles) -> list[str]:
     """Groups that are in several sets."""
     table = run.split if run.split is not None else run.scores
     if "group" not in table:

@@ -97,7 +97,7 @@ class BadFiles:
         Raises:
             InputError: names the first and the list.
         """
-        count, used = len(self.listed), int((self.frame["split"] != "unused").sum())
+        count, used = len(self.listed), self._used
         if count > self.limit * used:
             first = next(iter(self.listed.values()))
             raise InputError(
@@ -113,7 +113,11 @@ class BadFiles:
 
     def summary(self) -> str:
         """One line with the counts of each set and label; "" if no image was skipped."""
-        return in_words(pd.DataFrame(self.listed.values()), len(self.frame))
+        return in_words(pd.DataFrame(self.listed.values()), self._used)
+
+    @property
+    def _used(self) -> int:
+        return int((self.frame["split"] != "unused").sum())
 
     def _add(self, rows: dict[str, dict[str, str]]) -> None:
         self.listed |= rows

@@ -91,6 +91,8 @@ def _run_parts(
             }
             for part in parts:
                 steps[part]()
+        if distributed.is_main() and images.bad_files and (said := images.bad_files.summary()):
+            print(f"{said}; {images.bad_files.path} names them", flush=True)
     except (OSError, InputError):
         folder.check_held(place)
         raise
