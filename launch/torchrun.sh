@@ -19,6 +19,8 @@ NODES=${NODES:-1}
 RESTARTS=${RESTARTS:-3}
 # Ranks of a stopped run have so long to save; torch before 2.13 gives them 30 s.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-240}
+# A new store at every restart: in the shared one ranks find the addresses of those that are gone.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 if [ "$NODES" = 1 ]; then
