@@ -7,7 +7,7 @@ import pytest
 
 from selftaught.training import checkpoint
 from tests.faults import ranks
-from tests.tiny import options, start, write_images
+from tests.tiny import options, write_images
 
 
 @pytest.fixture
@@ -27,11 +27,11 @@ def small_disk(tmp_path):
 @pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
 def test_full_disk_ends_with_3_and_leaves_the_checkpoint(small_disk, tmp_path):
     manifest = write_images(tmp_path / "images")
-    process = start(options(manifest, small_disk / "run"))
-    _, errors = process.communicate()
-    assert process.returncode == 3, errors
-    assert "disk full" in errors
-    assert "Traceback" not in errors
+    started = ranks.start(tmp_path / "ranks", options(manifest, small_disk / "run"), 1)
+    assert started.end() == [3], started.said(0)
+    (line,) = [one for one in started.said(0).splitlines() if "selftaught: " in one]
+    assert "disk full" in line
+    assert "Traceback" not in started.said(0)
     found, problems = checkpoint.newest(small_disk / "run" / "checkpoints" / "pretext")
     assert found is not None
     assert not problems
