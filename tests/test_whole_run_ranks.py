@@ -94,14 +94,6 @@ def test_other_zero_stages_agree_too(one_process, tmp_path, stage):
     assert_agree(tmp_path / "run", reference)
 
 
-@pytest.fixture(scope="module")
-def one_process_in_fp64(one_process, tmp_path_factory):
-    manifest, _ = one_process
-    folder = tmp_path_factory.mktemp("fp64")
-    end(begin(manifest, folder / "run", 1, USUAL))
-    return manifest, folder / "run"
-
-
 def test_usual_rates_agree_in_fp64_at_first(one_process, tmp_path):
     manifest, _ = one_process
     short = {"pretext.epochs": 2, "finetune.epochs": 2}
