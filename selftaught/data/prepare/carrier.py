@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from selftaught.data.prepare.geometry import Quad, ordered, working_picture
+from selftaught.data.prepare.sides import completed
 
-WORKING_SIZE = 384
+WORKING_SIZE, EDGE_SIZE = 384, 1024
+FLAT, BLACK, WHITE = 0.3, 1.0, 254.0  # noise and levels of a page that is cut off
 TOLERANCES = (0.25, 1.5, 4.0, 10.0, 25.0)
 DENSITIES = (0.5, 0.1)
 LEAST_AREA, LEAST_SCORE, LEAST_CONTENT = 0.1, 0.4, 0.97
@@ -56,16 +58,36 @@ def find_carrier(grey: np.ndarray) -> Carrier | None:
     """
     picture = working_picture(grey, WORKING_SIZE)
     best = Carrier(np.zeros((4, 2)), 0.0)
-    for level in _page_levels(picture):
-        page = _page(picture, level)
-        for quad in _candidates(picture, page):
-            score = _score(picture, page, quad)
+    pages = [_page(picture, level) for level in _page_levels(picture)]
+    page = pages[0]
+    for each in pages:
+        for candidate in _candidates(picture, each):
+            score = _score(picture, each, candidate)
             if score > best.score:
-                best = Carrier(quad, score)
-    if best.score < LEAST_SCORE:
-        return None
-    scale = np.array([grey.shape[1] / picture.shape[1], grey.shape[0] / picture.shape[0]])
-    return Carrier((best.quad + 0.5) * scale - 0.5, best.score)
+                best, page = Carrier(candidate, score), each
+    sure = best.score >= LEAST_SCORE
+    quad = _scaled(best.quad, picture.shape, grey.shape) if sure else None
+    cut_off = page.noise <= FLAT and not BLACK < page.level < WHITE
+    if cut_off and page.content.any():
+        quad = _with_unseen_sides(grey, page, quad)
+    return None if quad is None else Carrier(quad, max(best.score, LEAST_SCORE))
+
+
+def _scaled(quad: Quad, shape: tuple[int, ...], to: tuple[int, ...]) -> Quad:
+    """Corners in pixels of one size of the picture in pixels of another."""
+    return (quad + 0.5) * np.array([to[1] / shape[1], to[0] / shape[0]]) - 0.5
+
+
+def _with_unseen_sides(grey: np.ndarray, page: "_Page", quad: Quad | None) -> Quad | None:
+    """Complete a film whose page is flat, as film and page cut off at one level are."""
+    picture = working_picture(grey, EDGE_SIZE)
+    shape = picture.shape
+    content = cv2.resize(
+        page.content.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST
+    )
+    known = None if quad is None else _scaled(quad, grey.shape, shape)
+    found = completed(np.abs(picture - page.level), content > 0, page.noise, known)
+    return quad if found is known or found is None else _scaled(found, shape, grey.shape)
 
 
 def _page_levels(picture: Map) -> list[float]:

@@ -15,8 +15,12 @@ INSET = 0.012  # share of a side that a frame's line may take
 DEEPEST_RIM = 0.16
 TAIL = 0.07  # share of a row at either end of its levels that need not be flat
 MARGINS = (6, 2)  # pixels beyond a bright and any other rim
-GROW = (1, 2)  # pixels of skin beyond the last visible one; on films cut off at black
-TRUSTED = 0.5
+REGAINED = 2  # pixels of that margin that the body takes back
+DEPTH = 8.0  # pixels inside the body where it is looked how fast its level rises
+MOST_SKIN = 28.0  # pixels of unseen skin
+TRUSTED, VAGUE = 0.5, 0.06
+SKIN = 4.0, 6.0  # pixels of unseen skin = first / (share of the body's level at DEPTH) - second
+FAINT_STEP = 0.5  # levels per pixel; a border that rises less is vague
 LEAST_AREA, MOST_AREA = 0.04, 0.97
 OFFSETS = (6.0, 15.0, 25.0)  # grey levels above the darkest twentieth
 
@@ -55,11 +59,8 @@ def find_mask(grey: np.ndarray) -> Mask | None:
     chosen = _choose(core)
     if chosen is None:
         return None
-    full = _replaced(chosen, rims)
-    # Skin fades out: the last visible pixel is not the last of the body.
-    wide = cv2.dilate(
-        full.astype(np.uint8), _disk(GROW[0] if _background(core, chosen) >= 1 else GROW[1])
-    )
+    away = cv2.distanceTransform((~chosen).astype(np.uint8), cv2.DIST_L2, 5)
+    wide = _replaced(away <= _unseen_skin(core, chosen), rims)
     size = (grey.shape[1], grey.shape[0])
     grown = cv2.resize(wide * np.float32(1), size, interpolation=cv2.INTER_LINEAR) >= 0.5
     return grown if LEAST_AREA <= grown.mean() <= MOST_AREA else None
@@ -89,6 +90,7 @@ def _choose(core: Map) -> Mask | None:
     if values.size < 256 or float(np.ptp(values)) < 2.0:
         return None
     logarithm = np.log(core + 4)
+    slope = _slope(core)
     dark = float(np.quantile(values, 0.05))
 
     def three() -> Mask:
@@ -106,12 +108,42 @@ def _choose(core: Map) -> Mask | None:
     best, least = None, np.inf
     for number, make in enumerate(makers):
         mask = tidy(make())
-        unrest = _unrest(core, mask)
-        if unrest < least:
-            best, least = mask, unrest
-        if number < 2 and unrest <= TRUSTED:
+        unrest, vague = _unrest(core, mask), _vague(slope, mask)
+        if unrest + 2 * vague < least:
+            best, least = mask, unrest + 2 * vague
+        if number < 2 and unrest <= TRUSTED and vague <= VAGUE:
             return mask
     return best
+
+
+def _slope(core: Map) -> Map:
+    """Grey levels per pixel, over a few pixels."""
+    smooth = cv2.GaussianBlur(core, (0, 0), 5.0)
+    ways = [cv2.Sobel(smooth, cv2.CV_32F, *way, ksize=3, scale=1 / 8) for way in ((1, 0), (0, 1))]
+    return np.asarray(cv2.magnitude(*ways), np.float32)
+
+
+def _vague(slope: Map, mask: Mask) -> float:
+    """Share of a mask's border where nothing changes, as where it runs through background."""
+    plain = mask.astype(np.uint8)
+    border = (plain - cv2.erode(plain, _disk(1))) > 0
+    return float((slope[border] < FAINT_STEP).mean()) if border.any() else 1.0
+
+
+def _unseen_skin(core: Map, mask: Mask) -> float:
+    """Pixels of skin beyond the last visible one.
+
+    One where the background shows. On films cut off at black the body's level starts from below
+    black: the slower it rises within the mask, the more of the skin is hidden.
+    """
+    if _background(core, mask) >= 1:
+        return 1.0
+    depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
+    ring = np.abs(depth - DEPTH) <= 0.5
+    if ring.sum() < 20:
+        return 1.0
+    steepness = float(np.median(core[ring])) / max(float(np.median(core[mask])), 1.0)
+    return float(np.clip(SKIN[0] / max(steepness, 0.05) - SKIN[1], 1, MOST_SKIN))
 
 
 def _unrest(core: Map, mask: Mask) -> float:
@@ -148,7 +180,7 @@ def _replaced(core: Mask, rims: list[Rim]) -> Mask:
     full = np.pad(core, pads, mode="edge")
     for rim, part in zip(rims, (full, full[::-1], full.T, full.T[::-1]), strict=True):
         if not rim.body:
-            part[: rim.pixels] = False
+            part[: max(rim.pixels - REGAINED, 0)] = False
     return full
 
 
