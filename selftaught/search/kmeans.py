@@ -1,5 +1,6 @@
 """k-means on all the rows, on one device or sharded over ranks."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from selftaught.search.exact_sums import (
     limits,
     mean_of_rows,
     moved_to_grid,
+    peak,
     scale_for,
     summing_dtype,
     total_of,
@@ -24,6 +26,7 @@ from selftaught.search.seeding import plus_plus
 from selftaught.search.shards import Ranks, Shard, ranks_of
 
 BLOCK = 1 << 16
+FINE = 40  # numbers from 2^-40 to 2^40 have squares and sums of them that float32 holds
 
 
 class KMeansResult(NamedTuple):
@@ -45,11 +48,17 @@ class KMeansResult(NamedTuple):
 
 
 class _Data(NamedTuple):
-    """A shard, its rows before they were moved, and the common origin (D,) float64."""
+    """A shard, its rows before they were moved, and the common origin (D,) float64.
+
+    Rows, origin and weights are in the units of the caller times powers of two, `unit` and
+    `weight_unit`.
+    """
 
     shard: Shard
     original: Tensor
     origin: Tensor
+    unit: float
+    weight_unit: float
 
 
 def _check_options(k: int, iterations: int, restarts: int, seed: int, empty: str) -> None:
@@ -77,7 +86,21 @@ def _check_weights(weights: Tensor | Array | None, rows: int, device: torch.devi
     return values
 
 
-def _open(x: Rows, weights: Any, device: torch.device | None, ranks: Ranks) -> _Data:
+def _unit(largest: Tensor, dtype: torch.dtype) -> float:
+    """Power of two that brings `largest` near 1 where squares might leave the range, else 1."""
+    exponent = int(torch.frexp(largest.max())[1])
+    if abs(exponent) <= FINE:
+        return 1.0
+    return 2.0 ** min(-exponent, round(-math.log2(torch.finfo(dtype).tiny)))
+
+
+def _open(
+    x: Rows,
+    weights: Any,
+    device: torch.device | None,
+    ranks: Ranks,
+    start: Tensor | None = None,
+) -> _Data:
     """This rank's rows checked and moved to their common mean; raises on all ranks or on none."""
     problem, original, weight = "", torch.empty(0, 0), None
     try:
@@ -86,16 +109,31 @@ def _open(x: Rows, weights: Any, device: torch.device | None, ranks: Ranks) -> _
     except ValueError as error:
         problem = str(error)
     ranks.agree(problem)
-    kinds = ranks.everyone((original.shape[1], weight is not None, len(original)))
+    double = original.dtype == torch.float64
+    kinds = ranks.everyone((original.shape[1], weight is not None, len(original), double))
     if len({kind[:2] for kind in kinds}) > 1:
         raise ValueError(f"x: widths and weights differ between ranks: {kinds}")
+    if any(kind[2] and kind[3] for kind in kinds):
+        original = original.double()  # as other ranks' rows are
+    elif double and ranks.count > 1:
+        original = original.float()  # an empty part
     numbers = [kind[2] for kind in kinds]
     rows = sum(numbers)
     if not rows:
         raise ValueError(f"x: shape {tuple(original.shape)} on every rank, must hold a row")
-    if weight is not None and float(total_of(weight, rows, ranks)) == 0:
-        raise ValueError("weights: all are 0, at least one must be positive")
+    weight_unit = 1.0
+    if weight is not None:
+        heaviest = peak(weight[:, None], ranks)
+        if not bool(heaviest > 0):
+            raise ValueError("weights: all are 0, at least one must be positive")
+        weight_unit = _unit(heaviest, weight.dtype)
+        weight = weight * weight_unit
     low, high = limits(original, ranks)
+    unit = _unit(high - low, original.dtype)
+    if start is not None and unit > 1:  # but a start far from the rows must stay in the range
+        unit = max(1.0, min(unit, 2.0 ** (FINE - int(torch.frexp(start.abs().max())[1]))))
+    if unit != 1:
+        original, low, high = original * unit, low * unit, high * unit
     largest = torch.maximum(high, -low)
     # Rounded to the rows' dtype, so that moving small integers moves them exactly.
     origin = mean_of_rows(original, largest, rows, ranks).to(original.dtype).double()
@@ -110,7 +148,7 @@ def _open(x: Rows, weights: Any, device: torch.device | None, ranks: Ranks) -> _
         rows=rows,
         ranks=ranks,
     )
-    return _Data(shard, original, origin)
+    return _Data(shard, original, origin, unit, weight_unit)
 
 
 def _exactly(data: _Data, rows: Tensor, centers: Tensor, backend: str) -> Tensor:
@@ -129,12 +167,12 @@ def _exactly(data: _Data, rows: Tensor, centers: Tensor, backend: str) -> Tensor
 
 
 def _nearest(data: _Data, centers: Tensor, backend: str, again: assign.Assign) -> Tensor:
-    """Nearest of the float32 `centers` to the original rows, as `_exactly` finds them.
+    """Nearest of the float64 `centers` to the original rows, as `_exactly` finds them.
 
     Where float32 leaves no doubt its answer is taken: a row and a centre are each off by at most
     half a unit of it, and a row by half a step of the grid, so a gap of twice that is one.
     """
-    moved = centers.double() - data.origin
+    moved = centers - data.origin
     if not isinstance(again, assign.Again):
         return _exactly(data, data.original, moved, backend)
     index, gap = again.with_gaps(moved.float())
@@ -153,31 +191,32 @@ def _finish(
 ) -> KMeansResult:
     """Round the centres to what is returned, then assign exactly and drop empty ones."""
     shard = data.shard
-    centers = (centers + data.origin).float()
+    centers = ((centers + data.origin) / data.unit).float()
     while True:
-        index = _nearest(data, centers, backend, again)
+        places = centers.double() * data.unit
+        index = _nearest(data, places, backend, again)
         filled = counted(shard, index, len(centers)) > 0
         if empty == "keep" or bool(filled.all()):
             break
         centers = centers[filled]
-    squared = squared_to(data.original, centers, index)
+    squared = squared_to(data.original, places, index)
     if shard.weights is not None:
         squared = squared * shard.weights
     counts = shard.ranks.total(torch.bincount(index, minlength=len(centers)))
-    return KMeansResult(centers, index, counts, total_of(squared, shard.rows, shard.ranks))
+    inertia = total_of(squared, shard.rows, shard.ranks) / data.unit / data.unit / data.weight_unit
+    return KMeansResult(centers, index, counts, inertia)
 
 
-def _starts(data: _Data, k: int, seed: int, restarts: int, initial: Rows | None) -> list[Tensor]:
-    if initial is None:
+def _starts(data: _Data, k: int, seed: int, restarts: int, start: Tensor | None) -> list[Tensor]:
+    if start is None:
         seeds = np.random.SeedSequence(seed).spawn(restarts)
         return [plus_plus(data.shard, k, np.random.default_rng(s)) for s in seeds]
-    start = checked(initial, "initial", device=data.shard.x.device)
     if start.shape != (k, data.shard.x.shape[1]) or restarts != 1:
         raise ValueError(
             f"initial: shape {tuple(start.shape)} with restarts={restarts}, "
             f"must be ({k}, {data.shard.x.shape[1]}) with restarts=1"
         )
-    return [start.double() - data.origin]
+    return [start.double() * data.unit - data.origin]
 
 
 @torch.no_grad()
@@ -232,11 +271,13 @@ def kmeans(
     kind = assign.choose(backend, asked.device, asked.shape[-1] if asked.ndim else 0)
     ranks = ranks_of(group)
     keep_there = kind == "native" and asked.device.type in ("cpu", "cuda")
-    data = _open(x, weights, None if keep_there else torch.device("cpu"), ranks)
+    device = asked.device if keep_there else torch.device("cpu")
+    given = None if initial is None else checked(initial, "initial", device=device)
+    data = _open(x, weights, device, ranks, given)
     if data.shard.rows < k and not allow_fewer:
         raise ValueError(f"k={k}: only {data.shard.rows} samples, must be at most their number")
     best: KMeansResult | None = None
-    for start in _starts(data, k, seed, restarts, initial):
+    for start in _starts(data, k, seed, restarts, given):
         again = assign.repeated(kind, data.shard.x, len(start))
         centers = lloyd(data.shard, start, iterations, again, empty)
         found = _finish(data, centers, kind, empty, again)

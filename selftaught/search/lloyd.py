@@ -1,12 +1,14 @@
 """Lloyd's iterations over sharded rows: exact sums, four policies for a cluster left empty."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from selftaught.kernels.cpp import clusters
 from selftaught.search.assign import Assign
 from selftaught.search.direct import block_rows, compiled, serial, squared_to
-from selftaught.search.exact_sums import on_grid, peak, scale_for, summing_dtype
+from selftaught.search.exact_sums import BITS, on_grid, peak, scale_for, summing_dtype
 from selftaught.search.shards import Shard
 
 EMPTY_POLICIES = ("farthest", "split", "keep", "drop")
@@ -83,12 +85,51 @@ class _Sums:
             self._add(x[rows], held, before[rows], -1)
             self._add(x[rows], held, now[rows], 1)
 
-    def means(self, otherwise: Tensor) -> Tensor:
-        """(K, D) float64 means of the clusters, `otherwise` where a cluster weighs nothing."""
+    def in_all(self) -> tuple[Tensor, Tensor]:
+        """Sums of the rows (K, D) and of their weights (K,) over all ranks, float64."""
         ranks = self.shard.ranks
         totals, masses = ranks.total(self.totals).double(), ranks.total(self.masses).double()
-        means = totals / self.scale / (masses / self.weight_scale)[:, None]
-        return torch.where(masses[:, None] > 0, means, otherwise)
+        return totals / self.scale, masses / self.weight_scale
+
+
+def _levels(shard: Shard) -> list[Shard]:
+    """`shard` once for every range of weights that share a grid; those out of it become 0.
+
+    A grid coarse enough for the heaviest row's sum would round far lighter ones away. A range is
+    half as many powers of two as a grid has bits to spare, so a weight keeps the other half.
+    """
+    if shard.weights is None:
+        return [shard]
+    room = BITS[summing_dtype(shard.x.device)] - shard.rows.bit_length()
+    level = torch.div(-torch.frexp(shard.weights)[1], max(room // 2, 1), rounding_mode="floor")
+    here = level[shard.weights > 0].unique().tolist()
+    found = []
+    for number in sorted({n for part in shard.ranks.everyone(here) for n in part}):
+        weights = shard.weights.where(level == number, 0.0)
+        # On the grid that the sum of weights has, so that it and the sum of rows count the same.
+        scale = scale_for(
+            peak(weights[:, None], shard.ranks), shard.rows, summing_dtype(shard.x.device)
+        )
+        found.append(replace(shard, weights=on_grid(weights, scale, torch.float64) / scale))
+    return found
+
+
+class _AllSums:
+    """`_Sums` of all ranges of weights."""
+
+    def __init__(self, levels: list[Shard], clusters: int) -> None:
+        self.parts = [_Sums(level, clusters) for level in levels]
+
+    def move(self, before: Tensor, now: Tensor) -> bool:
+        """`_Sums.move`."""
+        return any([part.move(before, now) for part in self.parts])  # a list: all are to move
+
+    def means(self, otherwise: Tensor) -> Tensor:
+        """(K, D) float64 means of the clusters, `otherwise` where a cluster weighs nothing."""
+        (totals, masses), *others = [part.in_all() for part in self.parts]
+        for more, mass in others:
+            totals, masses = totals + more, masses + mass
+        return torch.where(masses[:, None] > 0, totals / masses[:, None], otherwise)
 
 
 def counted(shard: Shard, assignment: Tensor, clusters: int) -> Tensor:
@@ -137,8 +178,8 @@ def lloyd(shard: Shard, centers: Tensor, iterations: int, assign: Assign, empty:
         assign: finds the nearest centre of rows.
         empty: one of `EMPTY_POLICIES`.
     """
-    centers = centers.double()
-    sums = _Sums(shard, len(centers))
+    centers, levels = centers.double(), _levels(shard)
+    sums = _AllSums(levels, len(centers))
     previous = torch.full((len(shard.x),), -1, device=shard.x.device)
     for _ in range(iterations):
         now = assign(shard.x, centers.float())
@@ -149,7 +190,7 @@ def lloyd(shard: Shard, centers: Tensor, iterations: int, assign: Assign, empty:
         elif len(gaps) and empty == "drop":
             now = (torch.cumsum(counts > 0, 0) - 1)[now]
             centers, previous = centers[counts > 0], torch.full_like(now, -1)
-            sums = _Sums(shard, len(centers))
+            sums = _AllSums(levels, len(centers))
         if not sums.move(previous, now) and not (len(gaps) and empty == "split"):
             break
         centers = sums.means(centers)

@@ -29,6 +29,8 @@ def settings():
     far = np.concatenate([x[:5], np.full((3, 13), 1e4, "f4")])
     yield "own start", x, {"k": 15, "seed": 3, "restarts": 2}
     yield "weights", x, {"k": 8, "weights": rng.integers(0, 3, ROWS) * rng.random(ROWS)}
+    yield "weights far apart", x, {"k": 8, "weights": 10.0 ** rng.integers(-25, 25, ROWS)}
+    yield "tiny", (1e-30 * rows()).astype("f4"), {"k": 8}
     for empty in ("farthest", "split", "keep", "drop"):
         yield empty, x, {"k": 8, "initial": far, "empty": empty, "iterations": 6}
     yield "ties", np.round(rows(1)), {"k": 12, "iterations": 9}
@@ -45,7 +47,18 @@ def compare(ranks, rank, group):
             options = options | {"weights": options["weights"][mine]}
         equal(kmeans(x[mine], **options, group=group), wanted, mine)
     if ranks == 3:
+        two_kinds(rank, group)
         refusals(rank, group)
+
+
+def two_kinds(rank, group):
+    """Doubles on some ranks make all doubles, but those of an empty rank make none."""
+    x = rows(offset=0.1).astype("f8") + 1e-9
+    mine = part(ROWS, 3, rank)
+    wanted = kmeans(np.where(np.arange(ROWS)[:, None] < ROWS // 2, x.astype("f4"), x), 9)
+    equal(kmeans(x[mine].astype("f8" if rank == 2 else "f4"), 9, group=group), wanted, mine)
+    wanted = kmeans(x.astype("f4"), 9)
+    equal(kmeans(x[mine].astype("f8" if rank == 1 else "f4"), 9, group=group), wanted, mine)
 
 
 def refusals(rank, group):
