@@ -1,8 +1,9 @@
 """Mean distance to 100 neighbours: ours against FAISS, scikit-learn and torch, error beside time.
 
-python -m benchmarks.neighbours
+python -m benchmarks.neighbours [--shape 1000x100000x128 ...]
 """
 
+import argparse
 import math
 import sys
 from functools import partial
@@ -12,7 +13,7 @@ import torch
 
 from benchmarks.measure import interleaved, median_ratio, summary
 from benchmarks.peers import Peer, present
-from benchmarks.record import write
+from benchmarks.record import kept, write
 from selftaught.search import knn_score, knn_score_with_report
 
 K = 100
@@ -144,8 +145,14 @@ def measure(kind, shape):
 
 
 def main():
-    rows = []
-    for shape in SHAPES:
+    parser = argparse.ArgumentParser(description=__doc__)
+    known = {"x".join(map(str, shape)): shape for shape in SHAPES}
+    parser.add_argument(
+        "--shape", choices=known, nargs="+", help="only these; the CSV keeps its rows of the others"
+    )
+    chosen = parser.parse_args().shape
+    rows = kept("neighbours", lambda row: row["shape"] not in chosen) if chosen else []
+    for shape in [known[name] for name in chosen or known]:
         for kind in ("groups", "offset"):
             for row in measure(kind, shape):
                 print(row, flush=True)

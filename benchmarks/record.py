@@ -3,6 +3,7 @@
 import csv
 import datetime
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,8 +11,20 @@ import torch
 RESULTS = Path(__file__).with_name("results")
 
 
+def kept(name: str, wanted: Callable[[dict[str, str]], bool]) -> list[dict[str, object]]:
+    """Earlier rows of results/<name>.csv, with the conditions of their own run; none: []."""
+    path = RESULTS / f"{name}.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as handle:
+        return [dict(row) for row in csv.DictReader(handle) if wanted(row)]
+
+
 def write(name: str, rows: list[dict[str, object]]) -> Path:
-    """Write `rows` to results/<name>.csv, each with the conditions it was measured under."""
+    """Write `rows` to results/<name>.csv, each with the conditions it was measured under.
+
+    Rows that hold conditions already, from `kept`, keep them.
+    """
     cuda = torch.cuda.is_available()
     conditions = {
         "device": torch.cuda.get_device_name(0) if cuda else platform.machine(),
@@ -23,7 +36,7 @@ def write(name: str, rows: list[dict[str, object]]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.csv"
     with path.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, [*rows[0], *conditions])
+        writer = csv.DictWriter(handle, list(dict.fromkeys([*rows[0], *conditions])))
         writer.writeheader()
-        writer.writerows([row | conditions for row in rows])
+        writer.writerows([conditions | row for row in rows])
     return path
