@@ -213,7 +213,11 @@ def test_evaluation_sees_every_sample_once_and_asks_equally_often(
         def gather(mine: Any) -> list[Any]:
             local.append(mine)
             width = 1 if mine is None else mine[0].shape[1]
-            empty = np.empty((0, width), np.float32), np.empty((0, 1), np.float32)
+            empty = (
+                np.empty((0, width), np.float32),
+                np.empty((0, 1), np.float32),
+                np.empty(0, int),
+            )
             return [empty if mine is None else mine]
 
         play(monkeypatch, world, rank)
@@ -222,7 +226,8 @@ def test_evaluation_sees_every_sample_once_and_asks_equally_often(
         return local[0], stopper.asked
 
     with open_plain(source, finetune_augment("default")) as pipeline:
-        (h, z), _ = share(pipeline, 1, 0)
+        (h, z, ids), _ = share(pipeline, 1, 0)
+        assert ids.tolist() == chosen.tolist()
         assert len(h) == rows and len(np.unique(z)) == rows
         for world in (2, 3, 8):
             parts, asked = zip(*[share(pipeline, world, r) for r in range(world)], strict=True)
