@@ -10,7 +10,7 @@ from selftaught.training import stages
 from selftaught.training.config import FinetuneConfig, PretextConfig
 from selftaught.training.engine import make_engine
 from selftaught.training.finetune import FinetuneStage, initial_centers
-from selftaught.training.inputs import embed
+from selftaught.training.inputs import Embedded, embed
 from selftaught.training.loop import train
 from selftaught.training.pretext import PretextStage
 from selftaught.training.progress import Reporter
@@ -23,7 +23,7 @@ def in_float64(kind, seen):
 
     class Doubled(kind):
         def embed_plain(self, rows):
-            return torch.randn(4, 2), torch.randn(4, 2)
+            return Embedded(torch.randn(4, 2), torch.randn(4, 2), rows)
 
         def observe_epoch(self, epoch, step):
             return {}
