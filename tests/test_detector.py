@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from selftaught import Detector
+from selftaught.cli import score
 from selftaught.data.pipeline import open_pipeline
 from selftaught.data.plan import PLAIN
 from selftaught.errors import InputError
 from selftaught.models import EncoderConfig, build_embedder, load_model, save_model
+from tests.ranks import run_ranks
 
 SIZE = 32
 PREPROCESSING = {"image_size": SIZE, "input_range": [0.0, 1.0]}
@@ -321,3 +323,21 @@ def test_arrays_are_refused_in_one_line_and_any_iterable_of_paths_is_fine():
         _listed(np.zeros((1, 1, 8, 8)))
     assert _listed(name for name in ("a", "b")) == ["a", "b"]
     assert not _listed(torch.zeros(1, requires_grad=True)).requires_grad
+
+
+def score_all(folder, manifest, out):
+    score.main([str(folder), "--data.manifest", str(manifest), "--out", str(out)])
+
+
+@pytest.mark.parametrize("images", [5, 1])
+def test_ranks_share_the_images_of_a_manifest(images, folder, detector, paths, tmp_path):
+    manifest = paths[0].parent / f"{images}.csv"
+    names = [path.name for path in paths[:images]]
+    pd.DataFrame({"path": names, "label": ""}).to_csv(manifest, index=False)
+    run_ranks(2, score_all, folder, manifest, tmp_path / "scores.csv")
+    written = pd.read_csv(tmp_path / "scores.csv")
+    assert written["path"].tolist() == names
+    wanted = detector.explain(paths[:images])
+    np.testing.assert_allclose(written["score"], wanted["score"], rtol=1e-5)
+    for name in ("center", "flagged"):
+        assert written[name].tolist() == wanted[name].tolist()

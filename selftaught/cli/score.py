@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selftaught.cli.options import build_parser, parse, same_file
-from selftaught.errors import InputError
+from selftaught.errors import InputError, MachineError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -20,7 +23,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=str, default="", help="scores file (CSV) to write")
     options = parse(parser, arguments)
     if options.data.manifest:
-        print(score_manifest(Path(options.model), options.data.manifest, options))
+        score_over_ranks(Path(options.model), options.data.manifest, options)
         return
     if options.out:
         raise InputError("out needs --data.manifest; a run's own scores go to its scores.csv")
@@ -35,8 +38,27 @@ def main(arguments: Sequence[str]) -> None:
     print(run(config, ("score",)) / "scores.csv")
 
 
-def score_manifest(model: Path, manifest: str, options: object) -> Path:
+def score_over_ranks(model: Path, manifest: str, options: object) -> None:
+    """`score_manifest` on the ranks of a launcher, or on this process alone."""
+    from selftaught import distributed
+
+    device = distributed.start()
+    try:
+        target = score_manifest(model, manifest, options, device)
+    except Exception as error:
+        other = distributed.other_failure(error)
+        if other:
+            raise MachineError(other) from error
+        raise
+    if distributed.is_main():
+        print(target)
+    distributed.finish()
+
+
+def score_manifest(model: Path, manifest: str, options: object, device: "torch.device") -> Path:
     """Score the images of a manifest with a model folder (or the one in a run folder).
+
+    Every rank scores its share of the images; the first writes all.
 
     Raises:
         InputError: no `--out`, or the model, the manifest or an image is wrong.
@@ -46,6 +68,9 @@ def score_manifest(model: Path, manifest: str, options: object) -> Path:
         raise InputError("out is missing; allowed: the scores file (CSV) to write")
     if same_file(Path(out), Path(manifest)):
         raise InputError(f"out is {out!r}, the manifest itself; allowed: another file")
+    import pandas as pd
+
+    from selftaught import distributed
     from selftaught.data.manifest import read_manifest
     from selftaught.detector import Detector
     from selftaught.files import write_atomic
@@ -56,12 +81,16 @@ def score_manifest(model: Path, manifest: str, options: object) -> Path:
     table = listed.table.copy()
     masks = [listed.root / name if name else None for name in table["mask"]]
     executor: Any = getattr(getattr(options, "data", None), "pipeline", "auto")
-    found = Detector.load(folder, pipeline=executor).explain(
-        [listed.root / name for name in table["path"]],
-        masks=masks if any(masks) else None,
+    share = range(distributed.rank(), len(table), distributed.world_size())
+    scored = Detector.load(folder, device=device, pipeline=executor).explain(
+        [listed.root / table["path"].iloc[row] for row in share],
+        masks=[masks[row] for row in share] if any(masks) else None,
     )
+    scored.index = pd.Index(share)
+    found = pd.concat(distributed.gather_objects(scored)).sort_index()
     for name in ("score", "center", "percentile", "flagged"):
         table[name] = found[name].to_numpy()
     target = Path(out)
-    write_atomic(target, lambda path: table.to_csv(path, index=False))
+    if distributed.is_main():
+        write_atomic(target, lambda path: table.to_csv(path, index=False))
     return target
