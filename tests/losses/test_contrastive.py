@@ -125,13 +125,15 @@ def test_small_losses_keep_their_digits_where_eager_loses_them():
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_computes_in_float32(loss, dtype):
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_half_precision_computes_in_float32(loss, dtype, precision, every_backend):
     z1, z2 = (z.to(dtype).double() for z in views(19, 17, 0.4))
     truth = evaluate(theirs, loss, z1, z2, 0.25, torch.float64)
-    values = evaluate(ours, loss, z1, z2, 0.25, dtype)
+    values = evaluate(ours, loss, z1, z2, 0.25, dtype, precision=precision)
     assert values[0].dtype == torch.float32
     assert values[1].dtype == dtype
-    assert relative_error(values[0], truth[0]) < 1e-5
+    rounded = every_backend == "triton" and precision == "auto"  # products of fp16 rows
+    assert relative_error(values[0], truth[0]) < (2.0**-11 if rounded else 1e-5)
     for value, expected in zip(values[1:], truth[1:], strict=True):
         assert relative_error(value, expected) < torch.finfo(dtype).eps
 

@@ -160,6 +160,18 @@ def compare_half_precision(rows):
             torch.testing.assert_close(part.grad, leaf.grad[rows])
 
 
+def compare_autocast(rows):
+    """float32 stays float32 under autocast, in the plain products of backend reference too."""
+    z1, z2 = (z.float() for z in views(IMAGES, WIDTH, 0.5))
+    expected = ntxent_loss(z1, z2, reduction="none").view(2, -1)[:, rows].flatten()
+    for backend in ("auto", "reference"):
+        with torch.autocast("cpu"):
+            found = ntxent_loss(
+                z1[rows], z2[rows], reduction="none", group="world", backend=backend
+            )
+        torch.testing.assert_close(found, expected)
+
+
 def no_gradient_travels(rows):
     """Backward sends one number for each row and side, never the (rows, D) gradient."""
     sent = []
@@ -284,6 +296,7 @@ def work(rank, ranks, port):
     compare_rows(rows)
     compare_weighted_rows(rows)
     compare_half_precision(rows)
+    compare_autocast(rows)
     no_gradient_travels(rows)
     compare_clip(rank, ranks, rows)
     compare_cached(ranks, rows)
