@@ -133,7 +133,7 @@ def test_half_precision_computes_in_float32(loss, dtype, precision, every_backen
     assert values[0].dtype == torch.float32
     assert values[1].dtype == dtype
     rounded = every_backend == "triton" and precision == "auto"  # products of fp16 rows
-    assert relative_error(values[0], truth[0]) < (2.0**-11 if rounded else 1e-5)
+    assert relative_error(values[0], truth[0]) < (2.0**-10 if rounded else 1e-5)
     for value, expected in zip(values[1:], truth[1:], strict=True):
         assert relative_error(value, expected) < torch.finfo(dtype).eps
 
