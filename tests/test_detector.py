@@ -26,16 +26,17 @@ PREPROCESSING = {"image_size": SIZE, "input_range": [0.0, 1.0]}
 def embedder():
     made = build_embedder(EncoderConfig(), 0)
     made.train()
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for _ in range(20):
-            made(torch.rand(16, 1, SIZE, SIZE))
+            made(torch.rand(16, 1, SIZE, SIZE, generator=generator))
     return made.eval()
 
 
 @pytest.fixture(scope="module")
 def centers(embedder):
     with torch.no_grad():
-        return embedder(torch.rand(4, 1, SIZE, SIZE))[1]
+        return embedder(torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)))[1]
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,7 @@ def test_the_executor_is_chosen_as_in_training(
     if executor == "dali":
         pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
     half, body = tmp_path / "mask.png", np.zeros((64, 33), "u1")
-    body[:40] = 255
+    body[:12] = 255
     cv2.imwrite(str(half), body)
     masks = [None, half, None, None, None]
     expected = detector.score(paths, masks=masks)
@@ -145,7 +146,9 @@ def test_the_executor_is_chosen_as_in_training(
     assert spy.asked == [(executor, "cpu")]
     # Views of two executors differ by up to a grey level of 255, more along a mask's hard edge.
     torch.testing.assert_close(found, expected, rtol=0.03 if executor == "dali" else 0, atol=0)
-    assert found.argsort().tolist() == expected.argsort().tolist()
+    order = expected.argsort()
+    apart = expected[order].diff() > 0.06 * expected[order][1:]
+    assert (found[order].diff()[apart] > 0).all() and apart.any()
     without_mask = detector.score(paths[1:2])
     assert abs(without_mask - expected[1]) > 2 * abs(found[1] - expected[1])
 
