@@ -11,11 +11,11 @@ from selftaught.errors import InputError
 from selftaught.training.config import (
     Config,
     Preset,
-    check,
     nearest_option,
     preset_overrides,
     read_yaml,
 )
+from selftaught.training.config_checks import check
 
 
 def build_parser(command: str, description: str) -> ArgumentParser:

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from selftaught import distributed
 from selftaught.errors import MachineError
 from selftaught.files import machine_errors
-from selftaught.training.config import EngineConfig, profile_window
+from selftaught.training.config import EngineConfig
+from selftaught.training.config_checks import profile_window
 from selftaught.training.engine import Batch, Engine
 from selftaught.training.progress import Reporter
 
