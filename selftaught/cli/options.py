@@ -7,11 +7,12 @@ from typing import Any, cast, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
+from selftaught.cli.explain import explain, refuse_holes
+from selftaught.data.augment import Augment
 from selftaught.errors import InputError
 from selftaught.training.config import (
     Config,
     Preset,
-    nearest_option,
     preset_overrides,
     read_yaml,
 )
@@ -42,16 +43,11 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     try:
         # The contract's short form of the one option that is about safety.
         short = {"--allow-outside": "--data.allow_outside=true"}
-        return parser.parse_args([short.get(word, word) for word in arguments])
+        options = parser.parse_args([short.get(word, word) for word in arguments])
     except (ArgumentError, ValueError, TypeError) as error:
-        text = " ".join(str(error).split())
-        hint = ""
-        if "unrecognized arguments" in text or "does not accept" in text:
-            unknown = [word for word in text.replace("'", " ").split() if word.startswith("--")]
-            quoted = text.split("'")
-            name = unknown[0][2:].split("=")[0] if unknown else quoted[-2] if "'" in text else ""
-            hint = nearest_option(name) if name else ""
-        raise InputError(f"{text}{hint}; `{parser.prog} --help` lists the options") from error
+        raise InputError(explain(str(error), parser)) from error
+    refuse_holes(options, parser.get_defaults())
+    return options
 
 
 def same_file(a: Path, b: Path) -> bool:
@@ -98,6 +94,16 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+def _stage(options: Namespace) -> str:
+    """Which stage's augmentation is refused: its message names the option only."""
+    for stage in ("pretext", "finetune"):
+        try:
+            Augment(**vars(options[stage].augment))
+        except ValueError:
+            return f"{stage}.augment."
+    return ""
+
+
 def read_config(command: str, description: str, arguments: Sequence[str]) -> Config:
     """The checked settings of a training command.
 
@@ -116,7 +122,8 @@ def read_config(command: str, description: str, arguments: Sequence[str]) -> Con
     except InputError:
         raise
     except ValueError as error:  # a dataclass refused its values
-        raise InputError(f"{' '.join(str(error).split())}; `{parser.prog} --help`") from error
+        text = f"{_stage(namespace)}{' '.join(str(error).split())}"
+        raise InputError(f"{text}; `{parser.prog} --help` lists the options") from error
     del made["config"]
     config = check(Config(**vars(made)))
     if not config.data.manifest:

@@ -1,7 +1,6 @@
 """Every setting of a run: frozen dataclasses that are also the command line's options."""
 
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -294,9 +293,3 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds {type(content).__name__}; allowed: a mapping of options")
     return content
-
-
-def nearest_option(name: str) -> str:
-    """A hint for an unknown option: the nearest known one."""
-    near = difflib.get_close_matches(name, list(flatten(Config())), n=1, cutoff=0.5)
-    return f"; did you mean --{near[0]}?" if near else ""
