@@ -1,9 +1,10 @@
 """What a manifest's cells may hold, and one clear line for the first that does not."""
 
+import difflib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,13 @@ def show(value: str) -> str:
     short = value if len(value) <= SHOWN else value[: SHOWN - 3] + "..."
     safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
     return f'"{safe}"'
+
+
+def near_name(column: str, found: Iterable[str]) -> str:
+    """A hint at a column that may be the misspelt `column`; "" where none is like it."""
+    others = {name.lower(): name for name in found if name not in COLUMNS}
+    near = difflib.get_close_matches(column, others, n=1)
+    return f"; did you mean {show(others[near[0]])} to be {show(column)}?" if near else ""
 
 
 def coded(cells: list[str], column: str, codes: dict[str, int], where: Where) -> pd.Series:

@@ -52,7 +52,7 @@ import numpy as np
 import pandas as pd
 
 from selftaught.data.manifest import Manifest
-from selftaught.data.manifest_check import SETS
+from selftaught.data.manifest_check import SETS, near_name
 from selftaught.data.split_config import SplitConfig, SplitWarning
 from selftaught.data.split_default import draw_default
 from selftaught.data.split_given import keep_split
@@ -64,6 +64,7 @@ from selftaught.errors import InputError
 __all__ = [
     "SplitConfig",
     "SplitWarning",
+    "check_classes",
     "format_table",
     "make_split",
     "read_split",
@@ -84,10 +85,15 @@ def make_split(manifest: Manifest, config: SplitConfig) -> pd.DataFrame:
         `semi_label` (int8), `label` (Int8), `group`, then the manifest's others.
 
     Raises:
-        InputError: a set would be without normal images, a group crosses given sets, or the
-            manifest has too few groups for what is asked.
+        InputError: no image has a label, a set would be without normal images, a group crosses
+            given sets, or the manifest has too few groups for what is asked.
     """
     table = manifest.table
+    if table["label"].isna().all():
+        raise InputError(
+            f'{manifest.name}: no image has a label; allowed: a column "label" with 0 normal, '
+            f"1 abnormal, blank unknown{near_name('label', table.columns)}"
+        )
     groups = group_images(manifest, config)
     truth = truth_of(table)
     given = None
@@ -111,12 +117,20 @@ def make_split(manifest: Manifest, config: SplitConfig) -> pd.DataFrame:
         group=pd.Series(groups.names[groups.codes], dtype="str"),
     )
     frame = frame[[*FIRST, *(column for column in frame.columns if column not in FIRST)]]
-    _check_classes(frame, manifest.name)
+    check_classes(frame, manifest.name)
     return frame
 
 
-def _check_classes(frame: pd.DataFrame, name: str) -> None:
-    """Refuse sets without normals; warn about those without abnormals."""
+def check_classes(frame: pd.DataFrame, name: str) -> None:
+    """Warn about sets without abnormal images.
+
+    Args:
+        frame: a split.
+        name: the manifest, as the user calls it.
+
+    Raises:
+        InputError: a set has no normal image.
+    """
     table = split_table(frame)
     if table.loc["train", ["normal", "unlabelled"]].sum() == 0:
         raise InputError(f"{name}: train has no normal image; allowed: at least one")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from selftaught.data.manifest import Manifest
-from selftaught.data.manifest_check import show
+from selftaught.data.manifest_check import near_name, show
 from selftaught.data.split_config import SplitConfig, SplitWarning
 from selftaught.errors import InputError
 
@@ -93,7 +93,8 @@ def group_images(manifest: Manifest, config: SplitConfig) -> Groups:
     if alone.any():
         warnings.warn(
             f"{manifest.name}: {int(alone.sum())} of {len(alone)} images have no {config.group}; "
-            "each is its own group, so images of one person may cross sets",
+            "each is its own group, so images of one person may cross sets"
+            f"{near_name(config.group, table.columns)}",
             SplitWarning,
             stacklevel=3,
         )

@@ -199,10 +199,17 @@ def test_pollution_beyond_the_supply_is_an_error():
         make_split(one_part_each(), SplitConfig(pollution=0.9))
 
 
-@pytest.mark.parametrize("labels", [[], [1] * 30, [0, 0], [0, 0, 1, 1, 1], [pd.NA] * 9])
+@pytest.mark.parametrize("labels", [[1] * 30, [0, 0], [0, 0, 1, 1, 1]])
 def test_too_few_normal_groups(labels):
     table = pd.DataFrame({"path": [f"{i}" for i in range(len(labels))], "label": labels})
     with pytest.raises(InputError, match="groups with only normal images; allowed: at least 3"):
+        quiet_split(manifest_of(table), SplitConfig())
+
+
+@pytest.mark.parametrize("labels", [[], [pd.NA] * 9])
+def test_no_label_at_all(labels):
+    table = pd.DataFrame({"path": [f"{i}" for i in range(len(labels))], "label": labels})
+    with pytest.raises(InputError, match="no image has a label; allowed: a column"):
         quiet_split(manifest_of(table), SplitConfig())
 
 
