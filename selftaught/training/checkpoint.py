@@ -4,7 +4,7 @@
 checkpoints/<stage>/step-00000120/
     weights.safetensors     the task's parameters and buffers (centres and pruning included)
     optimizer.safetensors   the optimizer's state (Adam: moments and step counts)
-    state.json              step, the loop's running figures, SHA-256 of the two files above
+    state.json              step, the loop's running figures, SHA-256 of both files and of itself
 ```
 A checkpoint is written to a hidden folder, fsynced and renamed; the one before the previous is
 deleted only afterwards. Reading takes the newest one whose checksums hold. Nothing else in these
@@ -12,6 +12,7 @@ folders is touched; a damaged checkpoint is put aside as `damaged-step-00000120`
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -32,6 +33,7 @@ NAME = re.compile(r"step-\d{8}")
 # What a damaged file or disk gives when read; anything else may be gone the next time.
 DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 TENSORS = ("weights.safetensors", "optimizer.safetensors")
+STATE = "state.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +75,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
                 TENSORS, (checkpoint.weights, checkpoint.optimizer), strict=True
             ):
                 save_file(_contiguous(tensors), temporary / name)
-            state = {
-                "step": checkpoint.step,
-                "figures": checkpoint.figures,
-                "sha256": {name: sha256(temporary / name) for name in TENSORS},
-            }
-            (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+            state: dict[str, Any] = {"step": checkpoint.step, "figures": checkpoint.figures}
+            state["sha256"] = _digests(temporary, state)
+            (temporary / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
             for path in temporary.iterdir():
                 fsync_file(path)
             fsync_folder(temporary)
@@ -114,12 +113,28 @@ def put_aside_after(folder: Path, step: int) -> None:
             _put_aside(path)
 
 
+def _digests(path: Path, state: dict[str, Any]) -> dict[str, str]:
+    """Checksums of the tensor files and of what state.json itself says."""
+    found = {name: sha256(path / name) for name in TENSORS}
+    own = json.dumps([state["step"], state["figures"]])
+    return {**found, STATE: hashlib.sha256(own.encode()).hexdigest()}
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    """state.json, where all checksums in it hold."""
+    state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
+    for name, digest in _digests(path, state).items():
+        if digest != state["sha256"][name]:
+            raise InputError(f"{path / name}: checksum differs from {STATE}: damaged file")
+    return state
+
+
 def _is_whole(path: Path) -> bool:
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        return all(sha256(path / name) == state["sha256"][name] for name in TENSORS)
+        _verified(path)
     except (OSError, KeyError, TypeError, ValueError):
         return False
+    return True
 
 
 def read(path: Path) -> Checkpoint:
@@ -130,10 +145,7 @@ def read(path: Path) -> Checkpoint:
         MachineError: it cannot be read now, for another reason than damage.
     """
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        for name in TENSORS:
-            if sha256(path / name) != state["sha256"][name]:
-                raise InputError(f"{path / name}: checksum differs from state.json: damaged file")
+        state = _verified(path)
         weights, optimizer = (load_file(path / name) for name in TENSORS)
         return Checkpoint(
             step=int(state["step"]), weights=weights, optimizer=optimizer, figures=state["figures"]

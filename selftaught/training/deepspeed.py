@@ -24,8 +24,8 @@ from selftaught.training.engine import Batch, Precision, casts, share_buffers
 from selftaught.training.tasks import Task
 
 ABSENT = (
-    "engine.kind is 'deepspeed', but {reason}; allowed: ddp, or deepspeed after "
-    "`pip install selftaught[gpu]` (on a CPU it builds a part when it starts: needs ninja and g++)"
+    "engine.kind is 'deepspeed', but it cannot be imported: {error}; allowed: ddp, or deepspeed "
+    "after `pip install selftaught[gpu]`"
 )
 
 
@@ -44,7 +44,7 @@ class _Cast(nn.Module):
 
 
 def _deepspeed() -> Any:
-    """The package, quiet and told which device it runs on.
+    """The package, quiet, told which device it runs on, and without building anything.
 
     Raises:
         InputError: it is not installed.
@@ -54,7 +54,10 @@ def _deepspeed() -> Any:
     try:
         import deepspeed
     except ImportError as error:
-        raise InputError(ABSENT.format(reason=f"it cannot be imported: {error}")) from error
+        raise InputError(ABSENT.format(error=error)) from error
+    # On a CPU every first start compiles this reduction for inference, which training never calls,
+    # while all ranks wait: half a minute, on a busy machine many.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
 
@@ -89,7 +92,7 @@ class DeepSpeedEngine:
         zero_stage: 0 = all state on every rank, 1 = optimizer state divided, 2 = gradients too.
 
     Raises:
-        InputError: deepspeed is not installed, or cannot start here.
+        InputError: deepspeed is not installed.
     """
 
     def __init__(
@@ -113,16 +116,12 @@ class DeepSpeedEngine:
         elements = sum(p.numel() for p in self.parameters)
         package = _deepspeed()
         distributed.start_alone()
-        try:
-            self.engine, self.wrapped, *_ = package.initialize(
-                model=_Cast(task, self.bf16),
-                optimizer=self.base,
-                config=settings(zero_stage, accumulate, clip, elements),
-                dist_init_required=False,
-            )
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise InputError(ABSENT.format(reason=f"it does not start: {reason}")) from error
+        self.engine, self.wrapped, *_ = package.initialize(
+            model=_Cast(task, self.bf16),
+            optimizer=self.base,
+            config=settings(zero_stage, accumulate, clip, elements),
+            dist_init_required=False,
+        )
         self.divided = zero_stage > 0
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -18,11 +18,13 @@ from tests.ranks import free_port
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
+        "tests.faults.no_gpu",
         "tests.faults.ranks",
         "selftaught.cli.run",
         "selftaught.training.run",
         "selftaught.data.prepare.job",
         # Imported by a run when it comes to need them, seconds each.
+        "deepspeed",
         "torch._dynamo",
         "torch.utils.tensorboard",
         "torch.utils.flop_counter",
@@ -82,7 +84,6 @@ def _rank(rank, world, port, folder, arguments, fault):
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
 
     from selftaught.cli.main import main
@@ -233,8 +234,8 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
-class BadPixels:
-    """Rank `rank` reads a NaN in the second image of the batch of 0-based `step`."""
+class BadNumber:
+    """Rank `rank` meets a number that is not finite at 0-based `step`."""
 
     def __init__(self, rank, step):
         self.rank, self.step = rank, step
@@ -246,60 +247,44 @@ class BadPixels:
             return
         optimize = loop.optimize
 
-        def optimize_bad(engine, batch, lr, parts, files, step, watch):
+        def spoil_and_optimize(engine, batch, lr, parts, files, step, watch):
             if step == self.step:
-                batch["views"][1, 0, 0, 3, 3] = float("nan")
-                print("bad file " + files(batch["ids"])[1], flush=True)
+                self.spoil(engine, batch, files)
             return optimize(engine, batch, lr, parts, files, step, watch)
 
-        loop.optimize = optimize_bad
+        loop.optimize = spoil_and_optimize
+
+    def spoil(self, engine, batch, files):
+        """Put it there; the run does not outlive the step."""
+        raise NotImplementedError
 
 
-class BadLoss:
-    """The loss of rank `rank` is infinite at 0-based `step`."""
+class BadPixels(BadNumber):
+    """A NaN in the second image of the batch."""
 
-    def __init__(self, rank, step):
-        self.rank, self.step = rank, step
-
-    def __call__(self, rank):
-        from selftaught.training import loop
-        from selftaught.training.engine import TorchEngine
-
-        if rank != self.rank:
-            return
-        forward, optimize = TorchEngine.forward, loop.optimize
-        at = {}
-
-        def optimize_counted(engine, batch, lr, parts, files, step, watch):
-            at["step"] = step
-            return optimize(engine, batch, lr, parts, files, step, watch)
-
-        def forward_bad(engine, batch):
-            out = forward(engine, batch)
-            return out | {"loss": out["loss"] / 0} if at["step"] == self.step else out
-
-        loop.optimize, TorchEngine.forward = optimize_counted, forward_bad
+    def spoil(self, engine, batch, files):
+        batch["views"][1, 0, 0, 3, 3] = float("nan")
+        print("bad file " + files(batch["ids"])[1], flush=True)
 
 
-class BadGradient:
-    """The gradient that reaches the embeddings of rank `rank` is NaN at 0-based `step`."""
+class BadLoss(BadNumber):
+    """An infinite loss."""
 
-    def __init__(self, rank, step):
-        self.rank, self.step = rank, step
+    def spoil(self, engine, batch, files):
+        forward = engine.forward
 
-    def __call__(self, rank):
-        from selftaught.training import loop
+        def divided_by_zero(batch):
+            out = forward(batch)
+            return out | {"loss": out["loss"] / 0}
 
-        if rank != self.rank:
-            return
-        optimize = loop.optimize
+        engine.forward = divided_by_zero
 
-        def optimize_bad(engine, batch, lr, parts, files, step, watch):
-            if step == self.step:
-                engine.task.embedder.register_forward_hook(spoil)
-            return optimize(engine, batch, lr, parts, files, step, watch)
 
-        def spoil(module, inputs, outputs):
+class BadGradient(BadNumber):
+    """A NaN gradient that reaches the embeddings."""
+
+    def spoil(self, engine, batch, files):
+        def hook(module, inputs, outputs):
             outputs[1].register_hook(lambda gradient: gradient * float("nan"))
 
-        loop.optimize = optimize_bad
+        engine.task.embedder.register_forward_hook(hook)
