@@ -1,7 +1,6 @@
 """Where the operators of the graph run, seen while it is written down: that needs no GPU."""
 
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +45,7 @@ class Noted:
         @do_not_convert
         def call(*inputs: Any, **options: Any) -> Any:
             made = found(*inputs, **options)
-            first = made[0] if isinstance(made, Iterable) else made
+            first = made[0] if isinstance(made, (list, tuple)) else made
             self.calls[path].append((options, first.device))
             return made
 
