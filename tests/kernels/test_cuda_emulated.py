@@ -21,22 +21,6 @@ EAGER = EagerTiles()
 OPERAND = {"fp16": 2.0**-11, "fp32": 2.0**-21}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.getbasetemp()  # one for all modules: it is compiled once
-
-
-@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
-def machine(request, folder):
-    if request.param == "gpu" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    machine = Machine(folder if request.param == "emulated" else None)
-    before = machine.conflicts()
-    machine.seed(0)
-    yield machine
-    assert machine.conflicts() == before, "matrix loads met bank conflicts"
-
-
 def rows(count: int, width: int, seed: int) -> torch.Tensor:
     """Float32 embeddings of mixed lengths, some alike, one zero."""
     generator = torch.Generator().manual_seed(seed)

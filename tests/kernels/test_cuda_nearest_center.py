@@ -5,24 +5,7 @@ import torch
 
 from selftaught.kernels.cuda import spheres
 from selftaught.kernels.cuda.spheres import CudaSpheres
-from tests.kernels.cuda_library import Machine
 from tests.kernels.nearest_center_table import LOW, NearestCenterTable, check
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.getbasetemp()
-
-
-@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
-def machine(request, folder):
-    if request.param == "gpu" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    machine = Machine(folder if request.param == "emulated" else None)
-    before = machine.conflicts()
-    machine.seed(0)
-    yield machine
-    assert machine.conflicts() == before, "loads met bank conflicts"
 
 
 class TestCuda(NearestCenterTable):

@@ -20,11 +20,6 @@ SEEDS = range(4, 8)
 LATE, EARLY = SEEDS[0], SEEDS[-1]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.getbasetemp()
-
-
 @pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
 def machine(request, folder, monkeypatch):
     if request.param == "gpu" and not (

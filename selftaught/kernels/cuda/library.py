@@ -113,7 +113,7 @@ class MoveCenters(ctypes.Structure):
 
 
 class Assign(ctypes.Structure):
-    """Struct Assign of nearest_center.cuh."""
+    """Struct Assign of nearest_exact.cuh."""
 
     _fields_ = _fields(
         "x centers origin moved added labels loss squared index counts",

@@ -1,0 +1,27 @@
+"""Where the CUDA kernels run in tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.kernels.cuda_library import Machine
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the emulated library, which is compiled once."""
+    return tmp_path_factory.getbasetemp()
+
+
+@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+def machine(request: pytest.FixtureRequest, folder: Path) -> Iterator[Machine]:
+    """The emulation, and a GPU where there is one; the test fails on bank conflicts."""
+    if request.param == "gpu" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    machine = Machine(folder if request.param == "emulated" else None)
+    before = machine.conflicts()
+    machine.seed(0)
+    yield machine
+    assert machine.conflicts() == before, "loads met bank conflicts"
