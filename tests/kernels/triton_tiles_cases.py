@@ -18,6 +18,7 @@ from selftaught.kernels import triton as backend
 from selftaught.kernels.tiles import Classes, Excluded, Side
 from selftaught.kernels.triton import sums, tuning, weights
 from selftaught.kernels.triton.tables import Shape
+from tests.kernels.tiles_truth import logits_of, weighted
 
 INTERPRETED = triton.knobs.runtime.interpret
 if not INTERPRETED and not torch.cuda.is_available():
@@ -49,31 +50,6 @@ def number(value):
     return torch.tensor(value, device=DEVICE)
 
 
-def left_out(count, columns, excluded):
-    """The docstring of `Excluded`, entry by entry."""
-    mask = torch.zeros(count, columns, dtype=torch.bool)
-    if excluded is None:
-        return mask.to(DEVICE)
-    for row in range(count):
-        places = [excluded.offset + row]
-        if excluded.half:
-            other = row + excluded.half if row < excluded.half else row - excluded.half
-            places.append(excluded.offset + other)
-        for place in places:
-            if 0 <= place < columns:
-                mask[row, place] = True
-    return mask.to(DEVICE)
-
-
-def logits_of(z, y, tau, excluded, normalize=True):
-    """(R, C) float64 logits of raw rows, -inf where left out, and the float64 rows y."""
-    z, y = z.double(), y.double()
-    if normalize:
-        z, y = F.normalize(z, eps=1e-300), F.normalize(y, eps=1e-300)
-    mask = left_out(len(z), len(y), excluded)
-    return (z @ y.T / tau.double()).masked_fill(mask, float("-inf")), y
-
-
 def side(logits, seed, share=False, size=1.0):
     """Something like the losses of rows of logits: weights of any sign, a larger denominator."""
     count = len(logits)
@@ -85,25 +61,6 @@ def side(logits, seed, share=False, size=1.0):
         positive=normal(count, seed=seed + 2),
         share=weight / 3 if share else None,
     )
-
-
-def weighted(logits, y, row, column, classes=None):
-    """The docstring of `Tiles.weighted_sums`."""
-    weight = torch.zeros_like(logits)
-    slopes = None
-    if row is not None:
-        powers = row.weight.double()[:, None] * (logits - row.total.double()[:, None]).exp()
-        weight += powers
-        above = (logits - row.positive.double()[:, None]).masked_fill(logits.isinf(), 0)
-        slopes = (powers * above).sum(1)
-    if column is not None:
-        weight += column.weight.double() * (logits - column.total.double()).exp()
-    if classes is not None:
-        same = (classes.rows[:, None] == classes.columns) & ~logits.isinf()
-        for given, axis in ((row, 1), (column, 0)):
-            if given is not None:
-                weight -= same * given.share.double().unsqueeze(axis)
-    return weight @ y, slopes
 
 
 def close(found, expected, bound):
