@@ -7,7 +7,7 @@ from selftaught.errors import InputError
 
 SCHEMES = ("default", "paper")
 UNLABELLED = ("train", "pretext", "unused")
-LEAKAGE = ("warn", "fail", "off")
+LEAKAGE = ("warn", "fail", "drop", "off")
 
 
 class SplitWarning(UserWarning):
@@ -32,7 +32,8 @@ class SplitConfig:
         val_fraction: share of the training groups that becomes validation where the manifest's
             own split has no validation images.
         leakage: where patients or near-duplicate images are in more than one set `warn` with
-            figures or `fail`; `off` does not look, which saves reading the images.
+            figures, `fail`, or `drop` those of train and val so that test stays whole and nothing
+            crosses; `off` does not look, which saves reading the images.
     """
 
     train_fraction: float = 0.5

@@ -34,10 +34,12 @@ class Leakage:
         facts: JSON-ready counts, as `split.json` holds them under `leakage`.
         pairs: one row for each pair of near-duplicates in two sets, columns `COLUMNS`; at most
             `LISTED`, nearest first.
+        excess: (N,) bool, images without which nothing crosses; none of them is in test.
     """
 
     facts: dict[str, Any]
     pairs: pd.DataFrame
+    excess: np.ndarray
 
 
 def find_leakage(frame: pd.DataFrame, hashes: np.ndarray, compared: np.ndarray) -> Leakage:
@@ -68,7 +70,28 @@ def find_leakage(frame: pd.DataFrame, hashes: np.ndarray, compared: np.ndarray) 
             "of": {name: int((sets == name).sum()) for name in USED},
         },
     }
-    return Leakage(facts, _named(frame, pairs.head(LISTED)))
+    excess = _excess(sets, frame["patient"].to_numpy(object), pairs)
+    return Leakage(facts, _named(frame, pairs.head(LISTED)), excess)
+
+
+def _excess(sets: np.ndarray, patients: np.ndarray, pairs: pd.DataFrame) -> np.ndarray:
+    """Images of val that cross into test, and of train that cross into what is left of the two."""
+    first, second = (pairs[side].to_numpy(np.int64) for side in ("first", "second"))
+    excess = np.zeros(len(sets), bool)
+    for own, later in (("val", ("test",)), ("train", ("val", "test"))):
+        kept = np.isin(sets, later) & ~excess
+        crossing = np.isin(patients, patients[kept & (patients != "")])
+        # The first of a pair is in the earlier set.
+        crossing[first[kept[second]]] = True
+        excess |= crossing & (sets == own)
+    return excess
+
+
+def without_leaks(frame: pd.DataFrame, excess: np.ndarray) -> pd.DataFrame:
+    """A split whose rows `excess` (positions) are unused, in a new table."""
+    split, semi = frame["split"].to_numpy(object).copy(), frame["semi_label"].to_numpy().copy()
+    split[excess], semi[excess] = "unused", 0
+    return frame.assign(split=pd.Series(split, frame.index, dtype="str"), semi_label=semi)
 
 
 def _crossing(hashes: np.ndarray, own: np.ndarray, other: np.ndarray) -> pd.DataFrame:
@@ -126,44 +149,56 @@ def in_words(facts: dict[str, Any]) -> list[str]:
             f"near-duplicate images in two sets: {near['pairs']} pairs, {near['mirrored']} of them "
             f"mirrored, with {touched}"
         )
+    if said and "dropped" in facts:
+        dropped = " and ".join(f"{count} {name}" for name, count in facts["dropped"].items())
+        said.append(f"{dropped} images are unused, so that nothing crosses")
     return said
 
 
-def report_leakage(frame: pd.DataFrame, checked: Checked, policy: str, split: Path) -> list[str]:
-    """Look for leaks, write what was found beside the split file, and warn or fail.
+def report_leakage(
+    frame: pd.DataFrame, checked: Checked, policy: str, split: Path
+) -> tuple[list[str], np.ndarray]:
+    """Look for leaks, write what was found beside the split file, and warn, fail or drop.
 
     Args:
         frame: the images in use of a split.
         checked: what is known of them.
-        policy: `split.leakage`: warn, fail or off.
+        policy: `split.leakage`: warn, fail, drop or off.
         split: the split file.
 
     Returns:
-        Lines to print.
+        Lines to print, and (N,) bool, the images that the policy drop takes out.
 
     Raises:
         InputError: something crosses and the policy is fail.
         MachineError: the disk is full or the folder cannot be written.
     """
     table, facts = leakage_files(split)
+    nothing = np.zeros(len(frame), bool)
     if policy == "off":
         table.unlink(missing_ok=True)
         write_atomic(facts, json.dumps({"leakage": {"policy": policy}}, indent=1) + "\n")
-        return []
+        return [], nothing
     leakage = find_leakage(frame, checked.hashes, checked.hashed)
+    told = {"policy": policy, **leakage.facts}
+    if policy == "drop":
+        dropped = frame["split"].to_numpy(object)[leakage.excess]
+        told["dropped"] = {name: int((dropped == name).sum()) for name in ("train", "val")}
     write_atomic(table, lambda path: leakage.pairs.to_csv(path, index=False))
-    told = {"leakage": {"policy": policy, **leakage.facts}}
-    write_atomic(facts, json.dumps(told, indent=1) + "\n")
+    write_atomic(facts, json.dumps({"leakage": told}, indent=1) + "\n")
     near = leakage.facts["near_duplicates"]
-    lines = [f"leakage: {near['compared']} images compared, {near['not_compared']} could not be"]
-    said = in_words(leakage.facts)
+    line = f"leakage: {near['compared']} images compared, {near['not_compared']} could not be"
+    said = in_words(told)
     if not said:
-        return [f"{lines[0]}; no patient and no near-duplicate image is in two sets"]
+        return [f"{line}; no patient and no near-duplicate image is in two sets"], nothing
     text = f"{'; '.join(said)}; the pairs are in {table}"
+    if policy == "drop":
+        return [line, f"leakage: {text}"], leakage.excess
     if policy == "fail":
-        raise InputError(f"split.leakage is fail: {text}; allowed: nothing that crosses, or warn")
+        allowed = "nothing that crosses, or drop or warn"
+        raise InputError(f"split.leakage is fail: {text}; allowed: {allowed}")
     warnings.warn(text, SplitWarning, stacklevel=2)
-    return lines
+    return [line], nothing
 
 
 def leakage_files(split: Path) -> tuple[Path, Path]:

@@ -12,8 +12,8 @@ from selftaught.data.bad_files import Problem
 from selftaught.data.manifest import Manifest, read_manifest
 from selftaught.data.pipeline.pack import stored_in
 from selftaught.data.preflight import Checked, check_images, refuse_bad
-from selftaught.data.split import format_table, make_split, read_split, write_split
-from selftaught.data.split_leakage import report_leakage
+from selftaught.data.split import check_classes, format_table, make_split, read_split, write_split
+from selftaught.data.split_leakage import report_leakage, without_leaks
 from selftaught.errors import InputError
 from selftaught.files import write_atomic
 from selftaught.training import finetune, folder
@@ -110,6 +110,13 @@ def _problems(rows: Rows, checked: Checked) -> list[Problem]:
     return [one._replace(sample=int(rows[one.sample])) for one in checked.problems]
 
 
+def _check_sizes(config: Config, images: Images) -> None:
+    """Refuse more centres or larger batches than there are images."""
+    finetune.check_centers(config, images)
+    for name, options in (("pretext", config.pretext), ("finetune", config.finetune)):
+        total_steps(options, name, images, config.engine.accumulate)
+
+
 def begin(config: Config, place: Path, manifest: Manifest, stopper: Stopper) -> None:
     """Split, check every file and every setting that the split decides, then claim the folder.
 
@@ -120,9 +127,7 @@ def begin(config: Config, place: Path, manifest: Manifest, stopper: Stopper) -> 
     root = manifest.root.resolve()
     frame = make_split(manifest, config.split)
     images = _images(config, place, root, frame)
-    finetune.check_centers(config, images)
-    for name, options in (("pretext", config.pretext), ("finetune", config.finetune)):
-        total_steps(options, name, images, config.engine.accumulate)
+    _check_sizes(config, images)
     if config.pretext.method == "imagenet" and not Path(config.model.weights).is_file():
         raise InputError(f"model.weights: {config.model.weights}: no such file")
     used = images.used
@@ -134,11 +139,19 @@ def begin(config: Config, place: Path, manifest: Manifest, stopper: Stopper) -> 
     checked = check_images(paths, masks, hashes=look, workers=workers, stop=stop)
     if stopper.code:
         raise StopRun(stopper.code)
-    assert images.bad_files is not None
     if config.data.bad_files == "fail":
         refuse_bad(checked.problems, len(used))
-    images.bad_files.begin(_problems(used, checked))
-    said = report_leakage(frame.iloc[used], checked, config.split.leakage, place / "split.csv")
+    policy = config.split.leakage
+    said, excess = report_leakage(frame.iloc[used], checked, policy, place / "split.csv")
+    problems = _problems(used, checked)
+    if excess.any():
+        frame = without_leaks(frame, used[excess])
+        check_classes(frame, manifest.name)
+        images = _images(config, place, root, frame)
+        _check_sizes(config, images)
+        problems = [one for one in problems if one.sample in images.used]
+    assert images.bad_files is not None
+    images.bad_files.begin(problems)
     sources.write_stamps(place / SOURCES, then)
     write_split(frame, place / "split.csv")
     table = format_table(frame)

@@ -24,7 +24,6 @@ FREE = (
     "data.pack",
     "data.bad_files",
     "data.bad_limit",
-    "split.leakage",
     "prepare.workers",
     "prepare.sheets",
     "prepare.bad_limit",

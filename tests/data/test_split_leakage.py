@@ -12,7 +12,7 @@ from selftaught.cli.main import main
 from selftaught.data.decode import read_grey
 from selftaught.data.perceptual import NEAR, mirror, near_duplicates, perceptual_hash
 from selftaught.data.preflight import check_images
-from selftaught.data.split_leakage import find_leakage
+from selftaught.data.split_leakage import find_leakage, without_leaks
 
 KNEES = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "knee"
 SETS = ("train", "val", "test")
@@ -127,6 +127,52 @@ def test_split_says_writes_and_fails(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([*arguments, "--split.leakage", "off"]) == 0
     assert json.loads((tmp_path / "made.json").read_text()) == {"leakage": {"policy": "off"}}
     assert not (tmp_path / "made_leakage.csv").exists()
+
+
+def test_drop_leaves_nothing_that_crosses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, out = write_set(tmp_path), tmp_path / "made.csv"
+    arguments = ["split", str(manifest), "--out", str(out), "--split.group", "study"]
+    assert main([*arguments, "--split.leakage", "off"]) == 0
+    before = pd.read_csv(out, dtype=str).set_index("path")
+    assert main([*arguments, "--split.leakage", "drop"]) == 0
+    after = pd.read_csv(out, dtype=str).set_index("path")
+    # 24 and 7 stay in test: their like 0 and 18, and their patients' images 25 and 6, go.
+    changed = after.index[after["split"] != before["split"]]
+    assert set(changed) == {"00.png", "06.png", "18.png", "25.png"}
+    assert set(after.loc[changed, "split"]) == {"unused"}
+    assert set(after.loc[changed, "semi_label"]) == {"0"}
+    told = json.loads((tmp_path / "made.json").read_text())["leakage"]
+    assert told["policy"] == "drop" and told["dropped"] == {"train": 3, "val": 1}
+    assert "3 train and 1 val images are unused, so that nothing" in capsys.readouterr().out
+    assert main([*arguments[:1], str(out), *arguments[2:3], str(tmp_path / "again.csv")]) == 0
+    assert "no patient and no near-duplicate image is in two" in capsys.readouterr().out
+
+
+def test_drop_keeps_test_whole_and_val_where_test_allows() -> None:
+    """Train is near val, val is near test: where val goes, train may stay."""
+    hashes = np.random.default_rng(0).integers(0, 256, (6, 32), dtype=np.uint8)
+    hashes[5], hashes[0] = hashes[4], hashes[1]
+    hashes[0, :2] ^= np.uint8(255)  # 16 bits from val, 40 from test
+    hashes[2] = hashes[1]
+    hashes[2, 2:5] ^= np.uint8(255)
+    frame = pd.DataFrame(
+        {
+            "path": [f"{i}.png" for i in range(6)],
+            "split": ["train", "val", "test", "train", "train", "val"],
+            "semi_label": np.array([1, 0, 0, 1, -1, 0], np.int8),
+            "patient": ["", "", "p", "p", "", ""],
+            "label": pd.array([0] * 6, dtype="Int8"),
+        }
+    )
+    found = find_leakage(frame, hashes, np.ones(6, bool))
+    assert found.excess.tolist() == [False, True, False, True, True, False]
+    apart = without_leaks(frame, found.excess)
+    assert apart["split"].tolist() == ["train", "unused", "test", "unused", "unused", "val"]
+    assert apart["semi_label"].tolist() == [1, 0, 0, 0, 0, 0]
+    assert not find_leakage(apart, hashes, np.ones(6, bool)).excess.any()
+    assert frame["split"].tolist()[3] == "train"
 
 
 def test_counts_and_list() -> None:
