@@ -1,13 +1,11 @@
 """DICOM: what a screen would show, and one line for every file that shows nothing."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from selftaught.data.decode import BadImage, check_header, read_grey
-from tests.data.measure import growth
+from selftaught.data.decode import check_header, read_grey
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -22,54 +20,10 @@ from pydicom.uid import (  # noqa: E402
     RLELossless,
 )
 
+from tests.data.dicom_files import image, ramp, refused, save  # noqa: E402
+
 REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "dicom"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="the real DICOM files are not beside the repo")
-NAME = "Secret^Patient"
-
-
-def image(samples: np.ndarray, bits: int = 12, **elements: object) -> Dataset:
-    dataset = Dataset()
-    dataset.SOPClassUID = UID("1.2.840.10008.5.1.4.1.1.7")
-    dataset.SOPInstanceUID = UID("1.2.3")
-    dataset.PatientName = NAME
-    dataset.Rows, dataset.Columns = samples.shape[:2]
-    dataset.SamplesPerPixel = 1 if samples.ndim == 2 else 3
-    if samples.ndim == 3:
-        dataset.PlanarConfiguration = 0
-    dataset.PhotometricInterpretation = "MONOCHROME2" if samples.ndim == 2 else "RGB"
-    dataset.BitsAllocated = 8 * samples.dtype.itemsize
-    dataset.BitsStored = bits
-    dataset.HighBit = bits - 1
-    dataset.PixelRepresentation = int(samples.dtype.kind == "i")
-    dataset.PixelData = samples.tobytes()
-    dataset["PixelData"].VR = "OB" if samples.dtype.itemsize == 1 else "OW"
-    for name, value in elements.items():
-        setattr(dataset, name, value)
-    return dataset
-
-
-def save(path: Path, dataset: Dataset, syntax: UID = ExplicitVRLittleEndian) -> Path:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = dataset.get("SOPClassUID", UID("1.2"))
-    meta.MediaStorageSOPInstanceUID = UID("1.2.3")
-    meta.TransferSyntaxUID = syntax
-    dataset.file_meta = meta
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dataset.save_as(path, enforce_file_format=True)
-    return path
-
-
-def refused(path: Path, *words: str) -> None:
-    with pytest.raises(BadImage) as caught:
-        read_grey(path)
-    text = str(caught.value)
-    assert "\n" not in text and str(path) in text and NAME not in text
-    assert all(word in text for word in words), text
-
-
-def ramp(bits: int = 12, dtype: type = np.uint16) -> np.ndarray:
-    return np.linspace(0, 2**bits - 1, 24 * 36).round().astype(dtype).reshape(24, 36)
 
 
 @pytest.mark.parametrize(
@@ -249,125 +203,6 @@ def test_cut_anywhere(tmp_path: Path, syntax: UID) -> None:
     for cut in (2, 3, 10, 100, len(data) // 2, len(data) - 140, len(data) - 133):
         (tmp_path / "a.dcm").write_bytes(data[:-cut])
         refused(tmp_path / "a.dcm")
-
-
-def nested(depth: int, syntax: UID, undefined: bool) -> bytes:
-    """Elements of sequences in one another, by hand: pydicom's own writer would recurse too."""
-    item = b""
-    for _ in range(depth):
-        length = (0xFFFFFFFF if undefined else len(item)).to_bytes(4, "little")
-        item = b"\xfe\xff\x00\xe0" + length + item
-        if undefined:
-            item += b"\xfe\xff\x0d\xe0\0\0\0\0"
-        length = (0xFFFFFFFF if undefined else len(item)).to_bytes(4, "little")
-        kind = b"" if syntax == ImplicitVRLittleEndian else b"SQ\0\0"
-        item = b"\x08\x00\x15\x11" + kind + length + item
-        if undefined:
-            item += b"\xfe\xff\xdd\xe0\0\0\0\0"
-    return item
-
-
-def with_nested(path: Path, depth: int, syntax: UID, undefined: bool) -> Path:
-    """A good image with sequences nested before it."""
-    import zlib
-
-    data = save(path, image(ramp()), syntax).read_bytes()
-    start = 144 + pydicom.dcmread(path).file_meta.FileMetaInformationGroupLength
-    head, body = data[:start], data[start:]
-    inner = nested(depth, syntax, undefined)
-    if syntax == DeflatedExplicitVRLittleEndian:
-        deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-        body = zlib.decompress(body, -zlib.MAX_WBITS)
-        path.write_bytes(head + deflater.compress(inner + body) + deflater.flush())
-    else:
-        path.write_bytes(head + inner + body)
-    return path
-
-
-@pytest.mark.parametrize("undefined", [False, True])
-@pytest.mark.parametrize(
-    "syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian]
-)
-def test_deep_nesting_is_refused_as_such_and_ordinary_nesting_read(
-    tmp_path: Path, undefined: bool, syntax: UID
-) -> None:
-    for depth in (65, 300, 5_000):
-        path = with_nested(tmp_path / "deep.dcm", depth, syntax, undefined)
-        refused(path, "nested more than 64 levels")
-        with pytest.raises(BadImage, match="nested more than 64 levels"):
-            check_header(path)
-    path = with_nested(tmp_path / "fine.dcm", 64, syntax, undefined)
-    np.testing.assert_array_equal(read_grey(path), np.rint(ramp() / 4095 * 65535))
-
-
-def test_many_sequences_beside_one_another_are_no_depth(tmp_path: Path) -> None:
-    from pydicom.encaps import encapsulate
-
-    parts = []
-    for number in range(200):
-        part = Dataset()
-        part.CodeValue = str(number)
-        # Fragments of an icon are no items of a sequence, whatever bytes they hold.
-        part.PixelData = encapsulate([b"\xfe\xff\x00\xe0\xff\xff\xff\xff" * 40])
-        part["PixelData"].VR, part["PixelData"].is_undefined_length = "OB", True
-        parts.append(part)
-    dataset = image(ramp(), IconImageSequence=Sequence(parts))
-    dataset["IconImageSequence"].is_undefined_length = True
-    path = save(tmp_path / "a.dcm", dataset)
-    np.testing.assert_array_equal(read_grey(path), np.rint(ramp() / 4095 * 65535))
-
-
-@pytest.mark.parametrize("tag", [b"\x42\x00\x11\x00", b"\xe0\x7f\x10\x00"])
-def test_a_deflated_bomb_is_refused_before_memory_grows(tmp_path: Path, tag: bytes) -> None:
-    """256 MB of zeros, before the pixels or as the pixels of a small image."""
-    import zlib
-
-    path = save(tmp_path / "bomb.dcm", image(ramp()), DeflatedExplicitVRLittleEndian)
-    assert read_grey(path).shape == (24, 36)
-    data = path.read_bytes()
-    start = 144 + pydicom.dcmread(path).file_meta.FileMetaInformationGroupLength
-    elements = zlib.decompress(data[start:], -zlib.MAX_WBITS)
-    elements = elements[: elements.index(b"\xe0\x7f\x10\x00")]
-    deflater = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
-    with path.open("wb") as handle:
-        handle.write(data[:start] + deflater.compress(elements + tag + b"OB\0\0\0\0\0\x10"))
-        for _ in range(256):
-            handle.write(deflater.compress(bytes(2**20)))
-        handle.write(deflater.flush())
-    assert path.stat().st_size < 2**21
-    lines, grown = growth(path)
-    assert len(lines) == 2 and all("inflates to more" in line for line in lines)
-    assert grown < 100
-
-
-def test_a_run_length_bomb_is_refused_before_memory_grows(tmp_path: Path) -> None:
-    from pydicom.encaps import encapsulate
-
-    header = np.zeros(16, "<u4")
-    header[:2] = 1, 64
-    frame = header.tobytes() + b"\x81\0" * 2**22
-    dataset = image(ramp(8, np.uint8), 8, PixelData=encapsulate([frame]))
-    dataset["PixelData"].is_undefined_length = True
-    path = save(tmp_path / "a.dcm", dataset, RLELossless)
-    with pytest.raises(BadImage, match="compressed bytes"):
-        read_grey(path)
-    lines, grown = growth(path)
-    assert len(lines) == 1 and grown < 100
-
-
-def test_a_compressed_image_of_another_size_is_refused(tmp_path: Path) -> None:
-    from io import BytesIO
-
-    from PIL import Image
-    from pydicom.encaps import encapsulate
-    from pydicom.uid import JPEGBaseline8Bit
-
-    buffer = BytesIO()
-    Image.new("L", (3000, 2000)).save(buffer, "JPEG")
-    dataset = image(ramp(8, np.uint8), 8, PixelData=encapsulate([buffer.getvalue()]))
-    dataset["PixelData"].is_undefined_length = True
-    path = save(tmp_path / "a.dcm", dataset, JPEGBaseline8Bit)
-    refused(path, "(2000, 3000)", "(24, 36)")
 
 
 READABLE = {

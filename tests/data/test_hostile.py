@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.dicom_files import ImplicitVRLittleEndian, with_nested
 from tests.data.measure import growth
 from tests.data.prepare.films import bomb_png
-from tests.data.test_dicom import ImplicitVRLittleEndian, with_nested
 
 MEGABYTES = 100
 

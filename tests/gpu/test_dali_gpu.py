@@ -8,7 +8,7 @@ pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed (Linux x
 
 from selftaught.data.pipeline import Batch, open_pipeline
 from selftaught.data.pipeline.dali import DaliPipeline
-from tests.data.pipeline.test_dali import (
+from tests.data.pipeline.dali_cases import (
     OPERATORS,
     Files,
     N,
