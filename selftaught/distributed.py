@@ -142,7 +142,7 @@ def _join(limit: timedelta) -> None:
     _peers.start()
 
 
-def other_failure(error: Exception) -> str:
+def _other_failure(error: Exception) -> str:
     """After `error` on this rank: tell the others that it ends, or learn whose end it was.
 
     Returns:
@@ -161,6 +161,27 @@ def other_failure(error: Exception) -> str:
             time.sleep(SECONDS_TO_READ)
         return ""
     return ended(_peers.explain(), rank())
+
+
+@contextmanager
+def ending_together(agreed: type[Exception] | tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Where one rank fails inside, the others end too and say which one it was.
+
+    Args:
+        agreed: exceptions that all ranks raise together, which are nobody's failure.
+
+    Raises:
+        MachineError: a collective failed here because another rank ended.
+    """
+    try:
+        yield
+    except agreed:
+        leave()
+        raise
+    except Exception as error:
+        if other := _other_failure(error):
+            raise MachineError(other) from error
+        raise
 
 
 def leave() -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from selftaught import distributed
-from selftaught.errors import InputError, MachineError
+from selftaught.errors import InputError
 from selftaught.evaluation.calibration import percentiles, threshold_from_normals
 from selftaught.evaluation.metrics import evaluate
 from selftaught.evaluation.report import write_report
@@ -51,16 +51,8 @@ def run(config: Config, parts: Sequence[str] = PARTS) -> Path:
     """
     stopper = Stopper().install()
     device = distributed.start(config.engine.timeout)
-    try:
+    with distributed.ending_together(agreed=StopRun):
         return _run_parts(config, parts, stopper, device)
-    except StopRun:
-        distributed.leave()
-        raise
-    except Exception as error:
-        other = distributed.other_failure(error)
-        if other:
-            raise MachineError(other) from error
-        raise
 
 
 def _run_parts(
