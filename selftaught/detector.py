@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ SLACK = 1e-6  # of the input range: resampling in float32 may overshoot by round
 Paths = Sequence[str | PathLike[str]]
 Masks = Sequence[str | PathLike[str] | None]
 Executor = Literal["auto", "opencv", "dali"]
+BadFiles = Literal["fail", "skip"]
 
 
 def _listed(images: Paths | Tensor) -> Paths | Tensor:
@@ -91,7 +92,12 @@ class Detector:
         return cls(*load_model(Path(folder)), device=device, pipeline=pipeline)
 
     def score(
-        self, images: Paths | Tensor, *, masks: Masks | None = None, batch_size: int = 32
+        self,
+        images: Paths | Tensor,
+        *,
+        masks: Masks | None = None,
+        batch_size: int = 32,
+        bad_files: BadFiles = "fail",
     ) -> Tensor:
         """Anomaly scores.
 
@@ -99,43 +105,38 @@ class Detector:
             images: N paths, or a float tensor (N, 1, S, S) within `input_range`.
             masks: N paths of body masks (None where there is none); only with paths.
             batch_size: images at a time; changes results by rounding only.
+            bad_files: of paths that cannot be read: fail = the first one is an error; skip = each
+                is named in a warning and has no score.
 
         Returns:
-            (N,) float32, higher = more abnormal.
+            (N,) float32, higher = more abnormal; NaN for what was skipped.
 
         Raises:
             ValueError: a tensor of another shape or type, outside the range or not finite; masks
                 that do not match.
-            InputError: an image cannot be read.
+            InputError: an image cannot be read, and such are not skipped.
         """
-        return self._nearest(self.embed(images, masks=masks, batch_size=batch_size)[1])[0]
+        _, z, problems = self._embed(_listed(images), masks, batch_size, bad_files)
+        return self._scores(z, problems)[0]
 
     def embed(
-        self, images: Paths | Tensor, *, masks: Masks | None = None, batch_size: int = 32
+        self,
+        images: Paths | Tensor,
+        *,
+        masks: Masks | None = None,
+        batch_size: int = 32,
+        bad_files: BadFiles = "fail",
     ) -> tuple[Tensor, Tensor]:
         """Features h (N, 512) and embeddings z (N, D), float32; arguments as for `score`."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: must be at least 1")
-        images = _listed(images)
-        if isinstance(images, Tensor):
-            self._check(images, masks)
-            batches: Iterator[Tensor] = iter(images.split(batch_size)) if len(images) else iter(())
-        else:
-            batches = self._read(images, masks, batch_size)
-        # Filled outside inference mode, so that the results may enter other computations.
-        h = torch.empty(len(images), self.embedder.encoder.width)
-        z = torch.empty(len(images), self.embedder.head.widths[-1])
-        done = 0
-        for batch in batches:
-            with torch.inference_mode():
-                features, embedding = self.embedder(batch.to(self.device, torch.float32))
-                part = slice(done, done + len(batch))
-                h[part], z[part] = features, embedding
-            done += len(batch)
-        return h, z
+        return self._embed(_listed(images), masks, batch_size, bad_files)[:2]
 
     def explain(
-        self, images: Paths | Tensor, *, masks: Masks | None = None, batch_size: int = 32
+        self,
+        images: Paths | Tensor,
+        *,
+        masks: Masks | None = None,
+        batch_size: int = 32,
+        bad_files: BadFiles = "fail",
     ) -> pd.DataFrame:
         """Scores with what they mean; arguments and errors as for `score`.
 
@@ -143,18 +144,22 @@ class Detector:
             One row per image: `path` (str, "" for a tensor's rows), `score` (float32), `center`
             (int64, number of the nearest centre), `percentile` (share of normal validation images
             that score no higher, 0-100; NaN if the model has none) and `flagged` (Int8, 1 when
-            the score is above the stored threshold; missing if the model has none).
+            the score is above the stored threshold; missing if the model has none). With
+            `bad_files` skip also `problem` (str: which file of a skipped image cannot be read, and
+            why; "" for the others); all else of what was skipped is missing, and `center` Int64.
         """
         images = _listed(images)
-        score, center = self._nearest(self.embed(images, masks=masks, batch_size=batch_size)[1])
+        _, z, problems = self._embed(images, masks, batch_size, bad_files)
+        score, center = self._scores(z, problems)
         values = score.double().numpy()
         normal, threshold = np.sort(self.facts["normal_scores"]), self.facts["threshold"]
         percentile = np.full(len(values), np.nan)
         if len(normal):
             percentile = 100.0 * np.searchsorted(normal, values, side="right") / len(normal)
+            percentile[np.isnan(values)] = np.nan
         flagged = [pd.NA] * len(values) if threshold is None else values > threshold
         paths = [""] * len(values) if isinstance(images, Tensor) else [fspath(p) for p in images]
-        return pd.DataFrame(
+        table = pd.DataFrame(
             {
                 "path": pd.Series(paths, dtype=str),
                 "score": score.numpy(),
@@ -163,6 +168,45 @@ class Detector:
                 "flagged": pd.array(flagged, dtype="boolean").astype("Int8"),
             }
         )
+        if bad_files == "skip":
+            table["problem"] = [problems.get(row, "") for row in range(len(table))]
+            table = table.astype({"center": "Int64"})
+            table.loc[list(problems), ["center", "flagged"]] = pd.NA
+        return table
+
+    def _embed(
+        self, images: Paths | Tensor, masks: Masks | None, batch_size: int, bad_files: BadFiles
+    ) -> tuple[Tensor, Tensor, dict[int, str]]:
+        """What `embed` gives, rows of NaN for what was skipped, and why by row."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        if bad_files not in get_args(BadFiles):
+            raise ValueError(f"bad_files={bad_files!r}: must be one of {get_args(BadFiles)}")
+        # Filled outside inference mode, so that the results may enter other computations.
+        h = torch.full((len(images), self.embedder.encoder.width), torch.nan)
+        z = torch.full((len(images), self.embedder.head.widths[-1]), torch.nan)
+        problems: dict[int, str] = {}
+        if isinstance(images, Tensor):
+            self._check(images, masks)
+            numbers = torch.arange(len(images)).split(batch_size)
+            batches: Iterator[tuple[Tensor, Tensor]] = ((rows, images[rows]) for rows in numbers)
+        else:
+            skipped = problems if bad_files == "skip" else None
+            batches = self._read(images, masks, batch_size, skipped)
+        for rows, batch in batches:
+            if len(rows):
+                with torch.inference_mode():
+                    h[rows], z[rows] = self.embedder(batch.to(self.device, torch.float32))
+        return h, z, problems
+
+    def _scores(self, z: Tensor, problems: dict[int, str]) -> tuple[Tensor, Tensor]:
+        """`_nearest` of the rows without a problem; NaN and -1 for the others."""
+        if not problems:
+            return self._nearest(z)
+        good = torch.tensor([row not in problems for row in range(len(z))])
+        score, center = torch.full((len(z),), torch.nan), torch.full((len(z),), -1)
+        score[good], center[good] = self._nearest(z[good])
+        return score, center
 
     def _nearest(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Distance (N,) float32 and number (N,) int64 of the nearest centre."""
@@ -193,8 +237,18 @@ class Detector:
                 f"images: values from {low:g} to {high:g}, must be within [{least:g}, {most:g}]"
             )
 
-    def _read(self, images: Paths, masks: Masks | None, batch_size: int) -> Iterator[Tensor]:
-        """Images (b, 1, S, S) from files, as evaluation during training saw them."""
+    def _read(
+        self,
+        images: Paths,
+        masks: Masks | None,
+        batch_size: int,
+        skipped: dict[int, str] | None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows (b,) and images (b, 1, S, S) of files, as evaluation during training saw them.
+
+        What cannot be read goes into `skipped`, by row, with the reason; None: it is an error.
+        """
+        from selftaught.data.bad_files import Skipping
         from selftaught.data.pipeline import open_pipeline
 
         if isinstance(images, (str, bytes, PathLike)):
@@ -220,9 +274,15 @@ class Detector:
             stage="plain",
             views=1,
             cache_bytes=0,
+            skipping=None if skipped is None else Skipping(),
         ) as pipeline:
             for batch in pipeline.batches(requests):
-                yield batch.views[:, 0]
+                for problem in batch.problems:
+                    text = f"{problem.file}: {problem.reason}"
+                    warnings.warn(f"{text}; it gets no score", stacklevel=4)
+                    assert skipped is not None
+                    skipped[problem.sample] = text
+                yield batch.ids, batch.views[:, 0]
 
     def _preparation(self) -> "Augment":
         """The stored preprocessing without randomness, checked against the stored range."""

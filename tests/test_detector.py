@@ -12,7 +12,7 @@ import torch
 
 from selftaught import Detector
 from selftaught.cli import score
-from selftaught.data.pipeline import open_pipeline
+from selftaught.data.pipeline import has_dali, open_pipeline
 from selftaught.data.plan import PLAIN
 from selftaught.errors import InputError
 from selftaught.models import EncoderConfig, build_embedder, load_model, save_model
@@ -256,6 +256,43 @@ def test_an_unreadable_image_is_named(detector, paths, tmp_path):
             detector.score([*paths, path])
 
 
+@pytest.mark.parametrize("executor", ["opencv", "dali"])
+def test_an_unreadable_image_may_be_skipped(folder, paths, tmp_path, executor):
+    if executor == "dali" and not has_dali():
+        pytest.skip("NVIDIA DALI is not installed")
+    detector = Detector.load(folder, device="cpu", pipeline=executor)
+    broken, mask = tmp_path / "broken.png", tmp_path / "mask.png"
+    broken.write_bytes(paths[0].read_bytes()[:100])
+    given = [paths[0], broken, paths[1], tmp_path / "gone.png", paths[2], paths[3]]
+    masks = [None] * 5 + [mask]
+    good = [0, 2, 4]
+    with pytest.warns(UserWarning) as told:
+        table = detector.explain(given, masks=masks, batch_size=2, bad_files="skip")
+    assert [str(one.message) for one in told] == [
+        f"{broken}: {table['problem'][1].partition(': ')[2]}; it gets no score",
+        f"{tmp_path / 'gone.png'}: is missing; it gets no score",
+        f"{mask}: is missing; it gets no score",
+    ]
+    assert all(one.filename == __file__ for one in told)
+    assert table["problem"].ne("").tolist() == [row not in good for row in range(6)]
+    assert "truncated" in table["problem"][1]
+    wanted = detector.explain([given[row] for row in good])
+    for name in ("score", "center", "percentile", "flagged"):
+        assert table[name].isna().tolist() == [row not in good for row in range(6)], name
+        got = table.loc[good, name].to_numpy(float)
+        np.testing.assert_allclose(got, wanted[name].to_numpy(float), rtol=1e-5)
+    with pytest.warns(UserWarning):
+        h, z = detector.embed(given, masks=masks, bad_files="skip")
+        scores = detector.score(given, masks=masks, bad_files="skip")
+        nothing = detector.explain([broken], bad_files="skip")
+    assert torch.isfinite(h).all(1).tolist() == torch.isfinite(z).all(1).tolist()
+    assert torch.isfinite(z).all(1).tolist() == scores.isfinite().tolist()
+    assert scores.isfinite().tolist() == [row in good for row in range(6)]
+    assert nothing["score"].isna().all() and nothing["problem"][0].startswith(str(broken))
+    with pytest.raises(ValueError, match="bad_files='ignore': must be one of"):
+        detector.score(given, bad_files="ignore")
+
+
 def test_a_range_that_the_files_cannot_have_is_refused(embedder, centers, paths):
     facts = {"preprocessing": {"image_size": SIZE, "input_range": [0.0, 255.0]}}
     detector = Detector(embedder, centers, facts, device="cpu")
@@ -328,18 +365,25 @@ def test_arrays_are_refused_in_one_line_and_any_iterable_of_paths_is_fine():
     assert not _listed(torch.zeros(1, requires_grad=True)).requires_grad
 
 
-def score_all(folder, manifest, out):
-    score.main([str(folder), "--data.manifest", str(manifest), "--out", str(out)])
+def score_all(folder, manifest, out, bad_files):
+    words = [str(folder), "--data.manifest", str(manifest), "--out", str(out)]
+    score.main([*words, "--data.bad_files", bad_files])
 
 
-@pytest.mark.parametrize("images", [5, 1])
-def test_ranks_share_the_images_of_a_manifest(images, folder, detector, paths, tmp_path):
+@pytest.mark.parametrize(("images", "bad_files"), [(5, "skip"), (1, "fail")])
+def test_ranks_share_the_images_of_a_manifest(images, bad_files, folder, detector, paths, tmp_path):
     manifest = paths[0].parent / f"{images}.csv"
     names = [path.name for path in paths[:images]]
-    pd.DataFrame({"path": names, "label": ""}).to_csv(manifest, index=False)
-    run_ranks(2, score_all, folder, manifest, tmp_path / "scores.csv")
+    listed = ["gone.png", *names] if bad_files == "skip" else names
+    pd.DataFrame({"path": listed, "label": ""}).to_csv(manifest, index=False)
+    run_ranks(2, score_all, folder, manifest, tmp_path / "scores.csv", bad_files)
     written = pd.read_csv(tmp_path / "scores.csv")
-    assert written["path"].tolist() == names
+    assert written["path"].tolist() == listed
+    if bad_files == "skip":
+        assert written["problem"].tolist()[0] == "gone.png: is missing"
+        assert written.loc[0, ["score", "center", "percentile", "flagged"]].isna().all()
+        written = written.iloc[1:]
+        assert written["problem"].isna().all()
     wanted = detector.explain(paths[:images])
     np.testing.assert_allclose(written["score"], wanted["score"], rtol=1e-5)
     for name in ("center", "flagged"):

@@ -2,33 +2,57 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from selftaught.cli.options import build_parser, parse, same_file
-from selftaught.errors import InputError, MachineError
+from selftaught.errors import InputError
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
+
+    from selftaught.detector import BadFiles, Executor
+
+RUNS_OWN = {
+    "out": ("", "a run's own scores go to its scores.csv"),
+    "data.pipeline": ("auto", "a run scores with its own"),
+    "data.bad_files": ("fail", "a run has its own"),
+}
 
 
 def main(arguments: Sequence[str]) -> None:
     """Write scores.csv; higher = more abnormal."""
     parser = build_parser("score", "Score images: distance to the nearest centre.")
     parser.add_argument("model", type=str, help="run folder, or model folder with --data.manifest")
-    parser.add_argument("--data.manifest", type=str, default="", help="images to score")
+    parser.add_argument(
+        "--data.manifest", type=str, default="", help="images to score: a manifest or a folder"
+    )
     parser.add_argument("--data.allow_outside", type=bool, default=False, help="accept such paths")
     parser.add_argument(
         "--data.pipeline", type=str, default="auto", help="auto, opencv or dali reads the images"
     )
+    parser.add_argument(
+        "--data.bad_files",
+        type=Literal["fail", "skip"],
+        default="fail",
+        help="images that cannot be read: fail names the first and ends; skip gives them no score "
+        "but the reason",
+    )
     parser.add_argument("--out", type=str, default="", help="scores file (CSV) to write")
     options = parse(parser, arguments)
     if options.data.manifest:
-        score_over_ranks(Path(options.model), options.data.manifest, options)
+        score_over_ranks(
+            Path(options.model),
+            Path(options.data.manifest),
+            options.out,
+            allow_outside=options.data.allow_outside,
+            executor=options.data.pipeline,
+            bad_files=options.data.bad_files,
+        )
         return
-    if options.out:
-        raise InputError("out needs --data.manifest; a run's own scores go to its scores.csv")
-    if options.data.pipeline != "auto":
-        raise InputError("data.pipeline needs --data.manifest; a run scores with its own")
+    for name, (default, reason) in RUNS_OWN.items():
+        if options[name] != default:
+            raise InputError(f"{name} needs --data.manifest; {reason}")
     if not (Path(options.model) / "config.yaml").exists():
         raise InputError(f"{options.model}: is no run folder; a model folder needs --data.manifest")
     from selftaught.cli.options import read_config
@@ -38,59 +62,99 @@ def main(arguments: Sequence[str]) -> None:
     print(run(config, ("score",)) / "scores.csv")
 
 
-def score_over_ranks(model: Path, manifest: str, options: object) -> None:
-    """`score_manifest` on the ranks of a launcher, or on this process alone."""
-    from selftaught import distributed
-
-    device = distributed.start()
-    try:
-        target = score_manifest(model, manifest, options, device)
-    except Exception as error:
-        other = distributed.other_failure(error)
-        if other:
-            raise MachineError(other) from error
-        raise
-    if distributed.is_main():
-        print(target)
-    distributed.finish()
-
-
-def score_manifest(model: Path, manifest: str, options: object, device: "torch.device") -> Path:
-    """Score the images of a manifest with a model folder (or the one in a run folder).
+def score_over_ranks(
+    model: Path,
+    source: Path,
+    out: str,
+    *,
+    allow_outside: bool,
+    executor: "Executor",
+    bad_files: "BadFiles",
+) -> None:
+    """Score the images of a source on the ranks of a launcher, or on this process alone.
 
     Every rank scores its share of the images; the first writes all.
 
+    Args:
+        model: model folder, or a run folder with one.
+        source: manifest, or folder of images.
+        out: scores file (CSV) to write.
+        allow_outside: accept paths that leave the manifest's folder.
+        executor: who reads the images.
+        bad_files: fail, or skip: no score, and the reason in the column `problem`.
+
     Raises:
-        InputError: no `--out`, or the model, the manifest or an image is wrong.
+        InputError: no `out`, the model or the source is wrong, or an image that is not skipped;
+            or no image can be read.
+        MachineError: the disk is full, or another rank ended.
     """
-    out = getattr(options, "out", "")
+    from selftaught import distributed
+    from selftaught.files import write_atomic
+
+    device = distributed.start()
+    with distributed.ending_together():
+        target = _target(out, source)
+        table = _score(model, source, device, allow_outside, executor, bad_files)
+        if distributed.is_main():
+            write_atomic(target, lambda path: table.to_csv(path, index=False))
+            if bad_files == "skip":
+                _tell_skipped(table)
+            print(target)
+        distributed.finish()
+
+
+def _target(out: str, source: Path) -> Path:
+    """The file to write."""
     if not out:
         raise InputError("out is missing; allowed: the scores file (CSV) to write")
-    if same_file(Path(out), Path(manifest)):
+    if same_file(Path(out), source):
         raise InputError(f"out is {out!r}, the manifest itself; allowed: another file")
+    return Path(out)
+
+
+def _score(
+    model: Path,
+    source: Path,
+    device: "torch.device",
+    allow_outside: bool,
+    executor: "Executor",
+    bad_files: "BadFiles",
+) -> "pd.DataFrame":
+    """The manifest's table with the columns of `Detector.explain`, on every rank."""
     import pandas as pd
 
     from selftaught import distributed
-    from selftaught.data.manifest import read_manifest
+    from selftaught.data.prepare.source import read_source
     from selftaught.detector import Detector
-    from selftaught.files import write_atomic
 
-    folder = model / "model" if (model / "model").is_dir() else model
-    outside = bool(getattr(getattr(options, "data", None), "allow_outside", False))
-    listed = read_manifest(manifest, allow_outside=outside)
+    skip = bad_files == "skip"
+    listed = read_source(source, allow_outside=allow_outside, check_files=True, missing=skip)
     table = listed.table.copy()
     masks = [listed.root / name if name else None for name in table["mask"]]
-    executor: Any = getattr(getattr(options, "data", None), "pipeline", "auto")
     share = range(distributed.rank(), len(table), distributed.world_size())
+    folder = model / "model" if (model / "model").is_dir() else model
     scored = Detector.load(folder, device=device, pipeline=executor).explain(
         [listed.root / table["path"].iloc[row] for row in share],
         masks=[masks[row] for row in share] if any(masks) else None,
+        bad_files=bad_files,
     )
     scored.index = pd.Index(share)
     found = pd.concat(distributed.gather_objects(scored)).sort_index()
-    for name in ("score", "center", "percentile", "flagged"):
+    for name in ("score", "center", "percentile", "flagged", *(["problem"] if skip else [])):
         table[name] = found[name].to_numpy()
-    target = Path(out)
-    if distributed.is_main():
-        write_atomic(target, lambda path: table.to_csv(path, index=False))
-    return target
+    if skip:
+        table["problem"] = table["problem"].str.removeprefix(f"{listed.root}/")
+        if (table["problem"] != "").all():
+            raise InputError(
+                f"{source}: none of {len(table)} images can be read; the first: "
+                f"{table['problem'].iloc[0]}"
+            )
+    return table
+
+
+def _tell_skipped(table: "pd.DataFrame") -> None:
+    """One line with the number of images without a score, by label."""
+    from selftaught.data.bad_files import in_words
+
+    if said := in_words(table[table["problem"] != ""], len(table)):
+        print(said, flush=True)

@@ -119,15 +119,15 @@ def read_bad_files(path: Path) -> pd.DataFrame:
 
 
 def in_words(table: pd.DataFrame, images: int) -> str:
-    """One line with the counts of bad images by set and label; "" for an empty table.
+    """One line with the counts of bad images by set (if any) and label; "" for an empty table.
 
     Args:
-        table: as `read_bad_files` gives it.
+        table: of the bad images, with columns `split` and `label`.
         images: how many images are in use.
     """
     if not len(table):
         return ""
     label = pd.to_numeric(table["label"]).map(LABELS).fillna("unlabelled")
     counts = table.groupby(["split", label]).size()
-    parts = ", ".join(f"{count} {split} {name}" for (split, name), count in counts.items())
+    parts = ", ".join(" ".join(filter(None, (f"{n}", *which))) for which, n in counts.items())
     return f"{len(table)} of {images} images cannot be read and were skipped: {parts}"

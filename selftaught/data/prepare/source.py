@@ -13,20 +13,26 @@ from selftaught.data.mura import is_mura
 from selftaught.errors import InputError
 
 
-def read_source(source: Path, *, allow_outside: bool) -> Manifest:
-    """The images to prepare; none of them is looked at, as a bad one is quarantined later.
+def read_source(
+    source: Path, *, allow_outside: bool, check_files: bool = False, missing: bool = False
+) -> Manifest:
+    """The images of a manifest or of any folder.
 
     Args:
         source: as for `read_manifest`, or a folder of images without any list: then all files
             with an image's suffix below it are taken, without labels.
-        allow_outside: accept manifest paths that leave the manifest's folder.
+        allow_outside: accept paths that leave the manifest's folder.
+        check_files: look whether files are there and inside, as `read_manifest` does.
+        missing: accept files that do not exist.
 
     Raises:
         InputError: there is no such source, or its list is wrong.
     """
     listed = ("manifest.csv", "normal")
     if not source.is_dir() or is_mura(source) or any((source / name).exists() for name in listed):
-        return read_manifest(source, allow_outside=allow_outside, check_files=False)
+        return read_manifest(
+            source, allow_outside=allow_outside, check_files=check_files, missing=missing
+        )
     for tree in source.iterdir():
         if tree.is_dir() and is_mura(tree):
             raise InputError(f"{source}: holds the MURA tree {tree.name}; give {tree}")
@@ -35,6 +41,9 @@ def read_source(source: Path, *, allow_outside: bool) -> Manifest:
     if not paths:
         raise InputError(f"{source}: holds no image; allowed: {', '.join(IMAGE_SUFFIXES)}")
     paths = check.clean_paths(paths, "path", False, lambda row: source.name)
+    if check_files:
+        root = source.absolute()
+        check.files_exist(root, paths, "path", allow_outside, lambda row: source.name, missing)
     blank = pd.Series("", index=range(len(paths)), dtype="str")
     table = pd.DataFrame({name: blank for name in check.COLUMNS})
     table["path"] = pd.Series(paths, dtype="str")
