@@ -47,6 +47,7 @@ gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m benchmarks.ntxent
 	$(BIN)/python -m benchmarks.nearest_center
+	$(BIN)/python -m benchmarks.data
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo

@@ -39,6 +39,7 @@ FILMS, BATCH, SOURCES = 12, 12, ("png", "jpeg", "pack")
 PREPARED = 480
 LOADER_IMAGES, STEPS, OVERLAP_BATCH = 480, 20, 48
 BASE = "torchvision v2"
+STAYS = "a batch that stays"
 
 
 def write_films(folder):
@@ -246,10 +247,13 @@ def overlap(paths, masks, workers, device):
 
     fixed = torch.rand(OVERLAP_BATCH, 2, 1, SIZE, SIZE, device=device)
     asked = [(0, np.arange(OVERLAP_BATCH) % FILMS)] * STEPS
-    with open_ours("auto", paths, masks, workers, device) as pipeline:
+    kind = "dali" if has_dali() else "opencv"
+    with open_ours(kind, paths, masks, workers, device) as pipeline:
         work = {
-            "a batch that stays": lambda: steps([fixed] * STEPS),
-            "selftaught dali": lambda: steps(b.views.to(device) for b in pipeline.batches(asked)),
+            STAYS: lambda: steps([fixed] * STEPS),
+            f"selftaught {kind}": lambda: steps(
+                b.views.to(device) for b in pipeline.batches(asked)
+            ),
         }
         wall, _ = measured(work, 3)
     images = STEPS * OVERLAP_BATCH
@@ -257,6 +261,27 @@ def overlap(paths, masks, workers, device):
         row(name, "overlap", "pack", masks, images / statistics.median(times))
         for name, times in wall.items()
     ]
+
+
+def gates(rows):
+    """What was measured for each gate, in words; nothing for what was not."""
+
+    def rates(mode, column="images_per_second", source="pack"):
+        chosen = [one for one in rows if one["mode"].startswith(mode) and one["masks"]]
+        return {one["provider"]: one[column] for one in chosen if one["source"] == source}
+
+    said = []
+    if ratio := rates("alone", "cpu_ratio_to_torchvision").get("selftaught opencv"):
+        said.append(f"pack, masks: {ratio} x {BASE} per CPU-second (gate 3)")
+    if films := rates("prepare", source="png").get("selftaught prepare, carrier none"):
+        said.append(f"prepare: {films} images/s (gate 40 on two cores)")
+    loaders, fed = rates("loader"), rates("overlap")
+    if (ours := loaders.get("selftaught dali")) and (base := loaders.get(BASE)):
+        said.append(f"loader: {ours} images/s (gate 3000), {ours / base:.1f} x {BASE} (gate 3)")
+    if still := fed.pop(STAYS, None):
+        for name, rate in fed.items():
+            said.append(f"overlap, {name}: {1 - rate / still:.1%} of a step is waiting (gate 3%)")
+    return said
 
 
 def main():
@@ -280,16 +305,18 @@ def main():
                     rows += loader(source, paths, masks, arguments.workers, device)
         rows += prepared(made["png"][0], Path(place))
         if cuda:
-            rows += overlap(paths, regions, arguments.workers, device)
+            rows += overlap(*made["pack"], arguments.workers, device)
     for one in rows:
         print(one)
-    print(write("data", rows))
+    print(*gates(rows), sep="\n")
+    name = "data_cuda" if cuda else "data"
+    print(write(name, rows))
     rates = {
         f"{one['provider']}, {one['source']}": one["images_per_cpu_second"]
         for one in rows
         if one["mode"] == "alone" and one["masks"]
     }
-    print(bars("data", rates, "two views of 512 px with masks, images per CPU-second"))
+    print(bars(name, rates, "two views of 512 px with masks, images per CPU-second"))
 
 
 if __name__ == "__main__":
