@@ -36,8 +36,9 @@ def _check_engine(config: Config) -> None:
     _require(
         "engine.precision",
         engine.precision,
-        "auto, fp32 or bf16 with engine.kind deepspeed, which averages no float64 gradients",
-        engine.precision != "fp64" or engine.kind != "deepspeed",
+        f"auto, fp32 or bf16 with DeepSpeed at engine.zero_stage {engine.zero_stage}, which keeps "
+        "its divided weights in float32, or engine.zero_stage 0",
+        engine.precision != "fp64" or engine.kind != "deepspeed" or engine.zero_stage == 0,
     )
     fine = math.isfinite(engine.timeout) and engine.timeout >= 1
     _require("engine.timeout", engine.timeout, "1 or more seconds", fine)

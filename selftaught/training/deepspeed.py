@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from selftaught import distributed
 from selftaught.errors import InputError
@@ -86,7 +86,8 @@ class DeepSpeedEngine:
         task: the module to train, on its device.
         weight_decay: coupled L2.
         optimizer: adam, sgd or, at stage 0 only, lars.
-        precision: auto = bf16 autocast where the device multiplies bf16, fp32 elsewhere.
+        precision: auto = bf16 autocast where the device multiplies bf16, fp32 elsewhere; fp64, for
+            a task in float64, at stage 0 only.
         clip: largest norm of a gradient, 0 = any.
         accumulate: micro-batches per step.
         zero_stage: 0 = all state on every rank, 1 = optimizer state divided, 2 = gradients too.
@@ -112,6 +113,10 @@ class DeepSpeedEngine:
         self.accumulated = accumulate
         self.last = True
         self.parameters = [p for p in task.parameters() if p.requires_grad]
+        self.divided = zero_stage > 0
+        # DeepSpeed averages no float64 gradients and clips by a norm in float32.
+        self.double = self.parameters[0].dtype == torch.float64
+        self.clip = clip if self.double else 0.0
         self.base = optim.make_optimizer(optimizer, self.parameters, weight_decay)
         elements = sum(p.numel() for p in self.parameters)
         package = _deepspeed()
@@ -119,10 +124,10 @@ class DeepSpeedEngine:
         self.engine, self.wrapped, *_ = package.initialize(
             model=_Cast(task, self.bf16),
             optimizer=self.base,
-            config=settings(zero_stage, accumulate, clip, elements),
+            config=settings(zero_stage, accumulate, clip - self.clip, elements),
             dist_init_required=False,
         )
-        self.divided = zero_stage > 0
+        self.engine.enable_backward_allreduce = not self.double
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The task's outputs under the chosen precision."""
@@ -144,6 +149,10 @@ class DeepSpeedEngine:
         self.engine.backward(loss)
         if not self.last:
             self.engine.step()
+        elif self.double:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    distributed.sum_over_ranks(parameter.grad).div_(distributed.world_size())
 
     def gradient_norm(self) -> Tensor:
         """Euclidean norm of the averaged gradient before clipping, 0-d."""
@@ -153,6 +162,8 @@ class DeepSpeedEngine:
 
     def step(self, lr: float) -> None:
         """One clipped update at rate `lr`."""
+        if self.clip > 0:
+            clip_grads_with_norm_(self.parameters, self.clip, self.gradient_norm())
         for group in self.wrapped.param_groups:
             group["lr"] = lr
         self.engine.step()

@@ -48,15 +48,17 @@ def shares(step, accumulate):
 
 
 def build(optimizer, config):
-    return make_engine(Small(), config, optimizer=optimizer, weight_decay=1e-3)
+    task = Small().double() if config.precision == "fp64" else Small()
+    return make_engine(task, config, optimizer=optimizer, weight_decay=1e-3)
 
 
 def advance(engine, steps, accumulate, lr):
     """Losses, averaged over ranks, and gradient norms of `steps`."""
     losses, norms = [], []
+    dtype = next(engine.task.parameters()).dtype
     for step in steps:
-        total = torch.zeros(())
-        parts = shares(step, accumulate)
+        total = torch.zeros((), dtype=dtype)
+        parts = [{"views": part["views"].to(dtype)} for part in shares(step, accumulate)]
         for number, part in enumerate(parts):
             with engine.accumulate(last=number == len(parts) - 1):
                 loss = engine.forward(part)["loss"]

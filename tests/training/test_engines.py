@@ -34,6 +34,7 @@ def single():
         "lars": cases.train(cases.base(), "lars", 0.1),
         "sgd half": cases.train(cases.base(), "sgd", 0.05, HALF),
         "adam": cases.train(cases.base(), "adam", 1e-3),
+        "fp64": cases.train(cases.base(precision="fp64"), "adam", 1e-3),
     }
 
 
@@ -44,8 +45,10 @@ def jobs(half):
         "apart": (cases.train, (cases.base(sync_batch_norm="off"),)),
         "lars": (cases.train, (cases.base(), "lars", 0.1)),
         "ddp resumed": (cases.resume, (cases.base(), "sgd", 0.05, half, HALF)),
+        "ddp fp64": (cases.train, (cases.base(precision="fp64"), "adam", 1e-3)),
     }
     if HAS_DEEPSPEED:
+        out["zero0 fp64"] = (cases.train, (zero(0, precision="fp64"), "adam", 1e-3))
         out["zero0 lars"] = (cases.train, (zero(0), "lars", 0.1))
         for stage in (0, 1, 2):
             for name, lr in (("sgd", 0.05), ("adam", 1e-3)):
@@ -109,6 +112,12 @@ def test_lars_on_ranks(single, ranks):
     # Biases move at the full rate, ten thousand times that of the weights: rounding grows.
     for name in ["lars", "zero0 lars"][: 1 + HAS_DEEPSPEED]:
         assert_repeats(ranks[2], name, single["lars"], 1e-4)
+
+
+def test_double_precision_agrees_with_adam_too(single, ranks):
+    for name in ["ddp fp64", "zero0 fp64"][: 1 + HAS_DEEPSPEED]:
+        assert_repeats(ranks[2], name, single["fp64"], 1e-11)
+        assert ranks[2][0][name]["weights"]["embedder.0.weight"].dtype == torch.float64
 
 
 def test_norms_apart_are_another_model(single, ranks):
@@ -211,7 +220,8 @@ def settings(**changes):
         ({"engine__profile": "x"}, "engine.profile is 'x'"),
         (
             {"engine__kind": "deepspeed", "engine__precision": "fp64"},
-            "engine.precision is 'fp64'; allowed: auto, fp32 or bf16 with engine.kind deepspeed",
+            "engine.precision is 'fp64'; allowed: auto, fp32 or bf16 with DeepSpeed at "
+            "engine.zero_stage 1",
         ),
         (
             {"engine__kind": "deepspeed", "pretext__optimizer": "lars"},
@@ -232,6 +242,7 @@ def test_settings_that_cannot_work_are_refused(changes, message):
 
 def test_settings_that_work_are_accepted():
     check(settings(engine__precision="fp64"))
+    check(settings(engine__kind="deepspeed", engine__zero_stage=0, engine__precision="fp64"))
     check(settings(pretext__optimizer="lars", finetune__optimizer="lars"))
     check(settings(engine__kind="deepspeed", engine__zero_stage=0, pretext__optimizer="lars"))
     check(settings(engine__profile="10-12", engine__clip=1.0, engine__peak_tflops=989.0))
