@@ -2,4 +2,4 @@
 
 import os
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}

@@ -1,6 +1,8 @@
 """Ranks of `selftaught run` as a launcher starts them, and faults injected into one of them.
 
 The ranks are forked from one process that has imported torch, so that a start costs no seconds.
+Unless they are to be `whole`, their encoder is a thin one and their report has empty pictures:
+everything else, from the first option to the exit code, is what a user starts.
 """
 
 import importlib
@@ -19,6 +21,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "tests.faults.no_gpu",
+        "pytest",
         "tests.faults.ranks",
         "selftaught.cli.run",
         "selftaught.training.run",
@@ -58,12 +61,14 @@ class Started:
         return (self.folder / f"{rank}.err").read_text()
 
 
-def start(folder, arguments, world, fault=None, port=None):
+def start(folder, arguments, world, fault=None, port=None, whole=False, command="run"):
     """`selftaught run` on `world` ranks; `fault(rank)` runs in each of them first."""
     folder.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
+    faults = [one for one in (None if whole else be_lean, fault) if one]
+    words = [command, *arguments]
     processes = [
-        CONTEXT.Process(target=_rank, args=(rank, world, port, folder, arguments, fault))
+        CONTEXT.Process(target=_rank, args=(rank, world, port, folder, words, faults))
         for rank in range(world)
     ]
     for process in processes:
@@ -71,7 +76,7 @@ def start(folder, arguments, world, fault=None, port=None):
     return Started(processes, Path(folder))
 
 
-def _rank(rank, world, port, folder, arguments, fault):
+def _rank(rank, world, port, folder, words, faults):
     handle = os.open(folder / f"{rank}.err", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -90,14 +95,36 @@ def _rank(rank, world, port, folder, arguments, fault):
 
     torch.set_num_threads(1)
     try:
-        if fault is not None:
+        for fault in faults:
             fault(rank)
-        code = main(["run", *arguments])
+        code = main(words)
     except BaseException:
         traceback.print_exc()
         code = 1
     # What interpreters do at their end, without this one's test framework.
     os._exit(code)
+
+
+def be_lean(rank):
+    """A ResNet-18 of an eighth of the width, and pictures that nobody draws."""
+    import torchvision
+    from matplotlib.figure import Figure
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    from selftaught.training import stages
+
+    class Thin(ResNet):
+        def _make_layer(self, block, planes, blocks, *more, **named):
+            return super()._make_layer(block, planes // 8, blocks, *more, **named)
+
+    def thin(weights=None):
+        network = Thin(BasicBlock, [2, 2, 2, 2])
+        network.fc.in_features = 64
+        return network
+
+    torchvision.models.resnet18 = thin
+    stages.ENCODER_WIDTH["resnet18"] = 64
+    Figure.savefig = lambda *_, **__: None
 
 
 class SignalDuring:
@@ -188,13 +215,14 @@ class Timed:
 
 
 class KillIn:
-    """Kill -9 of the process, some seconds after it began a stage for the first time."""
+    """Kill -9 of the process and its own ones, seconds after it began a stage for the first time."""
 
     def __init__(self, stage, seconds):
         self.stage, self.seconds = stage, seconds
 
     def __call__(self, rank):
         self.armed = False
+        os.setsid()
         _around(self.stage, self.arm, lambda: None)
 
     def arm(self):
@@ -204,7 +232,7 @@ class KillIn:
 
     def kill(self):
         time.sleep(self.seconds)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.killpg(os.getpid(), signal.SIGKILL)
 
 
 class At:

@@ -38,6 +38,8 @@ def equal(found, step):
 
 
 def save_for_ever(folder, first):
+    # A kill loses nothing that was handed to the system; the wait would only hide torn files.
+    checkpoint.fsync_file = checkpoint.fsync_folder = lambda path: None
     for step in itertools.count(first):
         checkpoint.save(folder, made(step))
 
@@ -51,7 +53,7 @@ def wait_for(path):
 
 def test_killed_while_it_saves_the_newest_is_whole(tmp_path):
     generator, first = random.Random(5), 1
-    for _ in range(20):
+    for _ in range(12):
         process = CONTEXT.Process(target=save_for_ever, args=(tmp_path, first))
         process.start()
         wait_for(tmp_path / f"step-{first:08d}")

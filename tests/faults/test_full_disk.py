@@ -27,7 +27,7 @@ def small_disk(tmp_path):
 @pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
 def test_full_disk_ends_with_3_and_leaves_the_checkpoint(small_disk, tmp_path):
     manifest = write_images(tmp_path / "images")
-    started = ranks.start(tmp_path / "ranks", options(manifest, small_disk / "run"), 1)
+    started = ranks.start(tmp_path / "ranks", options(manifest, small_disk / "run"), 1, whole=True)
     assert started.end() == [3], started.said(0)
     (line,) = [one for one in started.said(0).splitlines() if "selftaught: " in one]
     assert "disk full" in line
@@ -40,7 +40,7 @@ def test_full_disk_ends_with_3_and_leaves_the_checkpoint(small_disk, tmp_path):
 @pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
 def test_full_disk_under_two_ranks_ends_both_with_3_and_one_line(small_disk, tmp_path):
     manifest = write_images(tmp_path / "images")
-    started = ranks.start(tmp_path / "ranks", options(manifest, small_disk / "run"), 2)
+    started = ranks.start(tmp_path / "ranks", options(manifest, small_disk / "run"), 2, whole=True)
     assert started.end() == [3, 3], started.said(0) + started.said(1)
     for rank in (0, 1):
         lines = [one for one in started.said(rank).splitlines() if "selftaught: " in one]
