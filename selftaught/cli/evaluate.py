@@ -5,29 +5,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selftaught.cli.options import build_parser, parse
+from selftaught.cli.outputs import check_out
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write metrics.json beside the scores, or to `--out`, and print the AUROCs."""
+    """Write metrics.json beside scores.csv, NAME_metrics.json beside others; print the AUROCs."""
     parser = build_parser("evaluate", "Compute AUROC and the other figures from scores.")
     parser.add_argument("scores", type=str, help="run folder or scores.csv")
-    parser.add_argument("--out", type=str, default="", help="file to write; metrics.json beside")
+    parser.add_argument("--out", type=str, default="", help="JSON file to write; beside the scores")
     parser.add_argument("--seed", type=int, default=1, help="seed of the bootstrap")
     options = parse(parser, arguments)
-    from selftaught.evaluation.metrics import evaluate
+    from selftaught.evaluation.metrics import SPLITS, evaluate
     from selftaught.files import write_atomic
     from selftaught.training.run import read_scores
 
     source = Path(options.scores)
     table = source / "scores.csv" if source.is_dir() else source
+    beside = "metrics.json" if table.name == "scores.csv" else f"{table.stem}_metrics.json"
+    target = Path(options.out) if options.out else table.with_name(beside)
     scores = read_scores(table)
-    if "split" in scores and not (scores["split"] != "").any():
+    check_out(target, SPLITS, ".json")
+    if "split" not in scores:
+        scores["split"] = ""
+    if not (scores["split"] != "").any():
         print(f"{table}: no split is named, so all {len(scores)} images count as test")
         scores["split"] = "test"
     figures = evaluate(scores, seed=options.seed)
-    target = Path(options.out) if options.out else table.with_name("metrics.json")
     write_atomic(target, json.dumps(figures, indent=1) + "\n")
-    for name in ("val", "test"):
+    for name in SPLITS:
         part = figures.get(name) or {}
         if part.get("auroc") is not None:
             low, high = part.get("auroc_ci") or (float("nan"), float("nan"))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from selftaught.cli.options import build_parser, parse, same_file
+from selftaught.cli.outputs import check_out
 from selftaught.errors import InputError
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from selftaught.detector import BadFiles, Executor
 
+SCORED = ("score", "center", "percentile", "flagged")
 RUNS_OWN = {
     "out": ("", "a run's own scores go to its scores.csv"),
     "data.pipeline": ("auto", "a run scores with its own"),
@@ -104,11 +106,12 @@ def score_over_ranks(
 
 
 def _target(out: str, source: Path) -> Path:
-    """The file to write."""
+    """The file to write, checked."""
     if not out:
         raise InputError("out is missing; allowed: the scores file (CSV) to write")
     if same_file(Path(out), source):
         raise InputError(f"out is {out!r}, the manifest itself; allowed: another file")
+    check_out(Path(out), ("path", *SCORED))
     return Path(out)
 
 
@@ -140,7 +143,7 @@ def _score(
     )
     scored.index = pd.Index(share)
     found = pd.concat(distributed.gather_objects(scored)).sort_index()
-    for name in ("score", "center", "percentile", "flagged", *(["problem"] if skip else [])):
+    for name in (*SCORED, *(["problem"] if skip else [])):
         table[name] = found[name].to_numpy()
     if skip:
         table["problem"] = table["problem"].str.removeprefix(f"{listed.root}/")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selftaught.cli.options import build_parser, parse, same_file
+from selftaught.cli.outputs import check_out, check_replace
 from selftaught.errors import InputError
 
 
@@ -24,14 +25,22 @@ def main(arguments: Sequence[str]) -> None:
     from selftaught.data.preflight import check_images
     from selftaught.data.prepare.progress import Bar
     from selftaught.data.split import check_classes, format_table, make_split, write_split
-    from selftaught.data.split_leakage import report_leakage, without_leaks
+    from selftaught.data.split_leakage import (
+        COLUMNS,
+        leakage_files,
+        report_leakage,
+        without_leaks,
+    )
+    from selftaught.data.split_table import FIRST
     from selftaught.files import write_atomic
 
     out = Path(options.out)
-    if out.suffix != ".csv" or same_file(out, Path(options.manifest)):
+    if same_file(out, Path(options.manifest)):
         raise InputError(f"out is {options.out!r}; allowed: a .csv file other than the manifest")
-    if not out.parent.is_dir():
-        raise InputError(f"out is {options.out!r}: there is no folder {out.parent}")
+    check_out(out, FIRST)
+    pairs, facts = leakage_files(out)
+    check_replace(pairs, COLUMNS)
+    check_replace(facts, ("leakage",))
     config = parser.instantiate(options).split
     manifest = read_manifest(options.manifest, allow_outside=options.data.allow_outside)
     frame = make_split(manifest, config)
