@@ -215,7 +215,7 @@ class Timed:
 
 
 class KillIn:
-    """Kill -9 of the process and its own ones, seconds after it began a stage for the first time."""
+    """Kill -9 of the process and those it started, seconds after it first began a stage."""
 
     def __init__(self, stage, seconds):
         self.stage, self.seconds = stage, seconds
