@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from selftaught.errors import InputError, MachineError
-from selftaught.peers import Peers, ended
+from selftaught.peers import FAILED, WRONG, Peers
 
 Group = Any  # torch.distributed.ProcessGroup; None means the default group
 
@@ -142,25 +142,27 @@ def _join(limit: timedelta) -> None:
     _peers.start()
 
 
-def _other_failure(error: Exception) -> str:
+def _other_failure(error: Exception) -> Exception | None:
     """After `error` on this rank: tell the others that it ends, or learn whose end it was.
 
     Returns:
-        A sentence that names the rank whose end made a collective fail here; "" where the error
-        is this rank's own, which the others are then told.
+        What names the rank whose end made a collective fail here, as wrong input or as a failed
+        machine; None where the error is this rank's own, which the others are then told.
     """
     if _peers is None:
-        return ""
+        return None
     own = isinstance(error, (InputError, MachineError)) or not isinstance(error, RuntimeError)
     text = " ".join(str(error).split())
     if own or not (isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text.lower()):
-        _peers.tell(f"rank {rank()} ended: {text or type(error).__name__}")
+        code = WRONG if isinstance(error, InputError) else FAILED
+        _peers.tell(f"rank {rank()} ended: {text or type(error).__name__}", code)
         _peers.stop()
         if rank() == 0:
             # Its process may hold the store: the others need a moment to read.
             time.sleep(SECONDS_TO_READ)
-        return ""
-    return ended(_peers.explain(), rank())
+        return None
+    said = _peers.ended(_peers.explain())
+    return InputError(said) if _peers.code == WRONG else MachineError(said)
 
 
 @contextmanager
@@ -172,6 +174,7 @@ def ending_together(agreed: type[Exception] | tuple[type[Exception], ...] = ()) 
 
     Raises:
         MachineError: a collective failed here because another rank ended.
+        InputError: it ended because of wrong input.
     """
     try:
         yield
@@ -180,7 +183,7 @@ def ending_together(agreed: type[Exception] | tuple[type[Exception], ...] = ()) 
         raise
     except Exception as error:
         if other := _other_failure(error):
-            raise MachineError(other) from error
+            raise other from error
         raise
 
 

@@ -16,7 +16,8 @@ BEAT_SECONDS = 1.0
 # Own beats, not seconds: a job that is suspended as a whole finds nobody silent when it goes on.
 SILENT_BEATS = 20
 GRACE_SECONDS = 5.0
-EXIT_CODE = 3
+# Exit codes: a machine failed, and starting again helps; the input is wrong, and it does not.
+FAILED, WRONG = 3, 2
 
 
 class Peers:
@@ -37,6 +38,7 @@ class Peers:
         self.beats = 0
         self.explained = False
         self.known = ""
+        self.code = FAILED
         self.over = threading.Event()
 
     def start(self) -> None:
@@ -48,16 +50,21 @@ class Peers:
         """Give no more signs, and do not mind that others give none."""
         self.over.set()
 
-    def tell(self, text: str) -> str:
-        """Say why the ranks must end; the first to say so is right.
+    def tell(self, text: str, code: int = FAILED) -> str:
+        """Say why the ranks must end, and with which code; the first to say so is right.
 
         Returns:
-            What was said first.
+            What was said first; its code is in `code`.
         """
         try:
-            return bytes(self.store.compare_set("ended", "", text)).decode()
+            return self._read(self.store.compare_set("ended", "", f"{code} {text}"))
         except RuntimeError:
             return self._no_store()
+
+    def _read(self, told: Any) -> str:
+        code, _, text = bytes(told).decode().partition(" ")
+        self.code = int(code)
+        return text
 
     def explain(self, seconds: float = 6.0) -> str:
         """Which rank ended, or is behind, after a collective failed on this one.
@@ -106,7 +113,7 @@ class Peers:
             try:
                 self._beat()
                 if self.store.check(["ended"]):
-                    text = bytes(self.store.get("ended")).decode()
+                    text = self._read(self.store.get("ended"))
                 sign = bytes(self.store.get(key)).decode() if self.store.check([key]) else ""
                 missed = missed + 1 if sign == seen else 0
                 seen = sign
@@ -126,18 +133,16 @@ class Peers:
         if self.over.wait(GRACE_SECONDS):
             return
         if not self.explained:
-            print(f"selftaught: {ended(text, self.rank)}", file=sys.stderr, flush=True)
+            print(f"selftaught: {self.ended(text)}", file=sys.stderr, flush=True)
         elif self.over.wait(GRACE_SECONDS):
             return
-        self.leave(EXIT_CODE)
+        self.leave(self.code)
+
+    def ended(self, text: str) -> str:
+        """The line that this rank ends with because of another one."""
+        then = "; the last checkpoint is intact: start the same command again"
+        return f"{text}; rank {self.rank} ends too{then if self.code == FAILED else ''}"
 
 
 def _names(ranks: list[int]) -> str:
     return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))
-
-
-def ended(text: str, rank: int) -> str:
-    """The line that rank `rank` ends with because of another one."""
-    return (
-        f"{text}; rank {rank} ends too; the last checkpoint is intact: start the same command again"
-    )
