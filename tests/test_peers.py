@@ -61,6 +61,17 @@ def test_what_a_rank_told_is_what_the_others_say(three, capfd):
     assert "rank 2 ended: disk full; rank 1 ends too" in capfd.readouterr().err
 
 
+def test_wrong_input_of_one_rank_ends_all_with_its_exit_code(three, capfd):
+    made, codes = three
+    made[2].tell("rank 2 ended: no such file", 2)
+    made[2].stop()
+    assert made[0].explain(5) == "rank 2 ended: no such file"
+    assert made[0].code == 2
+    made[0].stop()
+    wait_for(lambda: codes == {1: 2})
+    assert capfd.readouterr().err == "selftaught: rank 2 ended: no such file; rank 1 ends too\n"
+
+
 def test_after_a_failed_collective_the_one_without_signs_is_named(three):
     made, _ = three
     made[2].stop()

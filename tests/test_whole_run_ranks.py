@@ -7,51 +7,51 @@ two threads), so that after 20 steps there is nothing left to compare. In fp64 t
 
 import importlib.util
 import json
-import subprocess
-import time
+import os
+import signal
 
 import pandas as pd
 import pytest
 
-from tests.tiny import command, options, write_images
+from tests.faults.ranks import At, send, start
+from tests.tiny import options, write_images
 
 STEPS = 20
-# Some ten seconds each on an idle machine; a loaded one takes its time.
 pytestmark = pytest.mark.timeout(900)
 STABLE = {
     "engine.precision": "fp32",
-    "pretext.epochs": 8,
+    "pretext.epochs": 7,
     "pretext.lr": 5e-7,
-    "finetune.epochs": 8,
+    "finetune.epochs": 7,
     "finetune.lr": 5e-7,
     "engine.save_every": 0,
 }
 USUAL = STABLE | {"engine.precision": "fp64", "pretext.lr": 1e-4, "finetune.lr": 1e-4}
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"
 )
 
 
-def begin(manifest, out, ranks, given=STABLE, **more):
-    python, *rest = command("run", options(manifest, out, **(given | more)))
-    launcher = TORCHRUN if ranks > 1 else []
-    return subprocess.Popen(
-        [python, *launcher, *rest], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def begin(manifest, out, ranks, given=STABLE, fault=None, whole=False, **more):
+    words = options(manifest, out, **(given | more))
+    return start(out.with_name(f"{out.name} said"), words, ranks, fault, whole=whole)
 
 
-def end(process):
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
+def end(started):
+    assert set(started.end()) == {0}, started.said(0)
 
 
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("one")
-    manifest = write_images(folder / "images")
-    end(begin(manifest, folder / "run", 1))
-    return manifest, folder / "run"
+def manifest(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def one_process(manifest, tmp_path_factory):
+    """The reference for thin encoders."""
+    run = tmp_path_factory.mktemp("one") / "run"
+    end(begin(manifest, run, 1))
+    return run
 
 
 def losses(run, stage):
@@ -70,32 +70,40 @@ def assert_agree(run, reference, steps=STEPS):
     assert ours["score"].corr(theirs["score"], method="spearman") >= 0.99
 
 
-def test_ddp_agrees_with_one_process(one_process, tmp_path):
-    manifest, reference = one_process
-    end(begin(manifest, tmp_path / "run", 2))
-    assert_agree(tmp_path / "run", reference)
+def test_ddp_agrees_with_one_process(manifest, tmp_path):
+    for ranks in (1, 2):
+        end(begin(manifest, tmp_path / f"{ranks}", ranks, whole=True))
+    assert_agree(tmp_path / "2", tmp_path / "1")
+
+
+class BuildingIn:
+    """Has torch build its extensions in `folder`."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, rank):
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(self.folder)
 
 
 @needs_deepspeed
-def test_deepspeed_agrees_with_one_process(one_process, tmp_path):
-    manifest, reference = one_process
+def test_deepspeed_agrees_with_one_process_and_builds_nothing(manifest, one_process, tmp_path):
     more = {"engine.kind": "deepspeed", "engine.zero_stage": 2}
-    end(begin(manifest, tmp_path / "run", 2, **more))
-    assert_agree(tmp_path / "run", reference)
+    end(begin(manifest, tmp_path / "run", 2, fault=BuildingIn(tmp_path / "built"), **more))
+    assert_agree(tmp_path / "run", one_process)
+    assert not (tmp_path / "built").exists(), "it compiled C++ when it started"
 
 
 @pytest.mark.slow
 @needs_deepspeed
 @pytest.mark.parametrize("stage", [0, 1])
-def test_other_zero_stages_agree_too(one_process, tmp_path, stage):
-    manifest, reference = one_process
+def test_other_zero_stages_agree_too(manifest, one_process, tmp_path, stage):
     more = {"engine.kind": "deepspeed", "engine.zero_stage": stage}
     end(begin(manifest, tmp_path / "run", 2, **more))
-    assert_agree(tmp_path / "run", reference)
+    assert_agree(tmp_path / "run", one_process)
 
 
-def test_usual_rates_agree_in_fp64_at_first(one_process, tmp_path):
-    manifest, _ = one_process
+def test_usual_rates_agree_in_fp64_at_first(manifest, tmp_path):
     short = {"pretext.epochs": 2, "finetune.epochs": 2}
     both = [begin(manifest, tmp_path / f"{n}", n, USUAL, **short) for n in (1, 2)]
     for process in both:
@@ -104,18 +112,16 @@ def test_usual_rates_agree_in_fp64_at_first(one_process, tmp_path):
 
 
 @pytest.mark.slow
-def test_usual_rates_agree_in_fp64(one_process, tmp_path):
-    manifest, _ = one_process
+def test_usual_rates_agree_in_fp64(manifest, tmp_path):
     for ranks in (1, 2):
         end(begin(manifest, tmp_path / f"{ranks}", ranks, USUAL))
     assert_agree(tmp_path / "2", tmp_path / "1")
 
 
 @pytest.mark.slow
-def test_norms_apart_do_not_agree(one_process, tmp_path):
-    manifest, reference = one_process
+def test_norms_apart_do_not_agree(manifest, one_process, tmp_path):
     end(begin(manifest, tmp_path / "run", 2, **{"engine.sync_batch_norm": "off"}))
-    first = [losses(run, "pretext")[0] for run in (tmp_path / "run", reference)]
+    first = [losses(run, "pretext")[0] for run in (tmp_path / "run", one_process)]
     assert first[0] != pytest.approx(first[1], rel=1e-2)
 
 
@@ -125,28 +131,21 @@ def test_norms_apart_do_not_agree(one_process, tmp_path):
     ("first", "then"),
     [((2, "ddp"), (1, "ddp")), ((2, "deepspeed"), (2, "ddp")), ((1, "ddp"), (2, "deepspeed"))],
 )
-def test_a_run_goes_on_with_another_engine_or_number_of_ranks(one_process, tmp_path, first, then):
-    manifest, reference = one_process
+def test_a_run_goes_on_with_another_engine_or_number_of_ranks(
+    manifest, one_process, tmp_path, first, then
+):
     run, more = tmp_path / "run", {"engine.save_every": 5}
-    process = begin(manifest, run, first[0], **{"engine.kind": first[1]}, **more)
-    while not (run / "checkpoints" / "pretext" / "step-00000010").exists():
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
-    process.terminate()
-    process.communicate(timeout=300)
-    assert not (run / "scores.csv").exists(), "it ended before it was stopped"
+    stop = At(0, "pretext", 11, send, signal.SIGTERM)
+    stopped = begin(manifest, run, first[0], fault=stop, **{"engine.kind": first[1]}, **more)
+    assert set(stopped.end()) == {143}, stopped.said(0)
     end(begin(manifest, run, then[0], **{"engine.kind": then[1]}, **more))
-    assert_agree(run, reference)
+    assert_agree(run, one_process)
 
 
-def test_a_batch_that_does_not_divide_is_refused_in_one_line(one_process, tmp_path):
-    manifest, _ = one_process
-    more = {"pretext.batch_size": 9}
-    process = begin(manifest, tmp_path / "run", 2, **more)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode != 0
-    told = [line for line in errors.splitlines() if line.startswith("selftaught: ")]
-    assert told and all(
-        "pretext.batch_size is 9; allowed: multiples of 2 (2 ranks)" in line for line in told
-    )
+def test_a_batch_that_does_not_divide_is_refused_in_one_line(manifest, tmp_path):
+    ranks = begin(manifest, tmp_path / "run", 2, **{"pretext.batch_size": 9})
+    assert ranks.end() == [2, 2]
+    for rank in (0, 1):
+        (line,) = ranks.said(rank).splitlines()
+        assert "pretext.batch_size is 9; allowed: multiples of 2 (2 ranks)" in line
     assert not (tmp_path / "run" / "split.csv").exists()
