@@ -66,8 +66,6 @@ def fabric() -> list[str]:
     told = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
     told += [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith(("NCCL_", "GLOO_"))]
     lines.append("launcher: " + (", ".join(told) or "none, one process"))
-    builders = [f"{name} {shutil.which(name) or 'missing'}" for name in ("ninja", "g++")]
-    lines.append(f"DeepSpeed on a CPU builds a part when it starts: {', '.join(builders)}")
     return lines + topology()
 
 
