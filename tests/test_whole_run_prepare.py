@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +11,8 @@ import pytest
 from selftaught.cli.main import main
 from selftaught.data.manifest import read_manifest
 from selftaught.data.synthetic import write_set
-from tests.tiny import options, start, write_images
+from tests.faults.ranks import SHARD, At, KillAfter, KillIn, send, start
+from tests.tiny import options, write_images
 
 pytestmark = pytest.mark.timeout(900)
 RESULTS = (
@@ -40,18 +40,19 @@ def arguments(tree: Path, out: Path, **more: object) -> list[str]:
     return options(tree, out, **(small | {"pretext.epochs": 2, "finetune.epochs": 2} | more))
 
 
-def finish(tree: Path, out: Path) -> None:
-    process = start(arguments(tree, out))
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
+def finish(place: Path, words: list[str], command: str = "run") -> str:
+    """Run a command to its end in a process of its own; what it said."""
+    process = start(place, words, 1, command=command)
+    assert process.end() == [0], process.said(0)
+    return process.said(0)
 
 
 @pytest.fixture(scope="module")
 def whole(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    finish(tree, run)
-    return run
+    place = tmp_path_factory.mktemp("whole")
+    finish(place, arguments(tree, place / "run"))
+    return place / "run"
 
 
 def results(run: Path) -> dict[str, bytes]:
@@ -74,42 +75,36 @@ def test_one_command_leads_from_the_tree_to_a_report(tree: Path, whole: Path) ->
     assert (whole / "prepared/quarantine.csv").is_file()
 
 
-def kill_when(tree: Path, run: Path, pattern: str, before: str) -> None:
-    """Start the run, kill all its processes once a file is there, and see that it did not end."""
-    process = start(arguments(tree, run))
-    end = time.monotonic() + 300
-    while not any(run.glob(pattern)):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (run / before).exists(), f"too late: {before} is there"
-
-
 def test_killed_in_every_stage_it_ends_with_the_same_bits(
     tree: Path, whole: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    kill_when(tree, run, "prepared/work/00000.json", before="prepared/manifest.csv")
-    kill_when(tree, run, "checkpoints/pretext/step-00000004", before="checkpoints/finetune")
-    kill_when(tree, run, "checkpoints/finetune/step-*", before="model/model.json")
-    finish(tree, run)
+    words = arguments(tree, run)
+    kills = {
+        "prepared/work": KillIn("prepare", 0.3),
+        "prepared/work/00000.json": KillAfter(SHARD),
+        "checkpoints/pretext/step-00000004": At(0, "pretext", 5, send, signal.SIGKILL),
+        "checkpoints/finetune/step-00000002": At(0, "finetune", 3, send, signal.SIGKILL),
+    }
+    for number, (left, kill) in enumerate(kills.items()):
+        workers = ["--prepare.workers", "2"] if number == 0 else []
+        killed = start(tmp_path, words + workers, 1, kill)
+        assert killed.end() == [-signal.SIGKILL], killed.said(0)
+        assert (run / left).exists() and not (run / "model").exists()
+    finish(tmp_path, words)
     found, expected = results(run), results(whole)
     assert found.keys() == expected.keys()
     for name, data in expected.items():
         assert found[name] == data, f"{name} differs"
 
 
-def test_a_finished_run_goes_on_without_the_tree(
-    tree: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_run_goes_on_without_the_tree(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "run")
     before = (whole / "scores.csv").read_bytes()
     (tmp_path / "run" / "scores.csv").unlink()
-    assert main(["score", str(tmp_path / "run")]) == 0
+    said = finish(tmp_path, [str(tmp_path / "run")], "score")
     assert (tmp_path / "run" / "scores.csv").read_bytes() == before
-    assert "images prepared" not in capsys.readouterr().out
+    assert "images prepared" not in said
 
 
 def test_a_pack_is_used_again_and_refused_with_other_rules(

@@ -1,7 +1,5 @@
 """A job small enough for tests of whole runs: 48 textures of 32 px, seconds long."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -48,19 +46,3 @@ def options(manifest: Path, out: Path, **more: object) -> list[str]:
         **more,
     }
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]
-
-
-def command(name: str, arguments: list[str]) -> list[str]:
-    """The command line of a fresh process."""
-    return [sys.executable, "-m", "selftaught", name, *arguments]
-
-
-def start(arguments: list[str]) -> "subprocess.Popen[str]":
-    """`selftaught run` in a process group of its own."""
-    return subprocess.Popen(
-        command("run", arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )

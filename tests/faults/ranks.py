@@ -177,11 +177,12 @@ STAGES = {
     "metrics": ("selftaught.training.run", "write_metrics"),
     "report": ("selftaught.training.run", "write_report"),
 }
+SHARD = "shard of prepare"
 
 
 def _around(stage, before, after):
     """Call `before` and `after` around the function that does `stage`."""
-    module, name = STAGES[stage]
+    module, name = (STAGES | {SHARD: ("selftaught.data.prepare.job", "work_shard")})[stage]
     module = importlib.import_module(module)
     function = getattr(module, name)
 
@@ -233,6 +234,16 @@ class KillIn:
     def kill(self):
         time.sleep(self.seconds)
         os.killpg(os.getpid(), signal.SIGKILL)
+
+
+class KillAfter:
+    """Kill -9 of the process when it has done a stage."""
+
+    def __init__(self, stage):
+        self.stage = stage
+
+    def __call__(self, rank):
+        _around(self.stage, lambda: None, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 class At:
