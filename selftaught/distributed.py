@@ -166,7 +166,9 @@ def _other_failure(error: Exception) -> Exception | None:
 
 
 @contextmanager
-def ending_together(agreed: type[Exception] | tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def ending_together(
+    agreed: type[BaseException] | tuple[type[BaseException], ...] = (),
+) -> Iterator[None]:
     """Where one rank fails inside, the others end too and say which one it was.
 
     Args:

@@ -2,8 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from selftaught.cli.options import build_parser, parse
+
+if TYPE_CHECKING:
+    from selftaught.data.prepare.config import PrepareConfig
+    from selftaught.data.prepare.finish import Summary
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -23,18 +28,46 @@ def main(arguments: Sequence[str]) -> None:
     for name in ("config", "source", "out", "check"):
         settings.pop(name, None)
     config = PrepareConfig(**settings)
+    summary = prepare_on_first_rank(Path(options.source), Path(options.out), config, options.check)
+    if summary is not None:
+        summary.check(config.bad_limit)
+
+
+def prepare_on_first_rank(
+    source: Path, out: Path, config: "PrepareConfig", truth: str
+) -> "Summary | None":
+    """Prepare, and print what came of it; of several ranks the first works and the others wait.
+
+    Args:
+        source: manifest, MURA tree or folder of images.
+        out: folder to create or to go on with.
+        config: settings; `workers` is the number of processes on the first rank's machine.
+        truth: `truth.json` to compare with, or "".
+
+    Returns:
+        What was done, on the first rank; None on the others.
+
+    Raises:
+        InputError, MachineError: as `prepare`; or another rank ended.
+        StopRun: a signal arrived at any rank; finished shards are kept.
+    """
+    from selftaught import distributed
     from selftaught.data.prepare.job import prepare
-    from selftaught.training.stop import Stopper
+    from selftaught.training.stop import Stopper, StopRun, first_rank_alone
+
+    def work() -> "Summary":
+        summary = prepare(source, out, config)
+        print(summary)
+        if truth:
+            from selftaught.data.prepare.check import check_set
+
+            print(check_set(out, Path(truth)))
+        print(summary.manifest)
+        return summary
 
     stopper = Stopper().install()
-    out = Path(options.out)
-    summary = prepare(Path(options.source), out, config, stop=lambda: bool(stopper.code))
-    if summary is None:
-        raise stopper.exit()
-    print(summary)
-    if options.check:
-        from selftaught.data.prepare.check import check_set
-
-        print(check_set(out, Path(options.check)))
-    print(summary.manifest)
-    summary.check(config.bad_limit)
+    distributed.start()
+    with distributed.ending_together(agreed=StopRun):
+        summary = first_rank_alone(work, stopper)
+        distributed.finish()
+    return summary

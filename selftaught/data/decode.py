@@ -58,6 +58,19 @@ def check_header(path: Path | str) -> tuple[int, int]:
         return png.header(path) if kind == "PNG" else raster.header(path, kind)
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, which states its polarity: what `read_grey` gives is as stated.
+
+    Raises:
+        BadImage: it is missing or empty.
+        MachineError: the disk cannot be read.
+    """
+    if _packed(path) is not None:
+        return False
+    with _file_errors(path):
+        return _sniff(_first_bytes(path)) == "DICOM"
+
+
 def read_grey(path: Path | str) -> np.ndarray:
     """Decode one image file completely, or say why not.
 

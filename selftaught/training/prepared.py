@@ -7,7 +7,7 @@ from selftaught import distributed
 from selftaught.data.mura import is_mura
 from selftaught.errors import InputError
 from selftaught.training.config import Config
-from selftaught.training.stop import Stopper, StopRun, first_rank_alone
+from selftaught.training.stop import Stopper, first_rank_alone
 
 FOLDER = "prepared"
 
@@ -40,7 +40,7 @@ def use_prepared(config: Config, place: Path, stopper: Stopper) -> Config:
         )
     out = (Path(config.data.pack) if config.data.pack else place / FOLDER).absolute()
     manifest = out / "manifest.csv"
-    first_rank_alone(lambda: _prepare(config, out, stopper), stopper)
+    first_rank_alone(lambda: _prepare(config, out), stopper)
     distributed.barrier()
     if not manifest.is_file():
         raise InputError(
@@ -62,15 +62,13 @@ def _wanted(config: Config) -> bool:
     return data.prepare == "always" or bool(data.pack) or (source.is_dir() and is_mura(source))
 
 
-def _prepare(config: Config, out: Path, stopper: Stopper) -> None:
+def _prepare(config: Config, out: Path) -> None:
     from selftaught.data.prepare.job import prepare
 
     outside = config.prepare.allow_outside or config.data.allow_outside
     settings = dataclasses.replace(config.prepare, allow_outside=outside)
     begun = not (out / "manifest.csv").is_file()
-    summary = prepare(Path(config.data.manifest), out, settings, stop=lambda: bool(stopper.code))
-    if summary is None:
-        raise StopRun(stopper.code)
+    summary = prepare(Path(config.data.manifest), out, settings)
     if begun:
         print(summary, flush=True)
     summary.check(settings.bad_limit)

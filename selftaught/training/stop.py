@@ -26,8 +26,12 @@ POLL_SECONDS = 0.05
 Result = TypeVar("Result")
 
 
-class StopRun(Exception):
-    """The run was stopped by a signal, after saving; `code` is the process's exit code."""
+class StopRun(BaseException):
+    """The run was stopped by a signal, after saving; `code` is the process's exit code.
+
+    Like KeyboardInterrupt no Exception: it may be raised between any two instructions, and a
+    decoder that takes every Exception for a broken file must not take this one.
+    """
 
     def __init__(self, code: int) -> None:
         super().__init__(f"stopped by a signal (exit code {code})")

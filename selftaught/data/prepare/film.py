@@ -8,18 +8,19 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from selftaught.data.decode import read_grey
+from selftaught.data.decode import is_dicom, read_grey
 from selftaught.data.limits import BadImage
 from selftaught.data.pipeline.sample import contrast_limits
 from selftaught.data.prepare import carrier, published
 from selftaught.data.prepare import mask as masks
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.geometry import Quad, overlap, shrink, upright, whole_frame
-from selftaught.data.prepare.polarity import invert, is_inverted, is_inverted_published
+from selftaught.data.prepare.polarity import invert, is_inverted_published, judge
 
 # A film that covers this much of the picture is the picture: no resampling for nothing.
 WHOLE = 0.96
 Mask = npt.NDArray[np.bool_]
+Polarity = Literal["found", "stated", "unsure", "none"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +35,8 @@ class Film:
         carrier: cropped, whole (the film fills the picture), or unsure (not found, not cropped).
         score: of the carrier, 0 to 1.
         inverted: the source is a negative; `image` is turned unless the rule is `paper`.
+        polarity: who says so: found (the picture), stated (the file, and the picture agrees),
+            unsure (the picture does not tell, or not what the file states), none (nobody asked).
         mask_from: given, found, or none (no plausible mask).
         low_contrast: the levels span too little of the range.
     """
@@ -46,6 +49,7 @@ class Film:
     carrier: Literal["cropped", "whole", "unsure"]
     score: float
     inverted: bool
+    polarity: Polarity
     mask_from: Literal["given", "found", "none"]
     low_contrast: bool
 
@@ -69,7 +73,7 @@ def prepare_film(path: Path, given: Path | None, body_part: str, config: Prepare
     if config.bits == "8" and image.dtype == np.uint16:
         image = np.rint(image.astype(np.float32) * np.float32(255 / 65535)).astype(np.uint8)
     low_contrast = is_low_contrast(image, config.low_contrast)
-    inverted = _inverted(image, config)
+    inverted, polarity = _polarity(path, image, config)
     positive = invert(image) if inverted else image
     if config.polarity == "default":
         image = positive
@@ -90,6 +94,7 @@ def prepare_film(path: Path, given: Path | None, body_part: str, config: Prepare
         carrier=state,
         score=score,
         inverted=inverted,
+        polarity=polarity,
         mask_from=origin,
         low_contrast=low_contrast,
     )
@@ -123,10 +128,16 @@ def _carrier(
     return found.quad, "cropped", found.score
 
 
-def _inverted(image: np.ndarray, config: PrepareConfig) -> bool:
+def _polarity(path: Path, image: np.ndarray, config: PrepareConfig) -> tuple[bool, Polarity]:
+    """Whether the film is a negative, and who says so; what a file states is never overruled."""
     if config.polarity == "none":
-        return False
-    return is_inverted(image) if config.polarity == "default" else is_inverted_published(image)
+        return False, "none"
+    if config.polarity == "paper":
+        return is_inverted_published(image), "found"
+    verdict = judge(image)
+    if is_dicom(path):
+        return False, "stated" if verdict == "positive" else "unsure"
+    return verdict == "negative", "unsure" if verdict == "unsure" else "found"
 
 
 def _given(path: Path, grey: np.ndarray, quad: Quad, portrait: bool, image: np.ndarray) -> Mask:

@@ -34,6 +34,7 @@ FACTS = (
     "carrier",
     "carrier_score",
     "inverted",
+    "polarity",
     "mask_from",
     "low_contrast",
 )
@@ -117,6 +118,7 @@ def finish(
     counts = Counter(f"carrier {note['carrier']}" for note in kept)
     counts += Counter(f"mask {note['mask_from']}" for note in kept)
     counts["inverted"] = sum(note["inverted"] for note in kept)
+    counts["polarity unsure"] = sum(note.get("polarity") == "unsure" for note in kept)
     counts["low contrast"] = sum(note["low_contrast"] for note in kept)
     facts = {"images": len(kept), "refused": len(refused), "counts": dict(counts)}
     write_stamps(out / SOURCES, stamps_of([note for notes in shards for note in notes]))

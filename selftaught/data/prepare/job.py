@@ -5,12 +5,12 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,30 +39,25 @@ CLAIM = "prepare.json"
 FREE = ("workers", "sheets", "bad_limit")
 
 
-def prepare(
-    source: Path,
-    out: Path,
-    config: PrepareConfig,
-    *,
-    stop: Callable[[], bool] = lambda: False,
-) -> Summary | None:
+def prepare(source: Path, out: Path, config: PrepareConfig) -> Summary:
     """Prepare all images of a source; what an earlier start has finished is kept.
 
     The files in `out` depend on the source and the settings, not on the number of workers nor on
     how often the job was killed. `manifest.csv` is written last: a folder that has it is complete.
+    An exception may interrupt it anywhere: shards that are not finished are dropped.
 
     Args:
         source: manifest, MURA tree or folder of images.
         out: folder to create or to go on with.
         config: settings.
-        stop: asked about twice a second; once true, running shards are finished.
 
     Returns:
-        What was done, or None if it was stopped.
+        What was done.
 
     Raises:
         InputError: the source or `out` cannot be used.
-        MachineError: the disk is full, or a worker was killed.
+        MachineError: the disk is full or cannot be written, the source's folder is gone, or a
+            worker was killed.
     """
     manifest = read_source(source, allow_outside=config.allow_outside)
     check_apart(source, out)
@@ -80,17 +75,17 @@ def prepare(
         notes = {number: _still_right(places, number) for number in range(len(chunks))}
         todo = [number for number, found in notes.items() if found is None]
         done = len(rows) - sum(len(chunks[number]) for number in todo)
-        bar = Bar("prepare", len(rows), done)
-        try:
-            for number in _finished(places, chunks, todo, config, stop):
+        with (
+            closing(Bar("prepare", len(rows), done)) as bar,
+            closing(_finished(places, chunks, todo, config)) as finished,
+        ):
+            for number in finished:
                 notes[number] = read_notes(places, number, verify=False)
                 done += len(chunks[number])
                 bar.advance(done)
-        finally:
-            bar.close()
         ordered: list[list[Note]] = [found for found in notes.values() if found is not None]
         if len(ordered) < len(chunks):
-            return None
+            raise MachineError(f"{places.work}: what was written is no longer there")
         return finish(out, manifest, config, places, ordered)
 
 
@@ -127,11 +122,15 @@ def _claimed(out: Path, manifest: Manifest, config: PrepareConfig) -> Iterator[b
         raise InputError(f"{out}: holds files that are not a prepared set; choose another --out")
     if claim.is_file():
         _compare(claim, wanted)
+        if (out / "manifest.csv").is_file() and not (out / "work").exists():
+            yield True  # Nothing is written: it may lie on a disk that is read only.
+            return
     with machine_errors(out):
         for folder in (out / FOLDER / "shards", out / "work"):
             folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(claim, json.dumps(wanted, indent=1) + "\n")
-    with (out / "work" / "lock").open("w") as lock:
+        write_atomic(claim, json.dumps(wanted, indent=1) + "\n")
+        lock = (out / "work" / "lock").open("w")
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -166,8 +165,7 @@ def _finished(
     chunks: list[list[Row]],
     todo: list[int],
     config: PrepareConfig,
-    stop: Callable[[], bool],
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Work on shards, here or in processes, and give the number of each finished one."""
     workers = config.workers
     if workers == "auto":
@@ -175,20 +173,19 @@ def _finished(
         workers = len(cores) if cores else os.cpu_count() or 1
     if workers == 1 or len(todo) < 2:
         for number in todo:
-            if stop():
-                return
             work_shard(places, number, chunks[number], config)
             yield number
         return
+    others = set(active_children())
     pool = ProcessPoolExecutor(
         min(workers, len(todo)), mp_context=get_context("spawn"), initializer=start_worker
     )
     try:
-        waiting: dict[Future[int], int] = {
+        waiting: dict[Future[None], int] = {
             pool.submit(work_shard, places, number, chunks[number], config): number
             for number in todo
         }
-        while waiting and not stop():
+        while waiting:
             finished, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in finished:
                 future.result()
@@ -198,5 +195,10 @@ def _finished(
             f"{places.shards}: a worker was killed (out of memory?); finished shards are kept: "
             "start again, with fewer workers if it happens again"
         ) from error
+    except BaseException:
+        # Nobody waits for their shards: what is not finished is done again.
+        for worker in set(active_children()) - others:
+            worker.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)

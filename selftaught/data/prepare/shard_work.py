@@ -17,6 +17,7 @@ from selftaught.data.prepare.film import Film, prepare_film
 from selftaught.data.prepare.shards import Packable, shard_bytes
 from selftaught.data.prepare.source import leads_out
 from selftaught.data.sources import Stamp, stamp
+from selftaught.errors import MachineError
 from selftaught.files import sha256, write_atomic
 
 Note = dict[str, Any]
@@ -51,7 +52,7 @@ class Places(NamedTuple):
 def start_worker() -> None:
     """Set up a process: one thread, deaf to signals of the group, gone when its parent is gone."""
     cv2.setNumThreads(1)
-    # Ctrl-C and job schedulers reach all processes; the parent lets running shards finish.
+    # Ctrl-C and job schedulers reach all processes; the parent alone decides.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     parent = parent_process()
@@ -64,7 +65,7 @@ def start_worker() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def work_shard(places: Places, number: int, rows: list[Row], config: PrepareConfig) -> int:
+def work_shard(places: Places, number: int, rows: list[Row], config: PrepareConfig) -> None:
     """Prepare some rows; a finished shard has its notes, so a killed one is done again.
 
     Args:
@@ -73,11 +74,8 @@ def work_shard(places: Places, number: int, rows: list[Row], config: PrepareConf
         rows: in order.
         config: settings.
 
-    Returns:
-        How many rows were refused.
-
     Raises:
-        MachineError: the disk is full or cannot be read.
+        MachineError: the disk is full or cannot be read, or the source's folder is gone.
     """
     notes: list[Note] = []
     packed: list[Packable] = []
@@ -93,6 +91,8 @@ def work_shard(places: Places, number: int, rows: list[Row], config: PrepareConf
         packed.append(Packable(row.name, film.image, film.mask, film.low, film.high))
         named = {"row": row.row, "files": files, "name": row.name, "path": row.path}
         notes.append({**named, "sha256": files[row.path].sha256, **_facts(film)})
+    if len(packed) < len(rows):
+        _check_source(places.root)
     content, records = shard_bytes(packed)
     kept = iter(records)
     for note in notes:
@@ -102,7 +102,23 @@ def work_shard(places: Places, number: int, rows: list[Row], config: PrepareConf
         write_atomic(places.shard(number), content)
     text = json.dumps({"sha256": hashlib.sha256(content).hexdigest(), "rows": notes})
     write_atomic(places.notes(number), text)
-    return len(rows) - len(packed)
+
+
+def _check_source(root: Path) -> None:
+    """Tell files that are missing from a whole folder that is, as when a disk was unmounted.
+
+    Raises:
+        MachineError: there is no such folder any more, or it is empty.
+    """
+    try:
+        found = next(root.iterdir(), None)
+    except OSError:
+        found = None
+    if found is None:
+        raise MachineError(
+            f"{root}: the images' folder is gone or empty; finished shards are kept: start the "
+            "same command again once it is back"
+        )
 
 
 def read_notes(places: Places, number: int, *, verify: bool = True) -> list[Note] | None:
@@ -169,6 +185,7 @@ def _facts(film: Film) -> Note:
         "carrier": film.carrier,
         "carrier_score": round(film.score, 3),
         "inverted": int(film.inverted),
+        "polarity": film.polarity,
         "mask_from": film.mask_from,
         "low_contrast": int(film.low_contrast),
     }

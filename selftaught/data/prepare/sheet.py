@@ -11,36 +11,45 @@ from selftaught.data.pipeline.pack import FOLDER, Pack
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.geometry import levels, shrink
 from selftaught.data.prepare.shard_work import Note
-from selftaught.files import write_atomic
+from selftaught.files import machine_errors, write_atomic
 
 TILE, COLUMNS, ROWS, CAPTION = 160, 5, 6, 16
 GREEN, BLUE, GREY, WHITE = (80, 220, 80), (255, 160, 40), (48, 48, 48), (230, 230, 230)
 
 
 def write_sheets(out: Path, root: Path, kept: list[Note], config: PrepareConfig) -> None:
-    """Write `sheets/page_001.png`, ... of films spread evenly over the set.
+    """Write `sheets/page_001.png`, ... of the set, and `unsure_001.png`, ... of unsure polarity.
 
     Args:
         out: folder of the set; its pack is complete.
         root: folder of the source.
         kept: notes of the prepared films, by slot.
-        config: `sheets` is the number of pages.
+        config: `sheets` is the number of pages of each kind, of films spread evenly over it.
     """
-    each = COLUMNS * ROWS
-    count = min(len(kept), config.sheets * each)
-    if count == 0:
+    if config.sheets == 0:
         return
-    folder = out / "sheets"
-    folder.mkdir(exist_ok=True)
+    every = list(range(len(kept)))
+    unsure = [slot for slot in every if kept[slot].get("polarity") == "unsure"]
+    with machine_errors(out / "sheets"):
+        (out / "sheets").mkdir(exist_ok=True)
+    for name, slots in (("page", every), ("unsure", unsure)):
+        _write_pages(out, name, slots, root, kept, config.sheets)
+
+
+def _write_pages(
+    out: Path, name: str, slots: list[int], root: Path, kept: list[Note], pages: int
+) -> None:
+    each = COLUMNS * ROWS
+    count = min(len(slots), pages * each)
     pack = Pack(out / FOLDER)
-    chosen = [int(slot) for slot in np.linspace(0, len(kept) - 1, count).round()]
+    chosen = [slots[int(i)] for i in np.linspace(0, len(slots) - 1, count).round()]
     for page, first in enumerate(range(0, count, each), 1):
         tiles = [_tile(pack, slot, root, kept[slot]) for slot in chosen[first : first + each]]
         blank = np.full_like(tiles[0], GREY[0])
         tiles += [blank] * (-len(tiles) % COLUMNS)
         rows = [np.hstack(tiles[i : i + COLUMNS]) for i in range(0, len(tiles), COLUMNS)]
         data = cv2.imencode(".png", np.vstack(rows))[1]
-        write_atomic(folder / f"page_{page:03d}.png", bytes(data))
+        write_atomic(out / "sheets" / f"{name}_{page:03d}.png", bytes(data))
 
 
 def _tile(pack: Pack, slot: int, root: Path, note: Note) -> np.ndarray:
@@ -66,6 +75,7 @@ def _tile(pack: Pack, slot: int, root: Path, note: Note) -> np.ndarray:
         cv2.drawContours(picture, outlines, -1, BLUE, 1)
     panels[: picture.shape[0], TILE : TILE + picture.shape[1]] = picture
     caption = f"{slot} {note['carrier']}{' inverted' if note['inverted'] else ''}"
+    caption += " polarity?" if note.get("polarity") == "unsure" else ""
     place = (4, TILE + CAPTION - 5)
     cv2.putText(panels, caption, place, cv2.FONT_HERSHEY_SIMPLEX, 0.38, WHITE, 1, cv2.LINE_AA)
     return panels

@@ -5,13 +5,30 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
+from selftaught.data.prepare import job
 from selftaught.data.synthetic import write_set
 
 
 def write_films(folder: Path, images: int, *, seed: int = 5, size: int = 160) -> Path:
     """A cluttered synthetic set; returns its manifest."""
     return write_set(folder, images, seed=seed, size=size, formats=("png8", "png16"), workers=1)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, shards: int) -> None:
+    """Interrupt the next job of one worker when it has finished some shards."""
+    real, left = job.work_shard, shards
+
+    def work(*arguments: object) -> None:
+        nonlocal left
+        if left == 0:
+            monkeypatch.setattr(job, "work_shard", real)
+            raise KeyboardInterrupt
+        left -= 1
+        real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(job, "work_shard", work)
 
 
 def png_chunk(name: bytes, data: bytes) -> bytes:

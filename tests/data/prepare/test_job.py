@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from films import write_broken, write_films
+from films import stop_after, write_broken, write_films
 
 from selftaught.cli.main import main
 from selftaught.data.decode import read_grey
@@ -60,7 +60,7 @@ def quarantined(out: Path) -> dict[str, str]:
 
 def test_without_rules_pixels_stay(films: Path, tmp_path: Path) -> None:
     summary = prepare(films, tmp_path / "out", PLAIN)
-    assert summary is not None and (summary.images, summary.refused) == (20, 0)
+    assert (summary.images, summary.refused) == (20, 0)
     source, made = read_manifest(films), read_manifest(tmp_path / "out" / "manifest.csv")
     pack = Pack(tmp_path / "out" / "pack")
     pack.verify()
@@ -161,7 +161,7 @@ def test_a_kill_leaves_shards_to_go_on_from(
 
     def counted(places, number, rows, config):
         worked.append(number)
-        return real(places, number, rows, config)
+        real(places, number, rows, config)
 
     monkeypatch.setattr(job, "SHARD_IMAGES", 2)
     monkeypatch.setattr(job, "work_shard", counted)
@@ -173,16 +173,17 @@ def test_a_kill_leaves_shards_to_go_on_from(
     assert content(out) == content(tmp_path / "whole")
 
 
-def test_a_stop_finishes_running_shards_only(
+def test_a_stop_keeps_finished_shards(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "SHARD_IMAGES", 5)
-    answers = iter([False, False, True])
-    assert prepare(films, tmp_path / "out", PLAIN, stop=lambda: next(answers)) is None
+    stop_after(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(films, tmp_path / "out", PLAIN)
     assert not (tmp_path / "out" / "manifest.csv").exists()
     assert len(list((tmp_path / "out" / "work").glob("0*.json"))) == 2
     summary = prepare(films, tmp_path / "out", PLAIN)
-    assert summary is not None and summary.images == 20
+    assert summary.images == 20
     assert prepare(films, tmp_path / "out", PLAIN) == summary  # complete: nothing is done
 
 
@@ -209,7 +210,7 @@ def test_broken_files_are_quarantined_with_their_reason(films: Path, tmp_path: P
     lines += ["good0.png,0", "good1.png,0", "way_out.png,0", "good2.png,1"]
     (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
     summary = prepare(folder, tmp_path / "out", PLAIN)
-    assert summary is not None and (summary.images, summary.refused) == (3, 11)
+    assert (summary.images, summary.refused) == (3, 11)
     found = quarantined(tmp_path / "out")
     for name, reason in reasons.items():
         assert reason in found[f"broken/{name}"], (name, found)
@@ -288,7 +289,7 @@ def test_dicom_files_are_read_or_refused_and_no_identifier_comes_out(tmp_path: P
     import pydicom
 
     summary = prepare(DICOM, tmp_path / "out", PrepareConfig(mask="none", workers=1, sheets=1))
-    assert summary is not None and summary.images + summary.refused == 14
+    assert summary.images + summary.refused == 14
     found = quarantined(tmp_path / "out")
     for name, reason in (
         ("MR_truncated.dcm", "truncated|cannot be decoded"),
@@ -359,6 +360,6 @@ def test_a_prepared_set_can_be_prepared_again(films: Path, tmp_path: Path) -> No
     prepare(films, tmp_path / "a", PLAIN)
     config = PrepareConfig(**{**vars(PLAIN), "size": 32})
     summary = prepare(tmp_path / "a" / "manifest.csv", tmp_path / "b", config)
-    assert summary is not None and summary.images == 20
+    assert summary.images == 20
     assert Pack(tmp_path / "b" / "pack").records["height"].max() == 32
     assert json.loads((tmp_path / "b" / "prepare.json").read_text())["settings"]["size"] == 32

@@ -11,7 +11,6 @@ from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.film import is_low_contrast
 from selftaught.data.prepare.geometry import ordered, overlap, upright, whole_frame
 from selftaught.data.prepare.mask import find_mask, tidy
-from selftaught.data.prepare.polarity import invert, is_inverted, is_inverted_published
 from selftaught.data.prepare.source import pack_names
 from selftaught.errors import InputError
 
@@ -116,23 +115,6 @@ def test_the_published_mask_covers_the_limb() -> None:
     grey, body = limb()
     found = published.find_mask(grey)
     assert found is not None and dice(found, body) > 0.8
-
-
-def test_polarity() -> None:
-    grey, _ = limb()
-    assert not is_inverted(grey) and not is_inverted_published(grey)
-    assert is_inverted(invert(grey)) and is_inverted_published(invert(grey))
-    deep = grey.astype(np.uint16) * 257
-    assert is_inverted(invert(deep)) and not is_inverted(deep)
-    np.testing.assert_array_equal(invert(invert(deep)), deep)
-    # A film that bright tissue fills is no negative, though the published rule says so.
-    random = np.random.default_rng(0)
-    tissue = np.clip(
-        cv2.GaussianBlur(random.normal(0, 60, (200, 200)), (0, 0), 3) * 3 + 150, 0, 255
-    )
-    ramp = 1 - np.abs(np.linspace(-0.5, 0.5, 200))
-    filled = (tissue * ramp).astype(np.uint8)
-    assert filled.mean() > 100 and not is_inverted(np.clip(filled + 20, 0, 255).astype(np.uint8))
 
 
 def test_tidy_drops_specks_and_fills_holes() -> None:

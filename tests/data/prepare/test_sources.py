@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from films import stop_after
 
 from selftaught.cli.main import main
 from selftaught.data.pipeline.pack import Pack
@@ -47,8 +48,9 @@ def films(tmp_path: Path) -> Path:
 def begun(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A set of three shards that was stopped after the second."""
     monkeypatch.setattr(job, "SHARD_IMAGES", 3)
-    answers = iter([False, False, True])
-    assert prepare(films, tmp_path / "out", PLAIN, stop=lambda: next(answers)) is None
+    stop_after(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(films, tmp_path / "out", PLAIN)
     return tmp_path / "out"
 
 
@@ -63,7 +65,7 @@ def test_a_file_that_changed_between_kill_and_resume_is_named_and_prepared_again
     noise(films / "1.png", 77)
     with pytest.warns(UserWarning, match="^1.png has changed since it was prepared"):
         summary = prepare(films, begun, PLAIN)
-    assert summary is not None and (summary.images, summary.refused) == (8, 1)
+    assert (summary.images, summary.refused) == (8, 1)
     prepare(films, tmp_path / "fresh", PLAIN)
     assert packed(begun) == packed(tmp_path / "fresh")
 
@@ -87,16 +89,16 @@ def test_a_finished_set_says_what_is_no_longer_as_it_was(films: Path, begun: Pat
     with pytest.raises(InputError, match=r"mask.png is gone \(and 2 more files\) since"):
         prepare(films, begun, PLAIN)
     shutil.copy(films / "0.png", films / "mask.png")
-    assert summary is not None and summary.manifest.is_file()
+    assert summary.manifest.is_file()
 
 
 def test_a_missing_file_that_appeared_is_taken_in(films: Path, begun: Path) -> None:
     broken = films / "8.png"
     noise(broken, 8)
-    assert prepare(films, begun, PLAIN).images == 9  # type: ignore[union-attr]
+    assert prepare(films, begun, PLAIN).images == 9
     (films / "more.csv").write_text("path\n0.png\nlater.png\n")
     out = begun.parent / "more"
-    assert prepare(films / "more.csv", out, PLAIN).refused == 1  # type: ignore[union-attr]
+    assert prepare(films / "more.csv", out, PLAIN).refused == 1
     noise(films / "later.png", 9)
     with pytest.raises(InputError, match="later.png has appeared"):
         prepare(films / "more.csv", out, PLAIN)
@@ -109,7 +111,7 @@ def test_a_link_that_leads_out_is_refused_each_time_and_never_read(
     (films / "out.png").symlink_to(tmp_path / "secret.png")
     (films / "link.csv").write_text("path\n1.png\nout.png\n")
     for _ in range(2):
-        assert prepare(films / "link.csv", tmp_path / "set", PLAIN).refused == 1  # type: ignore[union-attr]
+        assert prepare(films / "link.csv", tmp_path / "set", PLAIN).refused == 1
     assert "out.png" not in (tmp_path / "set" / "sources.csv").read_text()
 
 
@@ -127,7 +129,7 @@ def test_a_set_is_not_written_among_the_images_it_is_made_of(tmp_path: Path) -> 
         prepare(tmp_path, tmp_path / "out", PLAIN)
     assert not (tmp_path / "out").exists()
     (tmp_path / "manifest.csv").write_text("path\n0.png\n")
-    assert prepare(tmp_path, tmp_path / "out", PLAIN).images == 1  # type: ignore[union-attr]
+    assert prepare(tmp_path, tmp_path / "out", PLAIN).images == 1
 
 
 def test_a_file_that_may_not_grow_ends_with_a_machine_error_and_the_job_goes_on_later(

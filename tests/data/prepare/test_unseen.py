@@ -1,4 +1,4 @@
-"""Sides, skin and polarity that cannot be seen directly; the gate on synthetic films."""
+"""Sides and skin that cannot be seen directly; the gate on synthetic films."""
 
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.film import prepare_film
 from selftaught.data.prepare.geometry import ordered, overlap, upright
 from selftaught.data.prepare.mask import find_mask
-from selftaught.data.prepare.polarity import invert, is_inverted
 from selftaught.data.synthetic.export import encode
 from selftaught.data.synthetic.radiograph import radiograph
 
@@ -91,20 +90,6 @@ def test_a_background_that_half_of_the_film_cuts_off_is_not_body() -> None:
     grey = np.clip(ramp + 60.0 * cv2.GaussianBlur(body * np.float32(1), (0, 0), 1.5), 0, 255)
     found = find_mask(grey.astype(np.uint8))
     assert found is not None and 2 * (found & body).sum() / (found.sum() + body.sum()) > 0.93
-
-
-def test_two_bright_limbs_with_a_dark_gap_are_no_negative() -> None:
-    random = np.random.default_rng(6)
-    spongy = cv2.GaussianBlur(random.normal(0, 1, (160, 640)), (0, 0), 1.5)
-    x = np.arange(640)
-    grey = np.full((160, 640), 25.0)
-    for middle in (160, 480):
-        limb = np.abs(x - middle) < 145
-        grey[:, limb] = 190 + 60 * spongy[:, limb]
-    grey = np.clip(cv2.GaussianBlur(grey, (0, 0), 1), 0, 255).astype(np.uint8)
-    assert grey.mean() > 125 and not is_inverted(grey)
-    negative = radiograph(3, 1, size=256, body_part="forearm", clutter=False).image
-    assert is_inverted(invert(negative)) and not is_inverted(negative)
 
 
 def gate(folder: Path, seeds: tuple[int, ...], films: int) -> tuple[float, float]:
