@@ -34,6 +34,7 @@ def single():
         "lars": cases.train(cases.base(), "lars", 0.1),
         "sgd half": cases.train(cases.base(), "sgd", 0.05, HALF),
         "adam": cases.train(cases.base(), "adam", 1e-3),
+        "bf16": cases.train(cases.base(precision="bf16")),
         "fp64": cases.train(cases.base(precision="fp64"), "adam", 1e-3),
     }
 
@@ -42,12 +43,15 @@ def jobs(half):
     """What 2 ranks do; half of it belongs to one process that stopped."""
     out = {
         "ddp": (cases.train, (cases.base(),)),
-        "apart": (cases.train, (cases.base(sync_batch_norm="off"),)),
+        "ddp bf16": (cases.train, (cases.base(precision="bf16"),)),
+        "ddp apart": (cases.train, (cases.base(sync_batch_norm="off"),)),
         "lars": (cases.train, (cases.base(), "lars", 0.1)),
         "ddp resumed": (cases.resume, (cases.base(), "sgd", 0.05, half, HALF)),
         "ddp fp64": (cases.train, (cases.base(precision="fp64"), "adam", 1e-3)),
     }
     if HAS_DEEPSPEED:
+        out["zero1 apart"] = (cases.train, (zero(1, sync_batch_norm="off"),))
+        out["zero1 bf16"] = (cases.train, (zero(1, precision="bf16"),))
         out["zero0 fp64"] = (cases.train, (zero(0, precision="fp64"), "adam", 1e-3))
         out["zero0 lars"] = (cases.train, (zero(0), "lars", 0.1))
         for stage in (0, 1, 2):
@@ -121,9 +125,28 @@ def test_double_precision_agrees_with_adam_too(single, ranks):
 
 
 def test_norms_apart_are_another_model(single, ranks):
-    difference = ranks[2][0]["apart"]["weights"]["embedder.0.weight"]
+    difference = ranks[2][0]["ddp apart"]["weights"]["embedder.0.weight"]
     difference = (difference - single["sgd"]["weights"]["embedder.0.weight"]).abs().max()
     assert difference > 1e-3, "engine.sync_batch_norm off changes nothing"
+
+
+def test_shared_buffers_are_those_of_rank_0(ranks):
+    for name in ["ddp apart", "zero1 apart"][: 1 + HAS_DEEPSPEED]:
+        first, second = (one[name] for one in ranks[2])
+        own = [one["mean before buffers are shared"] for one in (first, second)]
+        assert not torch.equal(*own), "both ranks saw the same images"
+        for one in (first, second):
+            assert torch.equal(one["weights"]["embedder.1.running_mean"], own[0])
+
+
+def test_bf16_is_autocast_around_fp32_weights(single, ranks):
+    assert single["bf16"]["losses"] != pytest.approx(single["sgd"]["losses"], rel=1e-4)
+    for name in ["ddp bf16", "zero1 bf16"][: 1 + HAS_DEEPSPEED]:
+        found = ranks[2][0][name]
+        assert found["losses"] == pytest.approx(single["bf16"]["losses"], rel=2e-2)
+        assert found["losses"] != pytest.approx(single["sgd"]["losses"], rel=1e-4)
+        for key, value in found["weights"].items():
+            assert value.dtype == single["sgd"]["weights"][key].dtype, key
 
 
 @pytest.mark.parametrize("name", ["ddp", *(pytest.param(f"zero{p.values[0]}", marks=p.marks)
