@@ -27,16 +27,16 @@ def main(arguments: Sequence[str]) -> None:
     manifest = out / "images" / "manifest.csv"
     if not manifest.exists():
         print(f"drawing {options.images} synthetic radiographs", flush=True)
-        write_set(
-            out / "images",
-            options.images,
-            seed=options.seed,
-            size=128,
-            clutter=False,
-            severity=0.9,
-            kinds=KINDS,
-            body_parts=PARTS,
-        )
+    write_set(
+        out / "images",
+        options.images,
+        seed=options.seed,
+        size=128,
+        clutter=False,
+        severity=0.9,
+        kinds=KINDS,
+        body_parts=PARTS,
+    )
     config = read_config(
         "run",
         "",

@@ -10,7 +10,9 @@ from selftaught.errors import InputError
 def main(arguments: Sequence[str]) -> None:
     """Write images, masks, manifest and ground truth."""
     parser = build_parser("synth", "Write synthetic radiographs with labels and ground truth.")
-    parser.add_argument("--out", type=str, required=True, help="folder to write; new or empty")
+    parser.add_argument(
+        "--out", type=str, required=True, help="folder to write; new, empty or this set's"
+    )
     parser.add_argument("--images", type=int, required=True, help="number of images")
     parser.add_argument("--seed", type=int, default=1, help="of everything drawn")
     parser.add_argument("--size", type=int, default=512, help="major axis in pixels")
@@ -18,7 +20,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--severity", type=float, default=0.6, help="of abnormalities, 0 to 1")
     parser.add_argument("--clutter", type=bool, default=True, help="carriers, frames, inverted")
     parser.add_argument(
-        "--formats", type=list[str], default=["png8"], help="png8, png16, jpeg, ..."
+        "--formats", type=list[str], default=["png8"], help="[png8,png16,jpeg]; mixed"
     )
     parser.add_argument("--layout", type=str, default="manifest", help="manifest or mura")
     options = parse(parser, arguments)

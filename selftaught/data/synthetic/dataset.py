@@ -18,7 +18,14 @@ from selftaught.data.synthetic.anatomy import BODY_PARTS
 from selftaught.data.synthetic.anomalies import KINDS
 from selftaught.data.synthetic.cohort import Entry, plan
 from selftaught.data.synthetic.export import encode
-from selftaught.data.synthetic.folder import SetConfig, check_config, claim, format_of, paths_of
+from selftaught.data.synthetic.folder import (
+    SetConfig,
+    check_config,
+    claim,
+    format_of,
+    last_list,
+    paths_of,
+)
 from selftaught.data.synthetic.radiograph import NORMAL, radiograph
 from selftaught.errors import MachineError
 from selftaught.files import machine_errors, write_atomic
@@ -53,7 +60,8 @@ def write_set(
     pixels. The lists are written last, so a folder that has them is complete.
 
     Args:
-        out: folder to create; a set written there before is replaced.
+        out: folder to create; the same set, begun there before, is finished, and left alone
+            where it is complete.
         images: how many, at least 1.
         seed: number of the set.
         size: longer side in pixels.
@@ -72,7 +80,7 @@ def write_set(
         The manifest, or the MURA-v1.1 folder.
 
     Raises:
-        InputError: an option is out of range, or `out` holds something else.
+        InputError: an option is out of range, or `out` holds something else or another set.
         MachineError: the disk is full, or a worker was killed.
     """
     config = SetConfig(
@@ -89,7 +97,8 @@ def write_set(
     )
     check_config(config)
     out = Path(out)
-    claim(out, config)
+    if claim(out, config):
+        return _place(out, config)
     entries = plan(seed, images, config.body_parts, abnormal_fraction, config.kinds)
     for folder in {path.parent for entry in entries for path in paths_of(out, config, entry)}:
         folder.mkdir(parents=True, exist_ok=True)
@@ -184,6 +193,12 @@ def _write_mask(path: Path, mask: np.ndarray) -> None:
     path.write_bytes(bytes(cv2.imencode(".png", mask.astype(np.uint8) * 255)[1]))
 
 
+def _place(out: Path, config: SetConfig) -> Path:
+    """What a reader is given: the manifest, or the folder of the tree."""
+    last = last_list(out, config)
+    return last if config.layout == "manifest" else last.parent
+
+
 def _write_lists(out: Path, config: SetConfig, records: list[Record]) -> Path:
     """Write truth.json and the lists that make the set readable."""
     truth = {"settings": asdict(config), "images": records}
@@ -192,11 +207,12 @@ def _write_lists(out: Path, config: SetConfig, records: list[Record]) -> Path:
     if config.layout == "manifest":
         columns = ["path", "label", "patient", "study", "body_part", "mask", "kind", "view"]
         write_atomic(out / "manifest.csv", table[columns].to_csv(index=False, lineterminator="\n"))
-        return out / "manifest.csv"
-    root = out / "MURA-v1.1"
+        return _place(out, config)
+    root = _place(out, config)
     for part in ("train", "valid"):
         rows = table[table["path"].str.startswith(f"MURA-v1.1/{part}/")]
-        studies = (rows["path"].str.rpartition("/")[0] + "/," + rows["label"].astype(str)).unique()
+        folders = rows["path"].str.replace(r"[^/]*$", "", regex=True)  # rpartition wants rows
+        studies = (folders + "," + rows["label"].astype(str)).unique()
         for name, lines in (("image_paths", rows["path"]), ("labeled_studies", studies)):
             write_atomic(root / f"{part}_{name}.csv", "".join(f"{line}\n" for line in lines))
     return root

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from selftaught.data.synthetic.anatomy import BODY_PARTS
 from selftaught.data.synthetic.anomalies import KINDS
-from selftaught.data.synthetic.cohort import Entry, plan
+from selftaught.data.synthetic.cohort import Entry
 from selftaught.data.synthetic.export import FORMATS
 from selftaught.data.synthetic.radiograph import LARGEST, SMALLEST
 from selftaught.data.synthetic.streams import stream
@@ -57,39 +57,51 @@ def check_config(config: SetConfig) -> None:
         raise InputError(f"formats: {', '.join(config.formats)}: layout mura has PNG files only")
 
 
-def claim(out: Path, config: SetConfig) -> None:
-    """Make `out` ours: create it, or empty it of a former set."""
+def claim(out: Path, config: SetConfig) -> bool:
+    """Make `out` ours: create it, or go on with the set that is there.
+
+    Returns:
+        Whether the set is complete; then nothing in it needs to be written.
+
+    Raises:
+        InputError: it holds other files, or a set with other settings, which is not replaced.
+    """
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; give a folder that is new, empty or a synthetic set")
+        raise InputError(f"{out}: is a file; give a folder that is new, empty or this set's")
     mark = out / MARK
-    if out.exists() and any(out.iterdir()) and not mark.is_file():
+    if mark.is_file():
+        _check_former(mark, config)
+        return last_list(out, config).is_file()
+    if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: holds files that are not a synthetic set; give another folder")
     with machine_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        if mark.is_file():
-            _remove_former(out, mark)
     write_atomic(mark, json.dumps(asdict(config), indent=1) + "\n")
+    return False
 
 
-def _remove_former(out: Path, mark: Path) -> None:
-    """Delete the files of the set that `mark` describes, and nothing else."""
+def _check_former(mark: Path, config: SetConfig) -> None:
+    """Refuse a set with other settings."""
+    wanted = json.loads(json.dumps(asdict(config)))
     try:
         former = json.loads(mark.read_text(encoding="utf-8"))
-        former.update({name: tuple(former[name]) for name in ("formats", "body_parts", "kinds")})
-        config = SetConfig(**former)
+        other = [name for name, value in wanted.items() if former[name] != value]
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{mark}: not settings this version wrote ({error}); delete the folder or give another"
         ) from error
-    for name in ("manifest.csv", "truth.json"):
-        (out / name).unlink(missing_ok=True)
-    for list_path in (out / "MURA-v1.1").glob("*.csv"):
-        list_path.unlink()
-    for entry in plan(
-        config.seed, config.images, config.body_parts, config.abnormal_fraction, config.kinds
-    ):
-        for path in paths_of(out, config, entry):
-            path.unlink(missing_ok=True)
+    if other:
+        raise InputError(
+            f"{mark.parent}: holds a set with {other[0]} {former[other[0]]}, now "
+            f"{wanted[other[0]]}; delete the folder or give another"
+        )
+
+
+def last_list(out: Path, config: SetConfig) -> Path:
+    """What is written last of all."""
+    if config.layout == "manifest":
+        return out / "manifest.csv"
+    return out / "MURA-v1.1" / "valid_labeled_studies.csv"
 
 
 def paths_of(out: Path, config: SetConfig, entry: Entry) -> tuple[Path, Path, Path, Path]:

@@ -84,14 +84,28 @@ def test_seed_changes_the_set(tmp_path: Path) -> None:
     assert content(tmp_path / "a") != content(tmp_path / "b")
 
 
-def test_rewriting_replaces_only_its_own_files(tmp_path: Path) -> None:
-    out = tmp_path / "set"
-    write_set(out, 6, size=64, workers=1)
-    (out / "images/notes.txt").write_text("mine")
-    write_set(out, 2, size=64, workers=1)
-    assert (out / "images/notes.txt").read_text() == "mine"
-    assert len(list((out / "images").glob("*.png"))) == 2
-    assert len(pd.read_csv(out / "manifest.csv")) == 2
+def test_a_set_is_not_replaced_by_another(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", 3, size=64, workers=1)
+    before = content(tmp_path)
+    for options, words in (({"images": 2}, "images 3, now 2"), ({"seed": 5}, "seed 1, now 5")):
+        with pytest.raises(InputError, match=f"holds a set with {words}"):
+            write_set(tmp_path / "set", **({"images": 3, "size": 64} | options), workers=1)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("layout", ["manifest", "mura"])
+def test_a_complete_set_is_left_alone_and_one_that_was_begun_is_finished(
+    tmp_path: Path, layout: str
+) -> None:
+    made = write_set(tmp_path, 3, size=64, layout=layout, workers=1)
+    whole = content(tmp_path)
+    last = made if layout == "manifest" else made / "valid_labeled_studies.csv"
+    last.write_text("edited")
+    assert write_set(tmp_path, 3, size=64, layout=layout, workers=1) == made
+    assert last.read_text() == "edited"
+    last.unlink()
+    write_set(tmp_path, 3, size=64, layout=layout, workers=1)
+    assert content(tmp_path) == whole
 
 
 def test_foreign_folders_are_refused(tmp_path: Path) -> None:
