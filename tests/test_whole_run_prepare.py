@@ -11,7 +11,8 @@ import pytest
 from selftaught.cli.main import main
 from selftaught.data.manifest import read_manifest
 from selftaught.data.synthetic import write_set
-from tests.faults.ranks import SHARD, At, KillAfter, KillIn, send, start
+from tests.faults.injected import SHARD, At, KillAfter, KillIn, send
+from tests.faults.ranks import start
 from tests.tiny import options, write_images
 
 pytestmark = pytest.mark.timeout(900)

@@ -13,7 +13,8 @@ import signal
 import pandas as pd
 import pytest
 
-from tests.faults.ranks import At, send, start
+from tests.faults.injected import At, Recording, send
+from tests.faults.ranks import start
 from tests.tiny import options, write_images
 
 STEPS = 20
@@ -105,10 +106,14 @@ def test_other_zero_stages_agree_too(manifest, one_process, tmp_path, stage):
 
 def test_usual_rates_agree_in_fp64_at_first(manifest, tmp_path):
     short = {"pretext.epochs": 2, "finetune.epochs": 2}
-    both = [begin(manifest, tmp_path / f"{n}", n, USUAL, **short) for n in (1, 2)]
-    for process in both:
-        end(process)
+    given = {ranks: Recording(tmp_path / f"given {ranks}") for ranks in (1, 2)}
+    both = [begin(manifest, tmp_path / f"{n}", n, USUAL, given[n], **short) for n in given]
+    for started in both:
+        end(started)
     assert_agree(tmp_path / "2", tmp_path / "1", steps=6)
+    # The same images at the same step, augmented to the same bits.
+    assert given[1].lines() == given[2].lines()
+    assert len(given[1].lines()) == 2 * 6 * 8
 
 
 @pytest.mark.slow
@@ -129,7 +134,12 @@ def test_norms_apart_do_not_agree(manifest, one_process, tmp_path):
 @needs_deepspeed
 @pytest.mark.parametrize(
     ("first", "then"),
-    [((2, "ddp"), (1, "ddp")), ((2, "deepspeed"), (2, "ddp")), ((1, "ddp"), (2, "deepspeed"))],
+    [
+        ((2, "ddp"), (1, "ddp")),
+        ((2, "deepspeed"), (2, "ddp")),
+        ((1, "ddp"), (2, "deepspeed")),
+        ((2, "deepspeed"), (4, "deepspeed")),
+    ],
 )
 def test_a_run_goes_on_with_another_engine_or_number_of_ranks(
     manifest, one_process, tmp_path, first, then

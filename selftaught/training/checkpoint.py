@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -150,7 +151,7 @@ def read(path: Path) -> Checkpoint:
         return Checkpoint(
             step=int(state["step"]), weights=weights, optimizer=optimizer, figures=state["figures"]
         )
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
         if isinstance(error, OSError) and error.errno not in DAMAGE:

@@ -10,7 +10,8 @@ from selftaught.data.manifest import read_manifest
 from selftaught.data.pipeline import has_dali
 from selftaught.data.split import SplitConfig, make_split
 from tests.data.broken import break_file
-from tests.faults.ranks import At, KillIn, start
+from tests.faults.injected import At, KillIn
+from tests.faults.ranks import start
 from tests.tiny import options, write_images
 
 SKIP = {

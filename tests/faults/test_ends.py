@@ -3,9 +3,11 @@
 import socket
 import time
 
+import pandas as pd
 import pytest
 
-from tests.faults.ranks import At, start
+from tests.faults.injected import At
+from tests.faults.ranks import start
 from tests.tiny import options, write_images
 
 pytestmark = pytest.mark.timeout(600)
@@ -35,6 +37,39 @@ def test_a_file_that_breaks_in_mid_run_ends_all_ranks_and_is_named(tmp_path, loo
         if "ends too" in line:
             assert f"rank {1 - rank} ended: " in line and f"rank {rank} ends too" in line
             assert "start the same command again" not in line
+
+
+def break_loaders():
+    from selftaught.data.pipeline import opencv
+
+    def broken(*_, **__):
+        raise RuntimeError("the loader broke")
+
+    opencv.load = broken
+
+
+def test_a_loader_that_dies_on_one_rank_ends_the_other(tmp_path):
+    manifest = write_images(tmp_path / "images")
+    more = {"data.cache_gib": 0, "data.workers": 2, "data.pipeline": "opencv"}
+    fault = At(1, "pretext", 2, break_loaders)
+    ranks = start(tmp_path / "ranks", options(manifest, tmp_path / "run", **more), 2, fault)
+    assert ranks.end(timeout=60) == [3, 1]
+    assert "RuntimeError: the loader broke" in ranks.said(1)
+    (line,) = lines_of(ranks, 0)
+    assert "rank 1 ended: " in line and ".png: no view could be made; rank 0 ends too" in line
+
+
+def test_shares_that_are_not_even_give_the_scores_of_one_process(tmp_path):
+    manifest = write_images(tmp_path / "images")
+    more = {"engine.precision": "fp64", "pretext.batch_size": 9, "finetune.batch_size": 9}
+    more |= {"pretext.epochs": 2, "finetune.epochs": 1, "score.batch_size": 4}
+    runs = {ranks: tmp_path / f"run{ranks}" for ranks in (1, 3)}
+    for ranks, run in runs.items():
+        started = start(tmp_path / f"{ranks}", options(manifest, run, **more), ranks)
+        assert started.end() == [0] * ranks, started.said(0)
+    alone, shared = (pd.read_csv(run / "scores.csv") for run in runs.values())
+    assert len(alone) % 3 and shared["path"].tolist() == alone["path"].tolist()
+    assert shared["score"].tolist() == pytest.approx(alone["score"].tolist(), rel=1e-4)
 
 
 def test_a_taken_port_is_named_in_bounded_time(tmp_path):

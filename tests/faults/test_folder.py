@@ -8,7 +8,8 @@ import pytest
 
 from selftaught.cli.main import main
 from selftaught.training import checkpoint, folder
-from tests.faults.ranks import At, start
+from tests.faults.injected import At
+from tests.faults.ranks import start
 from tests.tiny import options, write_images
 
 pytestmark = pytest.mark.timeout(600)

@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from tests.faults.ranks import STAGES, KillIn, Timed, start
+from tests.faults.injected import STAGES, KillIn, Timed
+from tests.faults.ranks import start
 from tests.tiny import options, write_images
 
 RESULTS = (

@@ -11,16 +11,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from selftaught.training import checkpoint
-from tests.faults.ranks import (
-    LONE_WORK,
-    At,
-    BadGradient,
-    BadLoss,
-    BadPixels,
-    SignalDuring,
-    send,
-    start,
-)
+from tests.faults.injected import LONE_WORK, At, BadGradient, BadLoss, BadPixels, SignalDuring, send
+from tests.faults.ranks import start
 from tests.tiny import options, write_images
 
 RESULTS = (
@@ -33,6 +25,15 @@ RESULTS = (
 pytestmark = pytest.mark.timeout(900)
 # One image a forward pass, so that there are several passes to be stopped between.
 SHORT = {"score.batch_size": 1, "pretext.epochs": 2, "finetune.epochs": 2}
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+SLOW_DEEPSPEED = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not HAS_DEEPSPEED, reason="deepspeed is not installed"),
+]
+
+
+def zero(stage):
+    return {"engine.kind": "deepspeed", "engine.zero_stage": stage}
 
 
 def results(run):
@@ -61,6 +62,7 @@ def go_on(ranks_folder, arguments, world=2):
 
 # In the order of a run. What is in LONE_WORK is done by rank 0 while the other waits.
 LOOPS = [
+    "split",
     "pretext",
     "centres",
     "k-means",
@@ -73,21 +75,25 @@ LOOPS = [
 ]
 
 
-def stop_with(number, rank, loop, done, folder, arguments):
-    """A signal to `rank`, and what rank 0 said; both ranks must end as promised."""
-    number = getattr(signal, number)
+def send_in(loop, rank, done, number, folder, arguments, world=2):
+    """Ranks of which `rank` gets a signal in a loop, their exit codes, and seconds from it on."""
     folder.mkdir(exist_ok=True)
     if loop in LONE_WORK:
         fault = SignalDuring(number, rank, loop, folder)
     else:
         fault = At(rank, loop, done, send, number)
-    ranks = start(folder, arguments, 2, fault)
+    ranks = start(folder, arguments, world, fault)
     codes = ranks.end()
-    ended = time.time()
-    assert codes == [130 if number == signal.SIGINT else 143] * 2, ranks.said(0) + ranks.said(1)
-    sent = float(ranks.said(rank).split("sent at ")[1].split()[0])
-    assert ended - sent < 20, loop
-    for one in (0, 1):
+    return ranks, codes, time.time() - float(ranks.said(rank).split("sent at ")[1].split()[0])
+
+
+def stop_with(number, rank, loop, done, folder, arguments, world=2):
+    """A signal to `rank`, and what rank 0 said; all ranks must end as promised."""
+    number = getattr(signal, number)
+    ranks, codes, seconds = send_in(loop, rank, done, number, folder, arguments, world)
+    assert codes == [130 if number == signal.SIGINT else 143] * world, ranks.said(0)
+    assert seconds < 20, loop
+    for one in range(world):
         assert "Traceback" not in ranks.said(one)
         assert "what was done is saved" in ranks.said(one)
     return " ".join(ranks.said(0).split())
@@ -141,12 +147,9 @@ def test_any_signal_in_every_loop(whole, tmp_path, number):
 
 def end_by_kill(folder, arguments, rank, loop, done):
     """Kill -9 of one rank: the other one ends soon and names it."""
-    ranks = start(folder, arguments, 2, At(rank, loop, done, send, signal.SIGKILL))
-    codes = ranks.end()
-    ended = time.time()
-    sent = float(ranks.said(rank).split("sent at ")[1].split()[0])
-    assert ended - sent < 30
+    ranks, codes, seconds = send_in(loop, rank, done, signal.SIGKILL, folder, arguments)
     said = ranks.said(1 - rank)
+    assert seconds < 30, loop
     assert codes[rank] == -signal.SIGKILL
     assert codes[1 - rank] == 3, said
     (line,) = [one for one in said.splitlines() if one.startswith("selftaught: ")]
@@ -161,10 +164,23 @@ def test_a_rank_killed_in_every_loop(whole, tmp_path, rank):
     manifest, expected = whole
     arguments = options(manifest, tmp_path / "run", **SHORT)
     for loop in LOOPS:
-        if loop not in LONE_WORK:
-            end_by_kill(tmp_path / "ranks", arguments, rank, loop, 2)
+        end_by_kill(tmp_path / "ranks", arguments, rank, loop, 2)
     go_on(tmp_path / "ranks", arguments)
     assert_equal(results(tmp_path / "run"), results(expected))
+
+
+@pytest.mark.slow
+def test_a_frozen_rank_is_missed_and_named(whole, tmp_path):
+    manifest, _ = whole
+    arguments = options(manifest, tmp_path / "run", **SHORT)
+    ranks = start(tmp_path / "ranks", arguments, 2, At(1, "pretext", 2, send, signal.SIGSTOP))
+    frozen, other = ranks.processes[1], ranks.processes[0]
+    other.join(120)
+    seconds = time.time() - float(ranks.said(1).split("sent at ")[1].split()[0])
+    frozen.kill()
+    assert ranks.end() == [3, -signal.SIGKILL]
+    assert seconds < 30
+    assert "rank 1 gave no sign of life for 20 beats; rank 0 ends too" in ranks.said(0)
 
 
 def test_a_late_rank_is_named_when_time_is_up(whole, tmp_path):
@@ -180,14 +196,20 @@ def test_a_late_rank_is_named_when_time_is_up(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [BadPixels(1, 2), BadGradient(1, 2), pytest.param(BadLoss(1, 2), marks=pytest.mark.slow)],
-    ids=["pixels", "gradient", "loss"],
+    ("fault", "more"),
+    [
+        pytest.param(BadPixels(1, 2), {}, id="pixels"),
+        pytest.param(BadGradient(1, 2), {}, id="gradient"),
+        pytest.param(BadLoss(1, 2), {}, id="loss", marks=pytest.mark.slow),
+        pytest.param(BadLoss(1, 2), zero(0), id="ZeRO 0", marks=SLOW_DEEPSPEED),
+        pytest.param(BadPixels(1, 2), zero(1), id="ZeRO 1", marks=SLOW_DEEPSPEED),
+        pytest.param(BadGradient(1, 2), zero(2), id="ZeRO 2", marks=SLOW_DEEPSPEED),
+    ],
 )
-def test_a_bad_number_on_one_rank_stops_all_before_the_update(whole, tmp_path, fault):
+def test_a_bad_number_on_one_rank_stops_all_before_the_update(whole, tmp_path, fault, more):
     manifest, _ = whole
     run = tmp_path / "run"
-    ranks = start(tmp_path / "ranks", options(manifest, run, **SHORT), 2, fault)
+    ranks = start(tmp_path / "ranks", options(manifest, run, **SHORT, **more), 2, fault)
     assert ranks.end() == [3, 3], ranks.said(0) + ranks.said(1)
     for rank in (0, 1):
         said = ranks.said(rank)
@@ -217,15 +239,15 @@ def test_a_torn_checkpoint_is_passed_over_by_both_ranks(whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [1, 4])
-def test_another_number_of_ranks_goes_on_at_the_same_global_batch(whole, tmp_path, world):
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (2, 4), (4, 1)])
+def test_another_number_of_ranks_goes_on_at_the_same_global_batch(whole, tmp_path, first, then):
     manifest, expected = whole
     run = tmp_path / "run"
     # In fp32 rounding, which the number of ranks changes, decides the order of so few images.
     double = {"engine.precision": "fp64"}
     arguments = options(manifest, run, **SHORT, **double)
-    stop_with("SIGTERM", 0, "finetune", 3, tmp_path / "ranks", arguments)
-    go_on(tmp_path / "ranks", arguments, world)
+    stop_with("SIGTERM", 0, "finetune", 3, tmp_path / "ranks", arguments, first)
+    go_on(tmp_path / "ranks", arguments, then)
     alone = tmp_path / "alone"
     go_on(tmp_path / "ranks", options(manifest, alone, **SHORT, **double), 1)
     scores = [pd.read_csv(one / "scores.csv")["score"] for one in (run, alone)]
@@ -233,15 +255,13 @@ def test_another_number_of_ranks_goes_on_at_the_same_global_batch(whole, tmp_pat
     assert (run / "split.csv").read_bytes() == (expected / "split.csv").read_bytes()
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [pytest.param(n, marks=SLOW_DEEPSPEED) for n in (1, 2)])
 def test_divided_optimizers_go_on_with_the_same_bits(whole, tmp_path, stage):
     manifest, _ = whole
-    ranks, zero = tmp_path / "ranks", {"engine.kind": "deepspeed", "engine.zero_stage": stage}
-    unharmed = options(manifest, tmp_path / "unharmed", **SHORT, **zero)
+    ranks = tmp_path / "ranks"
+    unharmed = options(manifest, tmp_path / "unharmed", **SHORT, **zero(stage))
     go_on(ranks, unharmed)
-    arguments = options(manifest, tmp_path / "run", **SHORT, **zero)
+    arguments = options(manifest, tmp_path / "run", **SHORT, **zero(stage))
     stop_with("SIGTERM", 1, "pretext", 3, ranks, arguments)
     end_by_kill(ranks, arguments, 0, "finetune", 3)
     go_on(ranks, arguments)
