@@ -74,7 +74,7 @@ def resident(
         path is None or (region is not None and one is not None and region[:2] == one[:2])
         for path, region, one in zip(masks, regions, images, strict=True)
     )
-    if len(found) < len(images) or not own:
+    if not found or len(found) < len(images) or not own:
         return None
     has_mask = [path is not None for path in masks]
     sizes = np.array([_sizes(*pair) for pair in zip(found, has_mask, strict=True)], np.int64)

@@ -111,6 +111,7 @@ def test_only_packs_that_fit_are_resident(files: Files, packed: Files) -> None:
     assert resident(images, [None] * 4, cpu, needed - 1) is None
     assert resident([locate(path) for path in files[0]], files[1], cpu, 2**40) is None
     assert resident([*images, None], [None] * 5, cpu, 2**40) is None
+    assert resident([], [], cpu, 2**40) is None
     assert resident(images, packed[1][::-1], cpu, 2**40) is None
     with opened(packed) as pipeline:
         assert pipeline._items._resident is None
