@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from selftaught.cli.options import read_config
 from selftaught.distributed import is_main
+from selftaught.errors import InputError
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -13,6 +14,10 @@ def main(arguments: Sequence[str]) -> None:
         "Find centres and fine-tune the pre-trained run in --out; its settings are the defaults.",
         arguments,
     )
+    if not config.data.manifest:
+        raise InputError(
+            f"out: {config.out} holds no run; allowed: the folder of a pre-trained run"
+        )
     from selftaught.training.run import run
 
     place = run(config, ("finetune",))

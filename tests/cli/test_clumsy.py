@@ -83,3 +83,8 @@ def test_allow_outside_has_a_short_form(manifest, tmp_path):
     out = str(tmp_path / "s.csv")
     assert main(["split", str(manifest), "--out", out]) == 2
     assert main(["split", str(manifest), "--out", out, "--allow-outside"]) == 0
+
+
+def test_finetune_of_a_folder_that_is_no_run_leaves_nothing_there(tmp_path, capsys):
+    fails(capsys, ["finetune", "--out", tmp_path / "typo"], 2, "typo holds no run")
+    assert not (tmp_path / "typo").exists()
