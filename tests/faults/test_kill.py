@@ -68,7 +68,7 @@ def assert_ends_with_the_same_bits(arguments, run, folder, expected):
 def test_another_run_with_other_workers_gives_the_same_bits(reference, tmp_path):
     manifest, expected, _ = reference
     run = tmp_path / "run"
-    more = {"data.workers": 3, "prepare.workers": 2, "data.cache_gib": 0}
+    more = {"data.workers": 3, "data.cache_gib": 0}
     arguments = options(manifest, run, **(SMALL | more))
     assert_ends_with_the_same_bits(arguments, run, tmp_path / "process", expected)
 
