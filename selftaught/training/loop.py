@@ -170,6 +170,8 @@ def _steps(
         if epoch_done:
             figures["closing"] = stage.close_epoch()
             figures["machines"] = watch.summary(distributed.gather_objects(watch.own()), True)
+            if step == plan.steps:
+                watch.tell(figures["machines"])
         stopping = stopper.requested(device)
         due = (
             step % plan.save_every == 0

@@ -1,6 +1,7 @@
 """What the machines do while a stage trains: speed, waiting, memory, arithmetic and traces."""
 
 import contextlib
+import os
 import resource
 import sys
 import time
@@ -103,8 +104,10 @@ class Watch:
         if not hasattr(self.task, "embedder"):
             return
         self.flops = count_flops(self.task.embedder, batch["views"])
+        peak = self.options.peak_tflops
+        named = {"peak_tflops": peak} if peak else {}
         self.reporter.log(
-            kind="note", stage=self.stage, step=step, gflop_per_image=self.flops / 1e9
+            kind="note", stage=self.stage, step=step, gflop_per_image=self.flops / 1e9, **named
         )
 
     def next(self, source: Iterator[Batch], step: int, timed: bool) -> Batch:
@@ -182,7 +185,24 @@ class Watch:
             figures["mfu"] = total * self.flops / peak
         return figures | ({"ranks": columns} if ranks else {})
 
+    def tell(self, summary: dict[str, Any]) -> None:
+        """Print what an epoch's summary says, for the person who watches."""
+        ranks = distributed.world_size()
+        told = [
+            f"{self.stage}: {summary['images_per_s']:.3g} images/s",
+            f"{summary['data_wait']:.0%} of the time waiting for data",
+            f"{summary['peak_memory_gib']:.3g} GiB at most on a rank",
+        ]
+        if ranks > 1:
+            told[0] += f" on {ranks} ranks"
+            told.append(f"rank {summary['slowest_rank']} the slowest")
+        if "mfu" in summary:
+            told.append(f"MFU {summary['mfu']:.1%} of {self.options.peak_tflops:g} TFLOP/s a rank")
+        self.reporter.say(", ".join(told))
+
     def _start_trace(self) -> None:
+        # Its library writes lines of its own to stderr, on a machine without a GPU an error.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         kinds = [torch.profiler.ProfilerActivity.CPU]
         if self.device.type == "cuda":
             kinds.append(torch.profiler.ProfilerActivity.CUDA)
@@ -196,6 +216,8 @@ class Watch:
         path = self._path(f"{self.options.profile}.json")
         with machine_errors(path):
             self.profiler.export_chrome_trace(str(path))
+        steps = self.options.profile
+        self.reporter.say(f"{self.stage}: trace of steps {steps}, for ui.perfetto.dev: {path}")
         self.profiler = None
         # One window, one trace.
         self.window = range(0)

@@ -146,9 +146,20 @@ def test_flops_are_those_of_the_formulas():
 
 def test_mfu_is_counted_work_by_the_named_peak(tmp_path):
     entries = run(tmp_path, peak_tflops=0.5)
+    assert of_kind(entries, "note")[0]["peak_tflops"] == 0.5
     gflop = of_kind(entries, "note")[0]["gflop_per_image"]
     epoch = of_kind(entries, "epoch")[0]
     assert epoch["mfu"] == pytest.approx(epoch["images_per_s"] * gflop / 500)
+
+
+def test_the_end_of_a_stage_says_how_fast_it_was(tmp_path, capsys):
+    entries = run(tmp_path, peak_tflops=0.5, profile="1-2")
+    epoch, told = of_kind(entries, "epoch")[0], " ".join(capsys.readouterr().err.split())
+    assert f"pretext: {epoch['images_per_s']:.3g} images/s, " in told
+    assert f"{epoch['peak_memory_gib']:.3g} GiB at most on a rank" in told
+    assert "of 0.5 TFLOP/s a rank" in told
+    assert "trace of steps 1-2, for ui.perfetto.dev: " in told
+    assert "slowest" not in told, "one rank alone"
 
 
 def test_a_trace_holds_the_named_steps(tmp_path):
