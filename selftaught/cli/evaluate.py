@@ -6,6 +6,7 @@ from pathlib import Path
 
 from selftaught.cli.options import build_parser, parse
 from selftaught.cli.outputs import check_out
+from selftaught.errors import InputError
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -15,6 +16,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=str, default="", help="JSON file to write; beside the scores")
     parser.add_argument("--seed", type=int, default=1, help="seed of the bootstrap")
     options = parse(parser, arguments)
+    from selftaught.data.manifest_check import show
     from selftaught.evaluation.metrics import SPLITS, evaluate
     from selftaught.files import write_atomic
     from selftaught.training.run import read_scores
@@ -25,6 +27,9 @@ def main(arguments: Sequence[str]) -> None:
     target = Path(options.out) if options.out else table.with_name(beside)
     scores = read_scores(table)
     check_out(target, SPLITS, ".json")
+    if "path" in scores and not scores["path"].is_unique:
+        twice = scores["path"][scores["path"].duplicated()].iloc[0]
+        raise InputError(f"{table}: {show(twice)} appears twice; allowed: each image once")
     if "split" not in scores:
         scores["split"] = ""
     if not (scores["split"] != "").any():

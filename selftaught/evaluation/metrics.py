@@ -108,7 +108,7 @@ def _binary(table: pd.DataFrame, column: str) -> pd.Series:
     bad = np.flatnonzero((values.isna() & ~blank).to_numpy())
     if len(bad):
         row = table.iloc[bad[0]]
-        raise InputError(f"{row['path']}: {column} is {row[column]!r}, allowed: 0, 1 or blank")
+        raise InputError(f"{row['path']}: {column} is {str(row[column])!r}, allowed: 0, 1 or blank")
     return values
 
 

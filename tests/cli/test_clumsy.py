@@ -88,3 +88,13 @@ def test_allow_outside_has_a_short_form(manifest, tmp_path):
 def test_finetune_of_a_folder_that_is_no_run_leaves_nothing_there(tmp_path, capsys):
     fails(capsys, ["finetune", "--out", tmp_path / "typo"], 2, "typo holds no run")
     assert not (tmp_path / "typo").exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [("b.png,1,3", '"b.png" appears twice'), ("c.png,2,3", "c.png: label is '2', allowed: 0, 1")],
+)
+def test_a_row_of_scores_that_cannot_be_counted(tmp_path, capsys, row, words):
+    (tmp_path / "s.csv").write_text(f"path,label,score\na.png,0,1\nb.png,1,2\n{row}\n")
+    fails(capsys, ["evaluate", tmp_path / "s.csv"], 2, words)
+    assert not (tmp_path / "s_metrics.json").exists()
