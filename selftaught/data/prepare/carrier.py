@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from selftaught.data.prepare.edges import refined
 from selftaught.data.prepare.geometry import Quad, ordered, working_picture
 from selftaught.data.prepare.sides import completed
 
@@ -65,12 +66,27 @@ def find_carrier(grey: np.ndarray) -> Carrier | None:
             score = _score(picture, each, candidate)
             if score > best.score:
                 best, page = Carrier(candidate, score), each
-    sure = best.score >= LEAST_SCORE
-    quad = _scaled(best.quad, picture.shape, grey.shape) if sure else None
+    fine = working_picture(grey, EDGE_SIZE)
+    quad = _on_edges(picture, fine, page, best.quad) if best.score >= LEAST_SCORE else None
     cut_off = page.noise <= FLAT and not BLACK < page.level < WHITE
     if cut_off and page.content.any():
-        quad = _with_unseen_sides(grey, page, quad)
-    return None if quad is None else Carrier(quad, max(best.score, LEAST_SCORE))
+        quad = _with_unseen_sides(fine, page, quad)
+    if quad is None:
+        return None
+    return Carrier(_scaled(quad, fine.shape, grey.shape), max(best.score, LEAST_SCORE))
+
+
+def _on_edges(picture: Map, fine: Map, page: "_Page", quad: Quad) -> Quad | None:
+    """Corners in `fine` with the sides on edges that are seen; None where none is a film's."""
+    for small, large in ((picture, picture), (picture, fine)):
+        found = refined(
+            np.maximum(np.abs(large - page.level) - page.noise, 0),
+            _scaled(quad, small.shape, large.shape),
+        )
+        if found is None:
+            return None
+        quad = found
+    return quad
 
 
 def _scaled(quad: Quad, shape: tuple[int, ...], to: tuple[int, ...]) -> Quad:
@@ -78,16 +94,12 @@ def _scaled(quad: Quad, shape: tuple[int, ...], to: tuple[int, ...]) -> Quad:
     return (quad + 0.5) * np.array([to[1] / shape[1], to[0] / shape[0]]) - 0.5
 
 
-def _with_unseen_sides(grey: np.ndarray, page: "_Page", quad: Quad | None) -> Quad | None:
+def _with_unseen_sides(picture: Map, page: "_Page", quad: Quad | None) -> Quad | None:
     """Complete a film whose page is flat, as film and page cut off at one level are."""
-    picture = working_picture(grey, EDGE_SIZE)
-    shape = picture.shape
     content = cv2.resize(
-        page.content.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST
+        page.content.astype(np.uint8), picture.shape[::-1], interpolation=cv2.INTER_NEAREST
     )
-    known = None if quad is None else _scaled(quad, grey.shape, shape)
-    found = completed(np.abs(picture - page.level), content > 0, page.noise, known)
-    return quad if found is known or found is None else _scaled(found, shape, grey.shape)
+    return completed(np.abs(picture - page.level), content > 0, page.noise, quad)
 
 
 def _page_levels(picture: Map) -> list[float]:
@@ -158,9 +170,8 @@ def _candidates(picture: Map, page: _Page) -> list[Quad]:
             turn = _turn_of_largest(~outside)
             if turn is None:
                 continue
-            # A box filter widens what is sparse by up to half its width.
-            inset = 2.5 if least < 0.3 else 0.0
-            everything = _extent(_without_specks(~outside, 20), turn[2], inset)
+            # The density is wider than what is dense: the extent is that of the content itself.
+            everything = _extent(raw & _without_specks(~outside, 20), turn[2])
             for quad in (_dense_extent(raw, turn), everything):
                 if all(np.abs(quad - other).max() > 1.0 for other in found):
                     found.append(quad)
@@ -205,12 +216,12 @@ def _dense_extent(raw: Mask, turn: Turned) -> Quad:
     return ordered(corners @ back[:, :2].T + back[:, 2])
 
 
-def _extent(content: Mask, angle: float, inset: float) -> Quad:
-    """The smallest rectangle of a given angle around all content, each side moved inwards."""
+def _extent(content: Mask, angle: float) -> Quad:
+    """The smallest rectangle of a given angle around all content."""
     rows, columns = np.nonzero(content)
     turn = cv2.getRotationMatrix2D((0.0, 0.0), angle, 1.0)[:, :2]
     places = np.stack([columns, rows], axis=1) @ turn.T
-    (left, top), (right, bottom) = places.min(axis=0) + inset, places.max(axis=0) - inset
+    (left, top), (right, bottom) = places.min(axis=0), places.max(axis=0)
     corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
     return ordered(corners @ turn)
 

@@ -51,7 +51,7 @@ def check_set(out: Path, truth: Path) -> str:
 
 
 def _compare(root: Path, known: dict, cells: pd.Series, pack: Pack) -> dict[str, float]:
-    """Overlap of the carrier, Dice of the mask, and whether polarity and edges are as found."""
+    """Overlap of the carrier, Dice of the mask in the crop, share of the body outside, and more."""
     quad = np.array(cells["quad"].split(), float).reshape(4, 2)
     film = np.array(known["quad"], float)
     truth = (read_grey(root / known["mask"]) > 127).astype(np.uint8) * 255
@@ -64,6 +64,7 @@ def _compare(root: Path, known: dict, cells: pd.Series, pack: Pack) -> dict[str,
     mask = pack.mask(int(cells["slot"]))
     found = np.ones(body.shape, bool) if mask is None else mask > 0
     dice = 2 * (found & body).sum() / max(int(found.sum() + body.sum()), 1)
+    kept = cv2.fillConvexPoly(np.zeros_like(truth), np.round(quad).astype(np.int32), 1) > 0
     try:
         visible = edges_visible(read_grey(root / known["path"]), film)
     except BadImage:
@@ -71,6 +72,7 @@ def _compare(root: Path, known: dict, cells: pd.Series, pack: Pack) -> dict[str,
     return {
         "overlap": overlap(quad, film),
         "dice": float(dice),
+        "lost": float(((truth > 0) & ~kept).sum() / max(int((truth > 0).sum()), 1)),
         "polarity": float(bool(int(cells["inverted"])) == bool(known["inverted"])),
         "visible": float(visible),
         "cropped": float(cells["carrier"] == "cropped"),
@@ -114,7 +116,8 @@ def _text(rows: pd.DataFrame, manifest: Manifest) -> str:
             f"can be seen; {share(cropped)} that were cropped",
             f"mask Dice: mean {dice.mean():.3f}, median {dice.median():.3f}, "
             f"above 0.9: {(dice > 0.9).mean():.1%}; "
-            f"mean {dice[visible].mean():.3f} where the film's edges can be seen",
+            f"mean {dice[visible].mean():.3f} where the film's edges can be seen; "
+            f"{rows['lost'].mean():.2%} of the body cropped away",
             f"polarity right: {rows['polarity'].mean():.1%}",
         )
     )

@@ -6,37 +6,26 @@ collimator's edge is straight but soft, and the film goes on beyond it. And film
 picture but for a small margin. All content stays inside whatever is concluded.
 """
 
-from typing import NamedTuple
-
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from selftaught.data.prepare.edges import SHARP, Floats, Map, edge_along, sampled
 from selftaught.data.prepare.geometry import Quad, ordered
 
 # Levels that one piece of content steps up by within two pixels where it is cut.
 STEP = 12.0
-FAINTEST = 0.4
 ALIGNED = 0.96  # cosine between an edge's normal and its side's
 LEAST_CUT = 0.025  # of the picture's longer side that must be cut
 PIECE = 0.02  # of the picture: smaller pieces are letters, whose edges are not the film's
-# Pixels from 10 to 90 % of an edge: that the film cuts, that a collimator casts; skin is softer.
-CUT_WIDTH, FIELD_WIDTH = 1.65, 3.4
+# Pixels from 10 to 90 % of an edge that the film cuts.
+CUT_WIDTH = 1.65
 LEAST_SEEN, LEAST_FIELD = 0.05, 0.3  # shares of a side that show a cut, and a collimator's edge
 COLLIMATED = 0.04  # of the field, by which the film exceeds a collimated side
 MARGIN = 0.05  # of the picture, between its border and a side of which nothing is known
 TURNS = np.radians(np.arange(-45.0, 45.0, 0.25))
 
-Map = npt.NDArray[np.float32]
-Floats = npt.NDArray[np.float64]
 OUTWARDS = np.array([-1.0, -1.0, 1.0, 1.0])  # of left, top, right, bottom
-
-
-class _Edge(NamedTuple):
-    """What is seen along one side: the share of it that is straight, and its width in pixels."""
-
-    share: float
-    width: float
 
 
 def completed(
@@ -65,7 +54,7 @@ def completed(
     if turn is None:
         return None
     inner, outer = _extent(large, turn), _extent(every, turn)
-    edges = [_edge(apart, *line, noise) for line in _lines(turn, inner)]
+    edges = [edge_along(apart, *line) for line in _lines(turn, inner)]
     beyond = OUTWARDS * (outer - inner) > 3.0
     sharpest = min(e.width if e.share >= LEAST_FIELD else np.inf for e in edges)
     limit = max(CUT_WIDTH, min(1.35 * sharpest, 1.35 * CUT_WIDTH) if sharpest <= CUT_WIDTH else 0)
@@ -74,7 +63,7 @@ def completed(
         return quad if quad is not None else corners(turn, inner)
     if cut.any():
         return corners(turn, _likely(turn, outer, cut, apart.shape))
-    field = np.array([e.share >= LEAST_FIELD and e.width <= FIELD_WIDTH for e in edges]) & ~beyond
+    field = np.array([e.share >= LEAST_FIELD and e.width <= SHARP for e in edges]) & ~beyond
     if field.sum() < 2:
         return quad
     size = np.tile(outer[2:] - outer[:2], 2)
@@ -145,7 +134,7 @@ def _abrupt(apart: Map, noise: float) -> tuple[Floats, Floats]:
     places = np.stack([columns, rows], axis=1).astype(np.float64)
 
     def at(picture: Map, step: float) -> Map:
-        return _sampled(picture, np.asarray(places + step * normals, np.float64))
+        return sampled(picture, np.asarray(places + step * normals, np.float64))
 
     inside = at(apart, 2.0)
     crest = (steepness[rows, columns] >= at(steepness, 1.0)) & (
@@ -154,20 +143,6 @@ def _abrupt(apart: Map, noise: float) -> tuple[Floats, Floats]:
     page = (at(apart, -3.0) <= noise + 1) & (at(apart, -2.0) <= noise + 1)
     found = crest & page & (inside > STEP) & (inside > 0.75 * at(apart, 5.0))
     return places[found], normals[found].astype(np.float64)
-
-
-def _sampled(picture: Map, places: Floats) -> Map:
-    """Values (...,) at places (..., 2), x then y, between pixels; the border goes on."""
-    flat = places.reshape(-1, 2).astype(np.float32)
-    wide = np.zeros((-(-len(flat) // 4096) * 4096, 2), np.float32)
-    wide[: len(flat)] = flat
-    grid = wide.reshape(-1, 4096, 2)
-    if not len(flat):
-        return np.zeros(places.shape[:-1], np.float32)
-    found = cv2.remap(
-        picture, grid[..., 0], grid[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
-    return np.asarray(found.reshape(-1)[: len(flat)].reshape(places.shape[:-1]), np.float32)
 
 
 def _lines(turn: float, sides: Floats) -> list[tuple[Floats, Floats, Floats]]:
@@ -184,49 +159,6 @@ def _lines(turn: float, sides: Floats) -> list[tuple[Floats, Floats, Floats]]:
         (at(right, top), at(right, bottom), -along),
         (at(left, bottom), at(right, bottom), -down),
     ]
-
-
-def _edge(apart: Map, start: Floats, end: Floats, inwards: Floats, noise: float) -> _Edge:
-    """How much of a side has content right inside, on one straight line, and how soft that is."""
-    length = float(np.linalg.norm(end - start))
-    steps = np.arange(-8.0, 8.01, 0.5)
-    share = np.linspace(0.03, 0.97, int(np.clip(length, 16, 400)))
-    base = start + share[:, None] * (end - start)
-    strips = _sampled(apart, base + steps[:, None, None] * inwards)
-    blurred = cv2.blur(strips, (9, 1), borderType=cv2.BORDER_REPLICATE)
-    strips = np.asarray(blurred, np.float32)
-    outside = strips[steps <= -6].mean(axis=0)
-    inside = strips[(steps >= 1) & (steps <= 6)].max(axis=0)
-    shows = (inside > FAINTEST) & (outside <= 0.12 * inside)
-    if shows.sum() < 10:
-        return _Edge(0.0, np.inf)
-    onset = steps[np.argmax(strips > (inside + outside) / 2, axis=0)]
-    line = _straight(share[shows] * length, onset[shows])
-    if line is None:
-        return _Edge(0.0, np.inf)
-    slope, offset, kept = line
-    chosen = np.flatnonzero(shows)[kept]
-    shift = slope * share[chosen] * length + offset
-    fine = np.arange(-4.0, 4.01, 0.25)
-    middle = base[chosen] + shift[:, None] * inwards
-    profile = _sampled(apart, middle + fine[:, None, None] * inwards).mean(axis=1)
-    low, high = profile[:4].mean(), profile.max()
-    rise = np.maximum.accumulate((profile - low) / max(high - low, 1e-6))
-    width = float(np.interp(0.9, rise, fine) - np.interp(0.1, rise, fine))
-    return _Edge(len(chosen) / len(share), width)
-
-
-def _straight(place: Floats, onset: Floats) -> tuple[float, float, npt.NDArray[np.bool_]] | None:
-    """Slope, offset and members of the line that most onsets lie on."""
-    kept = np.ones(len(place), bool)
-    slope = offset = 0.0
-    for _ in range(4):
-        slope, offset = np.polyfit(place[kept], onset[kept], 1)
-        away = np.abs(slope * place + offset - onset)
-        kept = away < max(1.0, 1.5 * float(np.median(away)))
-        if kept.sum() < 8:
-            return None
-    return float(slope), float(offset), kept
 
 
 def _likely(
