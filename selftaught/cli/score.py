@@ -144,7 +144,7 @@ def _score(
     scored.index = pd.Index(share)
     found = pd.concat(distributed.gather_objects(scored)).sort_index()
     for name in (*SCORED, *(["problem"] if skip else [])):
-        table[name] = found[name].to_numpy()
+        table[name] = found[name]
     if skip:
         table["problem"] = table["problem"].str.removeprefix(f"{listed.root}/")
         if (table["problem"] != "").all():

@@ -54,7 +54,8 @@ def test_skip_names_counts_and_lists_what_has_no_score(model, films, tmp_path, c
     lines = [str(one.message) for one in warned]
     assert len(lines) == 2
     assert "1.png: truncated PNG" in lines[0] and "5.png: is not an image" in lines[1]
-    table = pd.read_csv(out, keep_default_na=False)
+    table = pd.read_csv(out, dtype=str, keep_default_na=False)
+    assert set(table["center"]) <= {"", "0", "1", "2"} and set(table["flagged"]) <= {"", "0", "1"}
     assert table["path"].tolist() == [*(f"a/{i}.png" for i in range(4)), "b/4.png", "b/5.png"]
     bad = table["path"].isin(["a/1.png", "b/5.png"])
     for name in ("score", "center", "percentile", "flagged"):
