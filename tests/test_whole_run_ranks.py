@@ -28,9 +28,8 @@ STABLE = {
     "engine.save_every": 0,
 }
 USUAL = STABLE | {"engine.precision": "fp64", "pretext.lr": 1e-4, "finetune.lr": 1e-4}
-needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"
-)
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+needs_deepspeed = pytest.mark.skipif(not HAS_DEEPSPEED, reason="deepspeed is not installed")
 
 
 def begin(manifest, out, ranks, given=STABLE, fault=None, whole=False, **more):
@@ -116,11 +115,28 @@ def test_usual_rates_agree_in_fp64_at_first(manifest, tmp_path):
     assert len(given[1].lines()) == 2 * 6 * 8
 
 
-@pytest.mark.slow
-def test_usual_rates_agree_in_fp64(manifest, tmp_path):
-    for ranks in (1, 2):
-        end(begin(manifest, tmp_path / f"{ranks}", ranks, USUAL))
+@needs_deepspeed
+def test_usual_rates_agree_with_deepspeed_in_fp64(manifest, tmp_path):
+    more = {"engine.kind": "deepspeed", "engine.zero_stage": 0}
+    both = [
+        begin(manifest, tmp_path / "1", 1, USUAL),
+        begin(manifest, tmp_path / "2", 2, USUAL, **more),
+    ]
+    for started in both:
+        end(started)
     assert_agree(tmp_path / "2", tmp_path / "1")
+
+
+@pytest.mark.slow
+def test_usual_rates_agree_in_fp64_with_the_whole_encoder(manifest, tmp_path):
+    runs = {"1": (1, "ddp"), "2": (2, "ddp")}
+    if HAS_DEEPSPEED:
+        runs["2 of DeepSpeed"] = (2, "deepspeed")
+    for name, (ranks, kind) in runs.items():
+        more = {"engine.kind": kind, "engine.zero_stage": 0}
+        end(begin(manifest, tmp_path / name, ranks, USUAL, whole=True, **more))
+    for name in list(runs)[1:]:
+        assert_agree(tmp_path / name, tmp_path / "1")
 
 
 @pytest.mark.slow
