@@ -1,6 +1,7 @@
 """What the ranks of test_ranks.py do: each stage's own code on a few images, in float64."""
 
 import dataclasses
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from selftaught.training.pretext import PretextStage
 from selftaught.training.progress import Reporter
 from selftaught.training.stop import Stopper
 from selftaught.training.tasks import FinetuneTask, PretextTask
+from tests.thin import patches
 
 
 def in_float64(kind, seen):
@@ -81,7 +83,14 @@ def shortened(config, accumulate):
 
 
 def everything(config, images, folder):
-    """All that several ranks do, in one go."""
+    """All that several ranks do, in one go, with a thin encoder."""
+    with ExitStack() as thin:
+        for patch in patches():
+            thin.enter_context(patch)
+        return _everything(config, images, folder)
+
+
+def _everything(config, images, folder):
     torch.set_num_threads(1)
     folder = Path(folder)
     folder.mkdir(exist_ok=True)
