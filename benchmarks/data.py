@@ -309,14 +309,13 @@ def main():
     for one in rows:
         print(one)
     print(*gates(rows), sep="\n")
-    name = "data_cuda" if cuda else "data"
-    print(write(name, rows))
+    print(write("data", rows))
     rates = {
         f"{one['provider']}, {one['source']}": one["images_per_cpu_second"]
         for one in rows
         if one["mode"] == "alone" and one["masks"]
     }
-    print(bars(name, rates, "two views of 512 px with masks, images per CPU-second"))
+    print(bars("data", rates, "two views of 512 px with masks, images per CPU-second"))
 
 
 if __name__ == "__main__":

@@ -174,14 +174,13 @@ def main() -> None:
         results += measure(objective, rows, width, device, rounds, rate)
     if quick:
         return
-    name = "ntxent" if device.type == "cpu" else "ntxent_cuda"
-    print(write(name, results))
+    print(write("ntxent", results))
     full = [
         r
         for r in results
         if r["mode"] == "full" and r["kernel"] == "ntxent" and r["shape"].endswith("x128")
     ]
-    print(lines(name, full, "NT-Xent forward + backward, D = 128"))
+    print(lines("ntxent", full, "NT-Xent forward + backward, D = 128"))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from pathlib import Path
 
-from benchmarks.record import RESULTS
+from benchmarks.record import place
 
 
 def lines(name: str, rows: list[dict[str, object]], title: str) -> Path:
@@ -25,7 +25,7 @@ def lines(name: str, rows: list[dict[str, object]], title: str) -> Path:
     axes.set_xscale("log", base=2)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    path = RESULTS / f"{name}.png"
+    path = place(name, "png")
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
@@ -44,7 +44,7 @@ def bars(name: str, values: dict[str, float], title: str) -> Path:
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.set_title(title, fontsize="medium")
-    path = RESULTS / f"{name}.png"
+    path = place(name, "png")
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path

@@ -12,8 +12,8 @@ RESULTS = Path(__file__).with_name("results")
 
 
 def kept(name: str, wanted: Callable[[dict[str, str]], bool]) -> list[dict[str, object]]:
-    """Earlier rows of results/<name>.csv, with the conditions of their own run; none: []."""
-    path = RESULTS / f"{name}.csv"
+    """Earlier rows of the same file, with the conditions of their own run; none: []."""
+    path = place(name, "csv")
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as handle:
@@ -21,7 +21,7 @@ def kept(name: str, wanted: Callable[[dict[str, str]], bool]) -> list[dict[str, 
 
 
 def write(name: str, rows: list[dict[str, object]]) -> Path:
-    """Write `rows` to results/<name>.csv, each with the conditions it was measured under.
+    """Write `rows` to the CSV of a benchmark, each with the conditions it was measured under.
 
     Rows that hold conditions already, from `kept`, keep them.
     """
@@ -34,9 +34,14 @@ def write(name: str, rows: list[dict[str, object]]) -> Path:
         "date": datetime.date.today().isoformat(),
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.csv"
+    path = place(name, "csv")
     with path.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, list(dict.fromkeys([*rows[0], *conditions])))
         writer.writeheader()
         writer.writerows([conditions | row for row in rows])
     return path
+
+
+def place(name: str, suffix: str) -> Path:
+    """results/<name>.<suffix>, or <name>_cuda of a machine with a GPU: each keeps its own."""
+    return RESULTS / f"{name}{'_cuda' if torch.cuda.is_available() else ''}.{suffix}"
