@@ -100,7 +100,7 @@ class Reporter:
     def say(self, text: str) -> None:
         """Print a line for the person who watches."""
         if self.main:
-            self.console.print(text, markup=False)
+            self.console.print(text, markup=False, soft_wrap=True)
 
     def warn(self, stage: str, message: str, **figures: Any) -> None:
         """Print a warning and keep it for the report."""

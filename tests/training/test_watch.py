@@ -154,11 +154,13 @@ def test_mfu_is_counted_work_by_the_named_peak(tmp_path):
 
 def test_the_end_of_a_stage_says_how_fast_it_was(tmp_path, capsys):
     entries = run(tmp_path, peak_tflops=0.5, profile="1-2")
-    epoch, told = of_kind(entries, "epoch")[0], " ".join(capsys.readouterr().err.split())
+    epoch, told = of_kind(entries, "epoch")[0], capsys.readouterr().err
     assert f"pretext: {epoch['images_per_s']:.3g} images/s, " in told
     assert f"{epoch['peak_memory_gib']:.3g} GiB at most on a rank" in told
     assert "of 0.5 TFLOP/s a rank" in told
-    assert "trace of steps 1-2, for ui.perfetto.dev: " in told
+    (path,) = (tmp_path / "profile").iterdir()
+    # Also where no terminal wraps them, lines stay whole.
+    assert f"pretext: trace of steps 1-2, for ui.perfetto.dev: {path}\n" in told
     assert "slowest" not in told, "one rank alone"
 
 
