@@ -129,3 +129,8 @@ def _dome() -> np.ndarray:
     dome = np.zeros((400, 320), np.uint8)
     cv2.ellipse(dome, (155, 0), (230, 50), 0, 0, 360, 1, -1)
     return dome > 0
+
+
+def test_a_film_without_a_body_has_no_mask() -> None:
+    noise = np.random.default_rng(0).normal(120, 40, (300, 240))
+    assert find_mask(np.clip(noise, 0, 255).astype(np.uint8)) is None
