@@ -12,6 +12,7 @@ from selftaught.data.prepare.geometry import working_picture
 
 WORKING_SIZE = 384
 INSET = 0.012  # share of the longer side that a frame's line and its blur may take
+WHITE_STEP = 20.0  # levels by which page and unexposed film end, within a few pixels
 FRAME = 0.016  # share of the longer side up to which what is white is a frame's line
 DEEPEST_RIM = 0.16
 BRIGHT = 180.0  # a level that page and unexposed film have, and background does not
@@ -109,7 +110,11 @@ def _rim(picture: Map) -> Map:
     flat = high - low < np.where(middle > BRIGHT, 30, 10)
     # A letter or the film's edge may interrupt what is flat for the most part.
     mostly = np.cumsum(flat) >= 0.6 * np.arange(1, flat.size + 1)
-    return np.where(flat, middle, 0)[: _last(flat & mostly)].astype(np.float32)
+    size = _last(flat & mostly)
+    beyond = np.median(picture[min(size + MARGINS[0], len(picture) - 1)])
+    if size and middle[size - 1] > BRIGHT and middle[size - 1] - beyond < WHITE_STEP:
+        size = 0  # What fades is tissue.
+    return np.where(flat, middle, 0)[:size].astype(np.float32)
 
 
 def _last(rows: Mask) -> int:

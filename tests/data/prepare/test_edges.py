@@ -134,3 +134,11 @@ def _dome() -> np.ndarray:
 def test_a_film_without_a_body_has_no_mask() -> None:
     noise = np.random.default_rng(0).normal(120, 40, (300, 240))
     assert find_mask(np.clip(noise, 0, 255).astype(np.uint8)) is None
+
+
+def test_bright_tissue_at_the_border_is_no_shutter() -> None:
+    x = np.arange(384)
+    thick = np.sqrt(np.maximum(1 - ((x % 192 - 96 + np.sign(192 - x) * 80) / 150) ** 2, 0))
+    grey = np.tile(np.rint(225 * thick), (100, 1)).astype(np.uint8)
+    found = find_mask(grey)
+    assert found is None or found[:, [2, 20, 50, -50, -20, -3]].all()
