@@ -14,8 +14,7 @@ from selftaught.data.prepare.mask import find_mask
 from selftaught.data.synthetic.export import encode
 from selftaught.data.synthetic.radiograph import radiograph
 
-# What is reached; the aim is 0.97 (docs/data.md).
-LEAST_DICE = 0.95
+LEAST_RIGHT, LEAST_DICE = 0.85, 0.97  # reached on seeds that nothing was tuned on (docs/data.md)
 
 
 def black_page(angle: float, *, soft: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -111,11 +110,11 @@ def gate(folder: Path, seeds: tuple[int, ...], films: int) -> tuple[float, float
 
 def test_gate_in_short(tmp_path: Path) -> None:
     carriers, dice = gate(tmp_path, (21, 22), 6)
-    assert carriers >= 0.85 and dice >= LEAST_DICE, (carriers, dice)
+    # A dozen films vary by more than a hundredth.
+    assert carriers >= LEAST_RIGHT and dice >= LEAST_DICE - 0.01, (carriers, dice)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [21, 22, 23, 24, 25])
-def test_gate(tmp_path: Path, seed: int) -> None:
-    carriers, dice = gate(tmp_path, (seed,), 200)
-    assert carriers >= 0.85 and dice >= LEAST_DICE, (carriers, dice)
+def test_gate(tmp_path: Path) -> None:
+    carriers, dice = gate(tmp_path, (31, 32, 33), 150)
+    assert carriers >= LEAST_RIGHT and dice >= LEAST_DICE, (carriers, dice)
