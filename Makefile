@@ -41,6 +41,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.neighbours
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.training_step
+	$(BIN)/python -m benchmarks.agreement
 
 gpu: $(STAMP)
 	$(BIN)/python -m selftaught.kernels.cuda.build
