@@ -11,7 +11,7 @@ import pytest
 from selftaught.cli.main import main
 from selftaught.data.manifest import read_manifest
 from selftaught.data.synthetic import write_set
-from tests.faults.injected import SHARD, At, KillAfter, KillIn, send
+from tests.faults.injected import SHARD, At, KillIn, send
 from tests.faults.ranks import start
 from tests.tiny import options, write_images
 
@@ -83,7 +83,7 @@ def test_killed_in_every_stage_it_ends_with_the_same_bits(
     words = arguments(tree, run)
     kills = {
         "prepared/work": KillIn("prepare", 0.3),
-        "prepared/work/00000.json": KillAfter(SHARD),
+        "prepared/work/00000.json": KillIn(SHARD),
         "checkpoints/pretext/step-00000004": At(0, "pretext", 5, send, signal.SIGKILL),
         "checkpoints/finetune/step-00000002": At(0, "finetune", 3, send, signal.SIGKILL),
     }

@@ -99,34 +99,29 @@ class Timed:
 
 
 class KillIn:
-    """Kill -9 of the process and those it started, seconds after it first began a stage."""
+    """Kill -9 of the process and those it started, in a stage.
 
-    def __init__(self, stage, seconds):
+    Args:
+        stage: a key of `STAGES`, or `SHARD`.
+        seconds: from its first beginning to the kill, which comes at its end at the latest.
+    """
+
+    def __init__(self, stage, seconds=3600.0):
         self.stage, self.seconds = stage, seconds
 
     def __call__(self, rank):
-        self.armed = False
         os.setsid()
-        _around(self.stage, self.arm, lambda: None)
+        _around(self.stage, self.arm, self.kill)
 
     def arm(self):
-        if not self.armed:
-            self.armed = True
-            threading.Thread(target=self.kill, daemon=True).start()
+        threading.Thread(target=self.wait_and_kill, daemon=True).start()
+
+    def wait_and_kill(self):
+        time.sleep(self.seconds)
+        self.kill()
 
     def kill(self):
-        time.sleep(self.seconds)
         os.killpg(os.getpid(), signal.SIGKILL)
-
-
-class KillAfter:
-    """Kill -9 of the process when it has done a stage."""
-
-    def __init__(self, stage):
-        self.stage = stage
-
-    def __call__(self, rank):
-        _around(self.stage, lambda: None, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 class At:

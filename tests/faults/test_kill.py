@@ -51,11 +51,8 @@ def finish(folder, arguments, fault=None):
 
 
 def kill_in(stage, seconds, folder, arguments):
-    """Whether the kill came before the run's end."""
     started = start(folder, arguments, 1, KillIn(stage, seconds))
-    (code,) = started.end()
-    assert code in (-9, 0), started.said(0)
-    return code == -9
+    assert started.end() == [-9], started.said(0)
 
 
 def assert_ends_with_the_same_bits(arguments, run, folder, expected):
@@ -78,8 +75,8 @@ def test_one_run_killed_in_stage_after_stage_ends_with_the_same_bits(reference, 
     arguments = options(manifest, tmp_path / "run", **SMALL)
     generator = random.Random(1)
     for stage in ("prepare", "split", "pretext", "finetune", "score"):
-        moment = generator.uniform(0, 0.9) * seconds[stage]
-        assert kill_in(stage, moment, tmp_path / "process", arguments)
+        moment = generator.uniform(0, 1) * seconds[stage]
+        kill_in(stage, moment, tmp_path / "process", arguments)
     assert_ends_with_the_same_bits(arguments, tmp_path / "run", tmp_path / "process", expected)
 
 
@@ -93,10 +90,6 @@ def test_a_kill_at_a_random_moment_of_any_stage(reference, tmp_path, number):
     manifest, expected, seconds = reference
     stage, process = KILLS[number], tmp_path / "process"
     moment = random.Random(100 + number).uniform(0, 1) * seconds[stage]
-    # A machine that has become faster may end a run before its kill: that run does not count.
-    for run in (tmp_path / str(attempt) for attempt in range(5)):
-        arguments = options(manifest, run, **SMALL)
-        if kill_in(stage, moment, process, arguments):
-            return assert_ends_with_the_same_bits(arguments, run, process, expected)
-        moment /= 2
-    raise AssertionError("no kill came in time")
+    arguments = options(manifest, tmp_path / "run", **SMALL)
+    kill_in(stage, moment, process, arguments)
+    assert_ends_with_the_same_bits(arguments, tmp_path / "run", process, expected)
