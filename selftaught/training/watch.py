@@ -189,7 +189,7 @@ class Watch:
         """Print what an epoch's summary says, for the person who watches."""
         ranks = distributed.world_size()
         told = [
-            f"{self.stage}: {summary['images_per_s']:.3g} images/s",
+            f"{self.stage}: {float(format(summary['images_per_s'], '.3g')):,g} images/s",
             f"{summary['data_wait']:.0%} of the time waiting for data",
             f"{summary['peak_memory_gib']:.3g} GiB at most on a rank",
         ]
