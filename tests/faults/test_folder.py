@@ -81,7 +81,7 @@ def test_a_link_to_nowhere_is_said_in_one_line(manifest, tmp_path, capsys):
 def replace_by_another(run, with_lock):
     shutil.rmtree(run, ignore_errors=True)
     if with_lock is not None:
-        shutil.copytree(with_lock, run)
+        shutil.copytree(with_lock, run, dirs_exist_ok=True)
 
 
 @pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
