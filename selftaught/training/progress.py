@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -41,9 +42,17 @@ class Reporter:
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(run / "tensorboard"), max_queue=1000, flush_secs=60)
+        self.hook = threading.excepthook
 
     def __enter__(self) -> "Reporter":
+        threading.excepthook = self._of_thread
         return self
+
+    def _of_thread(self, found: threading.ExceptHookArgs) -> None:
+        """Say nothing of TensorBoard's thread losing its file: what is written next tells it."""
+        lost = issubclass(found.exc_type, OSError)
+        if not (lost and type(found.thread).__module__.startswith("tensorboard.")):
+            self.hook(found)
 
     def __exit__(
         self,
@@ -52,8 +61,11 @@ class Reporter:
         trace: TracebackType | None,
     ) -> None:
         self.end_bar()
-        if self.board is not None:
-            self.board.close()
+        try:
+            if self.board is not None:
+                self.board.close()
+        finally:
+            threading.excepthook = self.hook
 
     def log(self, **figures: Any) -> None:
         """Append one line to metrics.jsonl and the numbers in it to TensorBoard.
