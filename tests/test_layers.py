@@ -1,6 +1,8 @@
 """Modules import only from groups to their left (design: architecture, "Layers")."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "selftaught"
@@ -68,3 +70,14 @@ def test_only_one_file_calls_torch_distributed():
 def test_the_detector_never_imports_training():
     names = imported(ast.parse((PACKAGE / "detector.py").read_text(encoding="utf-8")))
     assert not any(name.startswith("selftaught.training") for name in names)
+
+
+def test_films_are_prepared_without_torch(tmp_path):
+    """Its import takes longer than a hundred films, in the command and in each of its processes."""
+    (tmp_path / "a.png").write_bytes(b"no image")
+    words = ["prepare", str(tmp_path), "--out", str(tmp_path / "out"), "--bad_limit", "1"]
+    code = f"import sys; from selftaught.cli.main import main; main({words!r}); "
+    code += "print(sorted({'torch', 'sklearn'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"

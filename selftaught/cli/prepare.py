@@ -1,5 +1,6 @@
 """`selftaught prepare`: raw films to a checked, cropped, masked, packed set."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,7 +52,6 @@ def prepare_on_first_rank(
         InputError, MachineError: as `prepare`; or another rank ended.
         StopRun: a signal arrived at any rank; finished shards are kept.
     """
-    from selftaught import distributed
     from selftaught.data.prepare.job import prepare
     from selftaught.training.stop import Stopper, StopRun, first_rank_alone
 
@@ -66,6 +66,11 @@ def prepare_on_first_rank(
         return summary
 
     stopper = Stopper().install()
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        with stopper.interrupting():
+            return work()
+    from selftaught import distributed
+
     distributed.start()
     with distributed.ending_together(agreed=StopRun):
         summary = first_rank_alone(work, stopper)

@@ -1,4 +1,7 @@
-"""Stopping cleanly: a signal on any rank is seen by all ranks at the next step of any loop."""
+"""Stopping cleanly: a signal on any rank is seen by all ranks at the next step of any loop.
+
+Without other ranks it needs no torch, whose import takes as long as preparing many films.
+"""
 
 import _thread
 import signal
@@ -7,11 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-
-from selftaught import distributed
+if TYPE_CHECKING:
+    import torch
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 if hasattr(signal, "SIGUSR1"):
@@ -82,12 +84,16 @@ class Stopper:
         if self.installed and not self.code:
             _thread.interrupt_main(signal.SIGINT if code == 130 else signal.SIGTERM)
 
-    def requested(self, device: torch.device | str = "cpu") -> bool:
+    def requested(self, device: "torch.device | str" = "cpu") -> bool:
         """Whether any rank was asked to stop; all ranks get the same answer."""
+        from selftaught import distributed
+
         return distributed.any_rank(bool(self.code), device)
 
     def exit(self) -> StopRun:
         """The exception that ends the run, with the exit code all ranks share."""
+        from selftaught import distributed
+
         return StopRun(max(distributed.gather_objects(self.code)))
 
 
@@ -105,6 +111,8 @@ def first_rank_alone(work: Callable[[], Result], stopper: Stopper) -> Result | N
     Raises:
         StopRun: a signal arrived at any rank.
     """
+    from selftaught import distributed
+
     if distributed.world_size() == 1:
         with stopper.interrupting():
             return work()
@@ -147,6 +155,8 @@ def _main_works(work: Callable[[], Result], stopper: Stopper) -> Result | None:
 
 def _agree(over: threading.Event | None, stopper: Stopper) -> None:
     """Ask all ranks for signals until rank 0, which alone has `over`, says that it is done."""
+    from selftaught import distributed
+
     device = distributed.communication_device()
     while not distributed.broadcast_object(over is not None and over.wait(POLL_SECONDS)):
         if stopper.requested(device):

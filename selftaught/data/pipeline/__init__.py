@@ -7,15 +7,18 @@ executors make the same views up to rounding, in any order and with any number o
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from selftaught.data.augment import Augment
 from selftaught.data.bad_files import Problem
 from selftaught.errors import InputError
+
+# Whoever prepares films needs packs but no torch, whose import takes as long as many films.
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["Batch", "Pipeline", "Request", "has_dali", "open_pipeline"]
 
@@ -33,9 +36,9 @@ class Batch(NamedTuple):
         problems: of the samples that were skipped.
     """
 
-    views: Tensor
-    masks: Tensor | None
-    ids: Tensor
+    views: "Tensor"
+    masks: "Tensor | None"
+    ids: "Tensor"
     problems: tuple[Problem, ...] = ()
 
 
@@ -63,7 +66,7 @@ def open_pipeline(
     *,
     paths: Sequence[Path],
     augment: Augment,
-    device: torch.device | str = "cpu",
+    device: "torch.device | str" = "cpu",
     **options: Any,
 ) -> Pipeline:
     """Open the executor for `data.pipeline`.
@@ -81,6 +84,8 @@ def open_pipeline(
     """
     if kind not in ("auto", "opencv", "dali"):
         raise InputError(f"data.pipeline {kind!r}: allowed: auto, opencv, dali")
+    import torch
+
     device = torch.device(device)
     if kind == "auto":
         able = augment.order == "composed" and device.type == "cuda" and has_dali()
