@@ -13,7 +13,7 @@ from selftaught import distributed
 from selftaught.data.plan import plain
 from selftaught.errors import InputError
 from selftaught.evaluation.metrics import auroc
-from selftaught.files import write_atomic
+from selftaught.files import sha256, write_atomic
 from selftaught.models.heads import Embedder
 from selftaught.search import kmeans, occupancy
 from selftaught.training import checkpoint, guards
@@ -113,7 +113,8 @@ class FinetuneStage(TrainingStage[FinetuneTask]):
             weights = {k: v.detach().cpu().contiguous() for k, v in self.task.state_dict().items()}
             self.best.mkdir(parents=True, exist_ok=True)
             write_atomic(self.best / "weights.safetensors", lambda path: save_file(weights, path))
-            note = json.dumps({"epoch": epoch, "val_auroc": value})
+            digest = sha256(self.best / "weights.safetensors")
+            note = json.dumps({"epoch": epoch, "val_auroc": value, "sha256": digest})
             write_atomic(self.best / "best.json", note)
 
 
@@ -246,10 +247,10 @@ def finetuned_task(config: Config, images: Images, run: Path, which: str = "last
     """The task that stage 3 left in `run`, at the last or the best validated epoch.
 
     Raises:
-        InputError: stage 3 is not finished there.
+        InputError: stage 3 is not finished there, or what it kept as the best is damaged.
     """
     if which == "best":
-        weights = load_file(run / "checkpoints" / "best" / "weights.safetensors")
+        weights = _best_weights(run / "checkpoints" / "best")
     else:
         found, _ = checkpoint.newest(run / "checkpoints" / "finetune")
         if found is None or found.step < total_steps(
@@ -263,3 +264,15 @@ def finetuned_task(config: Config, images: Images, run: Path, which: str = "last
     )
     place(task, config, torch.device("cpu")).load_state_dict(weights)
     return task.eval()
+
+
+def _best_weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / "weights.safetensors"
+    try:
+        digest = json.loads((folder / "best.json").read_text(encoding="utf-8"))["sha256"]
+        damaged = sha256(path) != digest
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        damaged = True
+    if damaged:
+        raise InputError(f"{path}: checksum differs from best.json: damaged file")
+    return load_file(path)

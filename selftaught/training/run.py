@@ -109,7 +109,13 @@ def finish_finetune(
     finetune.finetune(config, images, place, reporter, stopper, device)
     best = (place / "checkpoints" / "best" / "best.json").exists()
     for which, name in [("best", "model-best"), ("last", "model")][0 if best else 1 :]:
-        task = finetune.finetuned_task(config, images, place, which).to(device)
+        try:
+            task = finetune.finetuned_task(config, images, place, which).to(device)
+        except InputError as error:
+            if which == "last":
+                raise
+            reporter.warn("finetune", f"{error}; model-best is not written")
+            continue
         _write_model(config, images, place / name, task, which, stopper)
 
 

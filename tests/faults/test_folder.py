@@ -145,6 +145,39 @@ def test_a_damaged_checkpoint_is_put_aside_and_not_deleted(tmp_path):
     assert (tmp_path / "damaged-step-00000004" / "state.json").read_text() == "{"
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_damaged_best_epoch_is_told_and_the_last_one_serves(manifest, tmp_path, capsys):
+    run = tmp_path / "run"
+    arguments = options(manifest, run, **{"pretext.epochs": 1, "finetune.epochs": 1})
+    assert main(["pretrain", *arguments]) == 0
+    assert main(["finetune", *arguments]) == 0
+    weights = (run / "model-best" / "encoder.safetensors").read_bytes()
+    kept = run / "checkpoints" / "best"
+    shutil.copytree(kept, tmp_path / "whole")
+    for damage, file in (
+        (flip, "weights.safetensors"), (Path.unlink, "weights.safetensors"), (cut, "best.json")
+    ):  # fmt: skip
+        for name in ("model", "model-best"):
+            shutil.rmtree(run / name, ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", kept, dirs_exist_ok=True)
+        damage(kept / file)
+        capsys.readouterr()
+        assert main(["finetune", *arguments]) == 0
+        said = capsys.readouterr()
+        assert "damaged file; model-best is not written" in said.out + said.err
+        assert not (run / "model-best").exists()
+        assert (run / "model" / "encoder.safetensors").read_bytes() == weights, "one epoch only"
+
+
 def test_no_decision_depends_on_the_clock():
     package = Path(checkpoint.__file__).parents[1]
     for path in package.rglob("*.py"):
