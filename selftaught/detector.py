@@ -1,7 +1,7 @@
 """What a user ends with: a trained model that scores radiographs."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -137,8 +137,16 @@ class Detector:
         masks: Masks | None = None,
         batch_size: int = 32,
         bad_files: BadFiles = "fail",
+        progress: Callable[[int], object] = lambda count: None,
     ) -> pd.DataFrame:
         """Scores with what they mean; arguments and errors as for `score`.
+
+        Args:
+            images: as for `score`.
+            masks: as for `score`.
+            batch_size: as for `score`.
+            bad_files: as for `score`.
+            progress: called after each batch with the number of images that are done.
 
         Returns:
             One row per image: `path` (str, "" for a tensor's rows), `score` (float32), `center`
@@ -149,7 +157,7 @@ class Detector:
             why; "" for the others); all else of what was skipped is missing, and `center` Int64.
         """
         images = _listed(images)
-        _, z, problems = self._embed(images, masks, batch_size, bad_files)
+        _, z, problems = self._embed(images, masks, batch_size, bad_files, progress)
         score, center = self._scores(z, problems)
         values = score.double().numpy()
         normal, threshold = np.sort(self.facts["normal_scores"]), self.facts["threshold"]
@@ -175,7 +183,12 @@ class Detector:
         return table
 
     def _embed(
-        self, images: Paths | Tensor, masks: Masks | None, batch_size: int, bad_files: BadFiles
+        self,
+        images: Paths | Tensor,
+        masks: Masks | None,
+        batch_size: int,
+        bad_files: BadFiles,
+        progress: Callable[[int], object] = lambda count: None,
     ) -> tuple[Tensor, Tensor, dict[int, str]]:
         """What `embed` gives, rows of NaN for what was skipped, and why by row."""
         if batch_size < 1:
@@ -193,10 +206,11 @@ class Detector:
         else:
             skipped = problems if bad_files == "skip" else None
             batches = self._read(images, masks, batch_size, skipped)
-        for rows, batch in batches:
+        for number, (rows, batch) in enumerate(batches, 1):
             if len(rows):
                 with torch.inference_mode():
                     h[rows], z[rows] = self.embedder(batch.to(self.device, torch.float32))
+            progress(min(number * batch_size, len(images)))
         return h, z, problems
 
     def _scores(self, z: Tensor, problems: dict[int, str]) -> tuple[Tensor, Tensor]:

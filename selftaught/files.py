@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,13 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def machine_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a read-only folder met while writing `path` into a `MachineError`."""
+def machine_errors(path: Path, size: int = 0) -> Iterator[None]:
+    """Turn a full disk or a read-only folder met while writing `path` into a `MachineError`.
+
+    Args:
+        path: what is written.
+        size: how many bytes that takes, where it is known.
+    """
     try:
         yield
     except Exception as error:
@@ -23,13 +29,30 @@ def machine_errors(path: Path) -> Iterator[None]:
         told = re.search(r"os error (\d+)", str(error))
         code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
         if code in FULL_DISK:
-            raise MachineError(
-                f"{path}: disk full; what was there before is intact: free some space and "
-                "start the same command again"
-            ) from error
+            raise disk_full(path, size) from error
         if code in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
             raise MachineError(f"{path}: cannot be written: {os.strerror(code)}") from error
         raise
+
+
+def disk_full(path: Path, size: int = 0) -> MachineError:
+    """What is said where `size` bytes (0: unknown) have no room at `path`."""
+    free = free_bytes(path)
+    figures = [f"{size:,} bytes needed"] * bool(size) + [f"{free:,} bytes free"] * (free >= 0)
+    said = f" ({', '.join(figures)})" if figures else ""
+    return MachineError(
+        f"{path}: disk full{said}; what was there before is intact: free some space and start the "
+        "same command again"
+    )
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes free for this user on the disk of `path`, which need not exist yet; -1: unknown."""
+    try:
+        place = next(one for one in (path, *path.absolute().parents) if one.exists())
+        return shutil.disk_usage(place).free
+    except OSError:
+        return -1
 
 
 def fsync_folder(folder: Path) -> None:
@@ -66,7 +89,7 @@ def write_atomic(path: Path, write: bytes | str | Callable[[Path], object]) -> N
     if path.is_dir():
         raise InputError(f"{path}: cannot be written: it is a folder; allowed: a file")
     temporary = path.with_name(f".{path.name}.tmp")
-    with machine_errors(path):
+    with machine_errors(path, 0 if callable(write) else len(write)):
         try:
             if isinstance(write, bytes):
                 temporary.write_bytes(write)

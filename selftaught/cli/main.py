@@ -23,6 +23,7 @@ COMMANDS = {
     "score": "score a run's images, or any images with a trained model",
     "evaluate": "AUROC and the other figures of a run or of any scores.csv",
     "report": "report.html of a run",
+    "bench": "run a benchmark of the source tree",
     "doctor": "versions, devices, backends with reasons, optional parts",
 }
 
@@ -109,7 +110,7 @@ def guarded(name: str, arguments: list[str]) -> int:
         complain(str(error))
         return 3
     except StopRun as stop:
-        complain("stopped by a signal; what was done is saved, the same command goes on")
+        complain(f"stopped by a signal; {stop.told}")
         return stop.code
     except KeyboardInterrupt:
         complain("interrupted; the same command goes on from the last checkpoint")
@@ -129,4 +130,24 @@ def guarded(name: str, arguments: list[str]) -> int:
             f"the package {error.name} is missing; install it by: pip install selftaught[train]"
         )
         return 2
+    except (RuntimeError, MemoryError) as error:
+        if not (reason := of_machine(error)):
+            raise
+        complain(f"{reason}; what was saved is intact, the same command goes on from there")
+        return 3
     return 0
+
+
+def of_machine(error: RuntimeError | MemoryError) -> str:
+    """What failed, where it was memory or a device; "" for a fault of the program."""
+    said = (str(*error.args[:1]).strip() or "no more memory").splitlines()[0]
+    if isinstance(error, MemoryError):
+        return f"out of memory: {said}"
+    if "DefaultCPUAllocator" in said:
+        return f"out of memory: {said.partition('DefaultCPUAllocator: ')[2] or said}"
+    torch = sys.modules.get("torch")
+    if torch and isinstance(error, torch.OutOfMemoryError):
+        return f"the device is out of memory: {said}"
+    return (
+        f"the device failed: {said}" if torch and isinstance(error, torch.AcceleratorError) else ""
+    )

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     import torch
 
     from selftaught.detector import BadFiles, Executor
+    from selftaught.training.stop import Stopper
 
+BATCH = 32
 SCORED = ("score", "center", "percentile", "flagged")
 RUNS_OWN = {
     "out": ("", "a run's own scores go to its scores.csv"),
@@ -89,14 +91,17 @@ def score_over_ranks(
         InputError: no `out`, the model or the source is wrong, or an image that is not skipped;
             or no image can be read.
         MachineError: the disk is full, or another rank ended.
+        StopRun: a signal arrived at any rank; nothing was written.
     """
     from selftaught import distributed
     from selftaught.files import write_atomic
+    from selftaught.training.stop import Stopper, StopRun
 
+    stopper = Stopper().install()
     device = distributed.start()
-    with distributed.ending_together():
+    with distributed.ending_together(agreed=StopRun):
         target = _target(out, source)
-        table = _score(model, source, device, allow_outside, executor, bad_files)
+        table = _score(model, source, device, allow_outside, executor, bad_files, stopper)
         if distributed.is_main():
             write_atomic(target, lambda path: table.to_csv(path, index=False))
             if bad_files == "skip":
@@ -122,6 +127,7 @@ def _score(
     allow_outside: bool,
     executor: "Executor",
     bad_files: "BadFiles",
+    stopper: "Stopper",
 ) -> "pd.DataFrame":
     """The manifest's table with the columns of `Detector.explain`, on every rank."""
     import pandas as pd
@@ -136,11 +142,15 @@ def _score(
     masks = [listed.root / name if name else None for name in table["mask"]]
     share = range(distributed.rank(), len(table), distributed.world_size())
     folder = model / "model" if (model / "model").is_dir() else model
-    scored = Detector.load(folder, device=device, pipeline=executor).explain(
-        [listed.root / table["path"].iloc[row] for row in share],
-        masks=[masks[row] for row in share] if any(masks) else None,
-        bad_files=bad_files,
-    )
+    detector = Detector.load(folder, device=device, pipeline=executor)
+    with _Watched(len(table), stopper, device) as watched:
+        scored = detector.explain(
+            [listed.root / table["path"].iloc[row] for row in share],
+            masks=[masks[row] for row in share] if any(masks) else None,
+            batch_size=BATCH,
+            bad_files=bad_files,
+            progress=watched.batch,
+        )
     scored.index = pd.Index(share)
     found = pd.concat(distributed.gather_objects(scored)).sort_index()
     for name in (*SCORED, *(["problem"] if skip else [])):
@@ -153,6 +163,47 @@ def _score(
                 f"{table['problem'].iloc[0]}"
             )
     return table
+
+
+class _Watched:
+    """Progress of scoring over ranks; a signal to any of them ends all after the same batch.
+
+    Args:
+        total: images of all ranks.
+        stopper: its signals.
+        device: of this rank.
+    """
+
+    def __init__(self, total: int, stopper: "Stopper", device: "torch.device") -> None:
+        from selftaught import distributed
+        from selftaught.data.prepare.progress import Bar
+
+        self.total, self.stopper, self.device = total, stopper, device
+        self.ranks, self.number = distributed.world_size(), 0
+        # However uneven the shares are, all ranks look at each other equally often.
+        self.batches = -(-total // self.ranks // BATCH)
+        self.bar = Bar("score", total) if distributed.is_main() else None
+
+    def __enter__(self) -> "_Watched":
+        return self
+
+    def batch(self, _: int = 0) -> None:
+        """Another batch is done here."""
+        self.number += 1
+        if self.stopper.requested(self.device):
+            stop = self.stopper.exit()
+            stop.told = "no score was written, the same command begins anew"
+            raise stop
+        if self.bar is not None:
+            self.bar.advance(min(self.number * BATCH * self.ranks, self.total))
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            while kind is None and self.number < self.batches:
+                self.batch()
+        finally:
+            if self.bar is not None:
+                self.bar.close()
 
 
 def _tell_skipped(table: "pd.DataFrame") -> None:

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     rows = np.flatnonzero(frame["split"] != "unused")
     used = frame.iloc[rows]
     images = [manifest.root / name for name in used["path"]] if config.leakage != "off" else []
-    bar = Bar("compare", len(images), 0)
+    bar = Bar("compare", len(images))
     try:
         checked = check_images(images, hashes=True, done=bar.advance)
     finally:

@@ -47,12 +47,19 @@ def stamps(
     *,
     workers: int | Literal["auto"] = "auto",
     stop: Callable[[], bool] = lambda: False,
+    done: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Stamp]:
-    """The files below `root` as they are now; once `stop` is true the rest is left out."""
+    """The files below `root` as they are now; once `stop` is true the rest is left out.
+
+    `done` is told how many files are behind us.
+    """
     wanted = list(dict.fromkeys(names))
     threads = (os.cpu_count() or 1) if workers == "auto" else max(workers, 1)
     with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(lambda name: None if stop() else stamp(root / name), wanted))
+        found = []
+        for one in pool.map(lambda name: None if stop() else stamp(root / name), wanted):
+            found.append(one)
+            done(len(found))
     return {name: one for name, one in zip(wanted, found, strict=True) if one is not None}
 
 

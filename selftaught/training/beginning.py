@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Container
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ from selftaught.data.bad_files import Problem
 from selftaught.data.manifest import Manifest, read_manifest
 from selftaught.data.pipeline.pack import stored_in
 from selftaught.data.preflight import Checked, check_images, refuse_bad
+from selftaught.data.prepare.progress import Bar
 from selftaught.data.split import check_classes, format_table, make_split, read_split, write_split
 from selftaught.data.split_leakage import report_leakage, without_leaks
 from selftaught.errors import InputError
@@ -134,9 +136,13 @@ def begin(config: Config, place: Path, manifest: Manifest, stopper: Stopper) -> 
     paths, masks = images.files(used)
     names = [_told(root, path) for path in [*paths, *(masks or [])] if path is not None]
     workers, stop = config.data.workers, lambda: bool(stopper.code)
-    then = sources.stamps(root, names, workers=workers, stop=stop)
+    with closing(Bar("checksums", len(set(names)), unit="files")) as bar:
+        then = sources.stamps(root, names, workers=workers, stop=stop, done=bar.advance)
     look = config.split.leakage != "off"
-    checked = check_images(paths, masks, hashes=look, workers=workers, stop=stop)
+    with closing(Bar("check", len(paths))) as bar:
+        checked = check_images(
+            paths, masks, hashes=look, workers=workers, stop=stop, done=bar.advance
+        )
     if stopper.code:
         raise StopRun(stopper.code)
     if config.data.bad_files == "fail":

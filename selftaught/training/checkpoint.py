@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from selftaught.errors import InputError, MachineError
-from selftaught.files import fsync_file, fsync_folder, machine_errors, sha256
+from selftaught.files import (
+    disk_full,
+    free_bytes,
+    fsync_file,
+    fsync_folder,
+    machine_errors,
+    sha256,
+)
 from selftaught.training.folder import check_held
 
 KEEP = 2
@@ -51,6 +59,21 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def check_room(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuse to begin where not even the weights of one more checkpoint have room.
+
+    Raises:
+        MachineError: the disk is that full.
+    """
+    size = _size(weights)
+    if 0 <= free_bytes(folder) < size:
+        raise disk_full(folder, size)
+
+
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write `checkpoint` below `folder` and drop all but the newest two.
 
@@ -68,7 +91,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     if final.exists() and _is_whole(final):
         return final
     temporary = folder / f".{final.name}.tmp"
-    with machine_errors(final):
+    with machine_errors(final, _size(checkpoint.weights) + _size(checkpoint.optimizer)):
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)

@@ -1,6 +1,7 @@
 """From a split table to batches on the device, and from images to embeddings, over all ranks."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -288,6 +289,7 @@ def embed(
     if reporter:
         reporter.start_bar(name, steps, 0)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    began = time.monotonic()
     for number, chunk in enumerate(chunks, 1):
         problems: tuple[Problem, ...] = ()
         if len(chunk):
@@ -301,7 +303,9 @@ def embed(
         if stopper.requested(device):
             raise stopper.exit()
         if reporter:
-            reporter.advance(name, number, steps)
+            done = min(number * batch_size * distributed.world_size(), len(rows))
+            speed = done / max(time.monotonic() - began, 1e-9)
+            reporter.advance(name, number, steps, images_per_s=speed)
     embedder.train(training)
     if reporter:
         reporter.end_bar()

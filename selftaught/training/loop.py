@@ -134,6 +134,8 @@ def train(
         figures = _new_figures()
     if step == plan.steps:
         return
+    if distributed.is_main():
+        checkpoint.check_room(folder, engine.task.state_dict())
     options = options or EngineConfig()
     reporter.start_bar(plan.stage, plan.steps, step)
     with Watch(engine, plan.stage, plan.steps, options, reporter) as watch:

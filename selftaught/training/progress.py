@@ -36,6 +36,7 @@ class Reporter:
         self.console = Console(stderr=True, highlight=False)
         self.bar: Progress | None = None
         self.bar_task = TaskID(0)
+        self.first, self.began = 0, 0.0
         self.last_line = -math.inf
         self.board: Any = None
         if self.main:
@@ -122,7 +123,8 @@ class Reporter:
     def start_bar(self, stage: str, total: int, done: int) -> None:
         """Begin the progress of a stage that takes `total` steps."""
         self.end_bar()
-        self.last_line = time.monotonic()
+        self.first, self.began = done, time.monotonic()
+        self.last_line = self.began
         if self.main and self.console.is_terminal:
             self.bar = Progress(
                 TextColumn("{task.description}"),
@@ -144,7 +146,9 @@ class Reporter:
             self.bar.update(self.bar_task, completed=done, figures=text)
         elif now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
-            print(f"{stage} {done}/{total} {text}", file=sys.stderr, flush=True)
+            left = (total - done) * (now - self.began) / max(done - self.first, 1) / 60
+            line = f"{stage} {done}/{total} {text}, {left:.0f} min left"
+            print(line, file=sys.stderr, flush=True)
 
     def end_bar(self) -> None:
         """Take the bar away."""

@@ -32,8 +32,11 @@ class StopRun(BaseException):
     """The run was stopped by a signal, after saving; `code` is the process's exit code.
 
     Like KeyboardInterrupt no Exception: it may be raised between any two instructions, and a
-    decoder that takes every Exception for a broken file must not take this one.
+    decoder that takes every Exception for a broken file must not take this one. `told` says what
+    became of the work.
     """
+
+    told = "what was done is saved, the same command goes on"
 
     def __init__(self, code: int) -> None:
         super().__init__(f"stopped by a signal (exit code {code})")

@@ -38,6 +38,18 @@ def test_full_disk_ends_with_3_and_leaves_the_checkpoint(small_disk, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
+def test_a_disk_that_is_full_at_the_start_ends_before_the_first_step(small_disk, tmp_path):
+    (small_disk / "rest").write_bytes(bytes(200 << 20))
+    manifest = write_images(tmp_path / "images")
+    run = small_disk / "run"
+    started = ranks.start(tmp_path / "ranks", options(manifest, run), 1, whole=True)
+    assert started.end() == [3], started.said(0)
+    (line,) = [one for one in started.said(0).splitlines() if "selftaught: " in one]
+    assert "disk full" in line and "bytes needed" in line and "bytes free" in line
+    assert not (run / "metrics.jsonl").exists() and (run / "split.csv").exists()
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
 def test_full_disk_under_two_ranks_ends_both_with_3_and_one_line(small_disk, tmp_path):
     manifest = write_images(tmp_path / "images")
     started = ranks.start(tmp_path / "ranks", options(manifest, small_disk / "run"), 2, whole=True)

@@ -85,10 +85,25 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_no_rest(tmp_path, monkey
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(MachineError, match="disk full"):
+    size = sum(t.nbytes for one in (make(2).weights, make(2).optimizer) for t in one.values())
+    figures = rf"disk full \({size:,} bytes needed, [\d,]+ bytes free\)"
+    with pytest.raises(MachineError, match=figures):
         checkpoint.save(tmp_path, make(2))
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     assert equal(checkpoint.newest(tmp_path)[0], make(1))
+
+
+def test_a_stage_does_not_begin_without_room_for_its_weights(tmp_path, monkeypatch):
+    weights = {"w": torch.zeros(3, 5), "n": torch.zeros((), dtype=torch.int64)}
+    folder = tmp_path / "not" / "there" / "yet"
+    checkpoint.check_room(folder, weights)
+    for free, refused in ((68, False), (67, True), (-1, False)):
+        monkeypatch.setattr(checkpoint, "free_bytes", lambda path, free=free: free)
+        if refused:
+            with pytest.raises(MachineError, match="68 bytes needed"):
+                checkpoint.check_room(folder, weights)
+        else:
+            checkpoint.check_room(folder, weights)
 
 
 def test_a_save_that_was_killed_leaves_no_checkpoint(tmp_path, monkeypatch):

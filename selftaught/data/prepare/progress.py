@@ -23,10 +23,11 @@ class Bar:
         name: of the job.
         total: amount of work.
         done: what an earlier start has done.
+        unit: of the work.
     """
 
-    def __init__(self, name: str, total: int, done: int) -> None:
-        self.name, self.total, self.first = name, total, done
+    def __init__(self, name: str, total: int, done: int = 0, *, unit: str = "images") -> None:
+        self.name, self.total, self.first, self.unit = name, total, done, unit
         self.start = self.last_line = time.monotonic()
         console = Console(stderr=True, highlight=False)
         self.bar: Progress | None = None
@@ -47,7 +48,7 @@ class Bar:
         """Show that `done` of the total is behind us."""
         now = time.monotonic()
         speed = (done - self.first) / max(now - self.start, 1e-9)
-        rate = f"{speed:.1f} images/s"
+        rate = f"{speed:.1f} {self.unit}/s"
         if self.bar is not None:
             self.bar.update(self.task, completed=done, rate=rate)
         elif now - self.last_line >= SECONDS_BETWEEN_LINES:
