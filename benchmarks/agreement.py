@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from benchmarks.plot import draw
 from benchmarks.record import write
 from selftaught import distributed
 from selftaught.models.encoder import EncoderConfig
@@ -132,7 +133,7 @@ def main():
     for row in rows:
         print(*row.values(), sep=", ")
     torch.set_num_threads(1)
-    print(write("agreement", rows))
+    print(write("agreement", rows), draw("agreement"))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
+from benchmarks.plot import draw
 from benchmarks.record import kept, write
 from selftaught.data.decode import read_grey
 from selftaught.evaluation.metrics import auroc
@@ -85,12 +86,8 @@ def main() -> None:
         rows.append(row)
         print(f"{method:36s} val {row['val']}  test {row['test']}")
     if options.name:
-        print(
-            write(
-                "cheap_baselines",
-                kept("cheap_baselines", lambda r: r["set"] != options.name) + rows,
-            )
-        )
+        others = kept("cheap_baselines", lambda r: r["set"] != options.name)
+        print(write("cheap_baselines", others + rows), draw("cheap_baselines"))
 
 
 if __name__ == "__main__":

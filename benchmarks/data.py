@@ -1,6 +1,6 @@
 """From files to two augmented views of 512 px: every executor against the pipelines people have.
 
-python -m benchmarks.data [--rounds 5] [--workers 16]
+python -m benchmarks.data [--rounds 5] [--workers 16] [--only prepare]
 
 Rows of mode "alone" run in one thread of the calling process (DALI: one of its own) and count
 images per second and per second of CPU time; their gate is from the pack, with masks, at least 3x
@@ -8,6 +8,7 @@ torchvision v2. Rows of mode "prepare" count images per second of `selftaught pr
 cores, its start included, from PNG, with masks found; their gate is without the carrier search, at
 least 40 on two cores. With workers, rows of mode "loader" count images per second of all of them,
 and on a GPU "overlap" compares training steps fed by a pipeline with steps on one batch that stays.
+With --only the CSV keeps its rows of the other modes. `threads` of "prepare" are its processes.
 """
 
 import argparse
@@ -28,8 +29,8 @@ from PIL import Image
 
 from benchmarks.data_peers import CUTOFF, RECIPE, SIZE, available
 from benchmarks.measure import median_ratio, seconds
-from benchmarks.plot import bars
-from benchmarks.record import write
+from benchmarks.plot import draw
+from benchmarks.record import kept, write
 from selftaught.data.pipeline import has_dali, open_pipeline
 from selftaught.data.pipeline.sample import contrast_limits
 from selftaught.data.prepare.shards import Packable, write_pack
@@ -40,6 +41,7 @@ PREPARED = 480
 LOADER_IMAGES, STEPS, OVERLAP_BATCH = 480, 20, 48
 BASE = "torchvision v2"
 STAYS = "a batch that stays"
+PARTS = ("alone", "loader", "prepare", "overlap")
 
 
 def write_films(folder):
@@ -178,8 +180,14 @@ def prepared(paths, place):
         used = sum(after[2:4]) - sum(before[2:4])  # the command's processes
         name = f"selftaught prepare, carrier {carrier}"
         figures = {"cpu": round(count / used, 1)}
-        rows.append(row(name, "prepare", "png", ["found"], count / wall, **figures))
+        made = row(name, "prepare", "png", ["found"], count / wall, **figures)
+        rows.append(made | {"threads": cores()})
     return rows
+
+
+def cores():
+    """How many processes `selftaught prepare` starts when it is not told."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 class Films(torch.utils.data.Dataset):
@@ -289,7 +297,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=16 if cuda else 0)
+    parser.add_argument(
+        "--only", choices=PARTS, nargs="+", help="only these; the CSV keeps its rows of the others"
+    )
     arguments = parser.parse_args()
+    parts = arguments.only or PARTS
+    if "loader" in (arguments.only or ()) and not arguments.workers:
+        parser.error("--only loader needs --workers")
+    if "overlap" in (arguments.only or ()) and not cuda:
+        parser.error("--only overlap needs a GPU")
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     torch.manual_seed(1)
@@ -300,22 +316,19 @@ def main():
         made = write_films(Path(place))
         for source, (paths, regions) in made.items():
             for masks in (None, regions):
-                rows += alone(source, paths, masks, arguments.rounds, device)
-                if arguments.workers:
+                if "alone" in parts:
+                    rows += alone(source, paths, masks, arguments.rounds, device)
+                if "loader" in parts and arguments.workers:
                     rows += loader(source, paths, masks, arguments.workers, device)
-        rows += prepared(made["png"][0], Path(place))
-        if cuda:
+        if "prepare" in parts:
+            rows += prepared(made["png"][0], Path(place))
+        if "overlap" in parts and cuda:
             rows += overlap(*made["pack"], arguments.workers, device)
     for one in rows:
         print(one)
     print(*gates(rows), sep="\n")
-    print(write("data", rows))
-    rates = {
-        f"{one['provider']}, {one['source']}": one["images_per_cpu_second"]
-        for one in rows
-        if one["mode"] == "alone" and one["masks"]
-    }
-    print(bars("data", rates, "two views of 512 px with masks, images per CPU-second"))
+    others = kept("data", lambda one: one["mode"].split()[0] not in parts)
+    print(write("data", others + rows), draw("data"))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 from benchmarks.measure import interleaved, median_ratio, summary
 from benchmarks.nearest_center import keops as keops_index
 from benchmarks.peers import Peer, present
+from benchmarks.plot import draw
 from benchmarks.record import write
 from selftaught.search import kmeans
 
@@ -193,7 +194,7 @@ def main():
             for row in measure(kind, shape):
                 print(row, flush=True)
                 rows.append(row)
-    print(write("kmeans", rows))
+    print(write("kmeans", rows), draw("kmeans"))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.measure import interleaved, median_ratio, summary
 from benchmarks.peers import Peer, present
+from benchmarks.plot import draw
 from benchmarks.record import write
 from selftaught.kernels import BACKENDS, dispatch
 from selftaught.losses import mad_loss, nearest_center
@@ -196,7 +197,7 @@ def main():
             for row in measure(shape, mode, device):
                 print(row)
                 rows.append(row)
-    print(write("nearest_center", rows))
+    print(write("nearest_center", rows), draw("nearest_center"))
 
 
 if __name__ == "__main__":

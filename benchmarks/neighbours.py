@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.measure import interleaved, median_ratio, summary
 from benchmarks.peers import Peer, present
+from benchmarks.plot import draw
 from benchmarks.record import kept, write
 from selftaught.search import knn_score, knn_score_with_report
 
@@ -157,7 +158,7 @@ def main():
             for row in measure(kind, shape):
                 print(row, flush=True)
                 rows.append(row)
-    print(write("neighbours", rows))
+    print(write("neighbours", rows), draw("neighbours"))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from benchmarks.measure import (
     seconds,
     summary,
 )
-from benchmarks.plot import lines
+from benchmarks.plot import draw
 from benchmarks.record import write
 
 EAGER_LIMIT_CPU, EAGER_LIMIT_CUDA = 8192, 32768
@@ -174,13 +174,7 @@ def main() -> None:
         results += measure(objective, rows, width, device, rounds, rate)
     if quick:
         return
-    print(write("ntxent", results))
-    full = [
-        r
-        for r in results
-        if r["mode"] == "full" and r["kernel"] == "ntxent" and r["shape"].endswith("x128")
-    ]
-    print(lines("ntxent", full, "NT-Xent forward + backward, D = 128"))
+    print(write("ntxent", results), draw("ntxent"))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Throughput and communication share of the pretext step over ranks of this machine.
 
 python -m benchmarks.scaling [--ranks 1 2 4]
+python -m benchmarks.scaling --paper
 
 The same global batch on each number of ranks (strong scaling, as a run does it). Communication is
 what DDP's averaging of gradients costs: the step's time less the time of the same step without it.
+--paper measures nothing: it prints the table of docs/scaling.md from that page's formula.
 """
 
 import argparse
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.plot import draw
 from benchmarks.record import write
 from selftaught import distributed
 from selftaught.models.encoder import EncoderConfig
@@ -24,6 +27,28 @@ from selftaught.training.engine import make_engine
 from selftaught.training.tasks import PretextTask
 
 SIZE, BATCH, STEPS, ROUNDS = 96, 24, 4, 5
+
+# Of the paper table; docs/scaling.md says where each comes from.
+GRADIENT = 4 * (11_176_512 + 164_224)  # bytes
+WIDTH, NORMS = 128, 40
+IMAGES_PER_S = 2_200
+IN_NODE, ACROSS = 370e9, 50e9  # bytes/s
+LATENCY = {8: 20e-6, 64: 50e-6, 512: 80e-6}  # seconds
+ON_PAPER = ((24, 8), (1_024, 8), (1_024, 64), (1_024, 512), (8_192, 64), (8_192, 512))
+
+
+def paper_row(batch, gpus):
+    """One row of the table of docs/scaling.md."""
+    rate = IN_NODE if gpus <= 8 else ACROSS
+    compute = batch / gpus / IMAGES_PER_S
+    gradient = 2 * (gpus - 1) / gpus * GRADIENT / rate
+    norms = NORMS * LATENCY[gpus]
+    views = 2 * batch * WIDTH * 4 / rate
+    step = compute + gradient + norms + views
+    times = " | ".join(f"{1000 * t:.1f}" for t in (compute, gradient, norms, views, step))
+    images = float(f"{batch / step:.3g}")
+    share = f"{100 * compute / step:.0f} %"
+    return f"| {batch:,} | {gpus} | {batch // gpus} | {times} | {images:,.0f} | {share} |"
 
 
 def seconds_per_step(engine, batch, average):
@@ -101,9 +126,14 @@ def _rank(rank, ranks, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--paper", action="store_true", help="print the table of docs/scaling.md")
+    options = parser.parse_args()
+    if options.paper:
+        print(*(paper_row(*case) for case in ON_PAPER), sep="\n")
+        return
     torch.set_num_threads(1)
     rows = []
-    for ranks in parser.parse_args().ranks:
+    for ranks in options.ranks:
         if ranks < 1 or BATCH % ranks:
             parser.error(f"--ranks {ranks}; allowed: divisors of {BATCH}")
         with tempfile.TemporaryDirectory() as folder:
@@ -111,8 +141,8 @@ def main():
             rows.append(torch.load(Path(folder) / "figures.pt"))
         rows[-1]["efficiency"] = rows[-1]["images_per_s"] / rows[0]["images_per_s"] / ranks
         print({k: round(v, 4) for k, v in rows[-1].items()}, flush=True)
-    return rows
+    print(write("scaling", rows), draw("scaling"))
 
 
 if __name__ == "__main__":
-    write("scaling", main())
+    main()

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import median_ratio
+from benchmarks.plot import draw
 from benchmarks.record import write
 from selftaught.models.encoder import EncoderConfig
 from selftaught.models.heads import build_embedder
@@ -146,7 +147,7 @@ def main():
     ]
     for row in rows:
         print(row)
-    print(write("training_step", rows))
+    print(write("training_step", rows), draw("training_step"))
 
 
 def difference(losses, reference):

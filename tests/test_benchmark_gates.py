@@ -1,10 +1,16 @@
-"""What the benchmark of the data says of its gates; a GPU's figures are made up here."""
+"""The benchmark of the data: what it says of its gates, and one part of it measured again.
+
+A GPU's figures are made up here, and nothing is measured.
+"""
+
+import csv
 
 import pytest
 
 pytest.importorskip("cv2")
 
-from benchmarks.data import STAYS, gates, row
+from benchmarks import data, record
+from benchmarks.data import STAYS, gates, prepared, row
 
 
 def made(provider, mode, source, rate, masks=True, **figures):
@@ -38,3 +44,41 @@ def test_on_a_gpu_loader_and_overlap_are_compared():
         "loader: 6000.0 images/s (gate 3000), 15.0 x torchvision v2 (gate 3)",
         "overlap, selftaught dali: 2.0% of a step is waiting (gate 3%)",
     ]
+
+
+def test_one_part_measured_again_leaves_the_other_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(data.torch.cuda, "is_available", lambda: False)
+    earlier = [
+        made("selftaught opencv", "alone", "pack", 300.0, cpu=299.0)
+        | {"threads": 7, "date": "old"},
+        made("selftaught prepare, carrier none", "prepare", "png", 1.0),
+    ]
+    record.write("data", earlier)
+    monkeypatch.setattr(data, "write_films", lambda folder: {"png": ([], [])})
+    monkeypatch.setattr(data, "seconds", lambda work: 2.0)
+    monkeypatch.setattr(data.os, "link", lambda *names: None)
+    monkeypatch.setattr(data, "prepared", lambda paths, place: prepared([""] * 12, place))
+    used = iter([(0, 0, 0.0, 0.0, 0), (0, 0, 4.0, 4.0, 0)] * 2)
+    monkeypatch.setattr(data.os, "times", lambda: next(used))
+    monkeypatch.setattr("sys.argv", ["data", "--only", "prepare"])
+    data.main()
+    with (tmp_path / "data.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [(r["provider"], r["images_per_second"], r["threads"]) for r in rows] == [
+        ("selftaught opencv", "300.0", "7"),
+        ("selftaught prepare, carrier none", "240.0", str(data.cores())),
+        ("selftaught prepare, carrier default", "60.0", str(data.cores())),
+    ]
+    assert [r["images_per_cpu_second"] for r in rows] == ["299.0", "60.0", "15.0"]
+    assert rows[0]["date"] == "old" != rows[1]["date"]
+    assert (tmp_path / "data.png").exists()
+
+
+@pytest.mark.parametrize("part", ["loader", "overlap"])
+def test_a_part_that_cannot_be_measured_here_is_refused(monkeypatch, part):
+    monkeypatch.setattr(data.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["data", "--only", part])
+    with pytest.raises(SystemExit) as end:
+        data.main()
+    assert end.value.code == 2
