@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What is tested of faults outside tests/faults, beside its subject.
+FAULTS := tests/faults tests/test_whole_run_dicom.py tests/test_whole_run_ranks.py \
+	tests/test_whole_run_prepare.py tests/data/prepare/test_faults.py
 
 .PHONY: demo test test-slow lint format faults bench gpu clean
 
@@ -32,7 +35,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 faults: $(STAMP)
-	$(BIN)/python -m pytest tests/faults -v --timeout=3600
+	$(BIN)/python -m pytest $(FAULTS) -v --timeout=3600
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.ntxent
@@ -42,6 +45,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.training_step
 	$(BIN)/python -m benchmarks.agreement
+	$(BIN)/python -m benchmarks.scaling
 
 gpu: $(STAMP)
 	$(BIN)/python -m selftaught.kernels.cuda.build

@@ -5,6 +5,7 @@
 #   HOSTS=hostfile launch/deepspeed.sh run ...     (lines `node0 slots=8`; needs pdsh)
 #
 # ZeRO stage and all else are options of ours, not of a JSON file: --engine.zero_stage 2.
+# score and prepare train nothing and have no engine: they run as they do under torchrun.sh.
 # The launcher adds --local_rank=N before the command, which takes it.
 set -eu
 
@@ -18,6 +19,7 @@ if [ -n "${HOSTS:-}" ]; then
 else
     where=(--num_gpus "$RANKS" --master_port "${PORT:-29500}")
 fi
-command=$1
-shift
-exec deepspeed "${where[@]}" --module selftaught "$command" --engine.kind deepspeed "$@"
+case ${1:?a command of selftaught} in
+run | pretrain | finetune) set -- "$1" --engine.kind deepspeed "${@:2}" ;;
+esac
+exec deepspeed "${where[@]}" --module selftaught "$@"

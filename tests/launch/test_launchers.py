@@ -149,6 +149,53 @@ def test_deepspeeds_launcher(manifest, tmp_path):
     assert "kind: deepspeed" in (tmp_path / "run" / "config.yaml").read_text()
 
 
+@pytest.fixture
+def composed(tmp_path):
+    """What deepspeed.sh starts, word by word: a stand-in for deepspeed writes it down."""
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin" / "deepspeed"
+    fake.write_text('#!/bin/bash\nprintf "%s\\n" "$@" >"$COMPOSED"\n')
+    fake.chmod(0o755)
+    path = [str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+
+    def words(*arguments):
+        told = {"PATH": os.pathsep.join(path), "COMPOSED": str(tmp_path / "composed")}
+        end(start("deepspeed.sh", arguments, RANKS="2", PORT="29501", **told))
+        return (tmp_path / "composed").read_text().splitlines()
+
+    return words
+
+
+def takes_engine(command):
+    """Whether a command has the option engine.kind."""
+    listed = [sys.executable, "-m", "selftaught", command, "--help"]
+    return "--engine.kind" in subprocess.run(listed, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("command", ["run", "pretrain", "finetune", "score", "prepare"])
+def test_deepspeed_sh_names_the_engine_to_commands_that_have_one(composed, command):
+    begin = ["--num_gpus", "2", "--master_port", "29501", "--module", "selftaught", command]
+    engine = ["--engine.kind", "deepspeed"] if takes_engine(command) else []
+    assert composed(command, "--out", "a b") == [*begin, *engine, "--out", "a b"]
+    assert bool(engine) == (command in ("run", "pretrain", "finetune"))
+
+
+def test_deepspeed_sh_without_a_command_says_so():
+    process = start("deepspeed.sh", [])
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode and "a command of selftaught" in said
+
+
+@pytest.mark.slow
+def test_score_under_deepspeeds_launcher(manifest, tmp_path):
+    pytest.importorskip("deepspeed")
+    run = tmp_path / "run"
+    end(start("torchrun.sh", ["run", *options(manifest, run, **SHORT)], RANKS="1"))
+    words = ["score", str(run / "model"), "--data.manifest", str(manifest), "--out"]
+    end(start("deepspeed.sh", [*words, str(tmp_path / "a.csv")], RANKS="2", PORT=str(free_port())))
+    assert len(pd.read_csv(tmp_path / "a.csv")) == 48
+
+
 SRUN = """#!/bin/bash
 # As srun does: the tasks with their numbers, signals to all, the highest exit code.
 while [[ $1 == --* ]]; do shift; done
