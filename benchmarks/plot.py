@@ -89,11 +89,13 @@ def panels(
                 axes.plot(middle, y, "o", color=color)
             else:
                 axes.barh(y, middle, color=color)
+            full = limits is not None and middle > 0.2 * limits[0] + 0.8 * limits[1]
             axes.annotate(
                 written(middle),
                 (max(more, middle), y),
-                xytext=(7, 0),
+                xytext=(-7 if full else 7, 0),
                 textcoords="offset points",
+                ha="right" if full else "left",
                 va="center",
                 fontsize="small",
             )
@@ -185,7 +187,7 @@ def scaling(rows: list[Row]) -> Any:
     named = [r | {"label": f"{r['ranks']} rank{'s' * (r['ranks'] != '1')}"} for r in rows]
     alone = {r["ranks"]: float(r["images_per_s"]) for r in rows}.get("1", 0)
     found = values(
-        named, "images_per_s", by=lambda r: f"{r['batch']} of {r['size']} px", label="label"
+        named, "images_per_s", by=lambda r: f"{r['batch']} images of {r['size']} px", label="label"
     )
     for panel in found.values():
         ours = {f"selftaught, {label}": spread for label, spread in panel.items()}
