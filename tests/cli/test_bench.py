@@ -24,6 +24,7 @@ if __name__ == "__main__":
 def tree(tmp_path, monkeypatch):
     folder = tmp_path / "benchmarks"
     folder.mkdir()
+    (folder / "__init__.py").touch()
     (folder / "mine.py").write_text(SCRIPT)
     (folder / "shared.py").write_text("NAME = 'shared'\n")
     monkeypatch.setattr(bench, "FOLDER", folder)
