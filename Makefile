@@ -53,6 +53,7 @@ gpu: $(STAMP)
 	$(BIN)/python -m benchmarks.ntxent
 	$(BIN)/python -m benchmarks.nearest_center
 	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.training_step
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo

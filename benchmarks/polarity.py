@@ -52,4 +52,6 @@ def main(folder: Path, images: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    if len(sys.argv) not in (2, 3):
+        sys.exit("usage: python -m benchmarks.polarity FOLDER [IMAGES]")
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) == 3 else 0)

@@ -1,4 +1,4 @@
-"""The benchmark of the data: what it says of its gates, and one part of it measured again.
+"""Benchmarks of data and training step: what they say of their gates, one part measured again.
 
 A GPU's figures are made up here, and nothing is measured.
 """
@@ -6,11 +6,14 @@ A GPU's figures are made up here, and nothing is measured.
 import csv
 
 import pytest
+import torch
 
 pytest.importorskip("cv2")
 
-from benchmarks import data, record
+from benchmarks import data, record, training_step
 from benchmarks.data import STAYS, gates, prepared, row
+from selftaught.models.encoder import EncoderConfig
+from selftaught.models.heads import build_embedder
 
 
 def made(provider, mode, source, rate, masks=True, **figures):
@@ -82,3 +85,24 @@ def test_a_part_that_cannot_be_measured_here_is_refused(monkeypatch, part):
     with pytest.raises(SystemExit) as end:
         data.main()
     assert end.value.code == 2
+
+
+def test_the_step_on_a_gpu_is_held_to_views_per_second():
+    rows = [
+        {"provider": "plain", "views_per_s": 9000.0},
+        {"provider": "selftaught", "views_per_s": 2400.0},
+    ]
+    assert training_step.gate(rows) == "gate of 2,500 views/s: MISSED, 2,400"
+    rows.append({"provider": "selftaught, compiled", "views_per_s": 2500.0})
+    assert training_step.gate(rows) == "gate of 2,500 views/s: met, 2,500"
+
+
+def test_plain_loop_and_ours_begin_with_the_same_loss():
+    shape = training_step.Shape(32, 4, 1, "fp32", torch.device("cpu"))
+    batches = shape.batches()
+    plain = build_embedder(EncoderConfig(), 1)
+    optimizer = torch.optim.Adam(plain.parameters())
+    ours = training_step.new_engine(shape).task
+    expected = ours(batches[0])["loss"].item()
+    _, (found,) = training_step.plain_round(plain, optimizer, batches, shape)
+    assert found == pytest.approx(expected, rel=1e-5)
