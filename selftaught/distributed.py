@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from selftaught import environment
+from selftaught.environment import launched
 from selftaught.errors import InputError, MachineError
 from selftaught.peers import FAILED, WRONG, Peers
 
@@ -39,22 +41,21 @@ def world_size(group: Group = None) -> int:
 
 def is_main() -> bool:
     """Whether this process writes the files and prints; also true to itself after `finish`."""
-    return (rank() if is_initialized() else int(os.environ.get("RANK", "0"))) == 0
+    return (rank() if is_initialized() else _own_rank()) == 0
+
+
+def _own_rank() -> int:
+    return environment.number("RANK", default=0) if launched() else 0
 
 
 def local_rank() -> int:
     """Rank on this machine, as torchrun or SLURM tells it."""
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    return environment.number("LOCAL_RANK", "SLURM_LOCALID", default=0)
 
 
 def local_world_size() -> int:
     """Number of processes of this run on this machine, as torchrun or DeepSpeed tells it."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
-
-
-def launched() -> bool:
-    """Whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return environment.number("LOCAL_WORLD_SIZE", "LOCAL_SIZE", default=1)
 
 
 def best_backend() -> str:
@@ -125,12 +126,20 @@ def _meet(limit: timedelta) -> tuple[Any, int, int]:
 def _join(limit: timedelta) -> None:
     global _peers
     place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
+        environment.number(name, default=0)
     try:
         store, own, ranks = _meet(limit)
         group = dist.PrefixStore("group", store)
         dist.init_process_group(
             best_backend(), store=group, rank=own, world_size=ranks, timeout=limit
         )
+    except ValueError as error:
+        raise InputError(
+            f"environment: WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {error}; allowed: a start "
+            "by torchrun or another launcher, which sets RANK, WORLD_SIZE, MASTER_ADDR and "
+            "MASTER_PORT"
+        ) from error
     except dist.DistError as error:
         reason = " ".join(str(error).split())
         raise MachineError(
@@ -227,6 +236,7 @@ def blocked_seconds() -> float:
 def start_alone() -> None:
     """Make this process a group of one where no launcher did, for engines that ask for a group."""
     if not is_initialized():
+        os.environ.setdefault("LOCAL_RANK", "0")  # which DeepSpeed asks for
         dist.init_process_group(best_backend(), store=dist.HashStore(), rank=0, world_size=1)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "selftaught"
 GROUPS = [
-    {"errors", "files", "peers", "distributed", "kernels"},
+    {"environment", "errors", "files", "peers", "distributed", "kernels"},
     {"losses"},
     {"data", "models", "search"},
     {"detector"},

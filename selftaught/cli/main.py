@@ -4,9 +4,13 @@ import errno
 import importlib
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from selftaught import __version__
 from selftaught.errors import InputError, MachineError
@@ -69,6 +73,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    open_streams()
+    try:
+        code = _command(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # what is left in the old one has no reader
+        complain("nobody reads the output any more; what was done is saved")
+        return 3
+
+
+def _command(argv: Sequence[str] | None) -> int:
     arguments = launched_as(list(sys.argv[1:] if argv is None else argv))
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
@@ -96,13 +112,48 @@ def launched_as(arguments: list[str]) -> list[str]:
     return arguments[1:]
 
 
+def open_streams() -> None:
+    """Give descriptors 0 to 2 that were closed to nobody, before a file of ours takes one."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))
+
+
+@contextmanager
+def early_signals() -> Iterator[None]:
+    """TERM and USR1 where nothing else takes them, as while torch is imported: 143, one line."""
+    from selftaught.training.stop import EXIT_CODES, StopRun
+
+    def stop(number: int, _: FrameType | None) -> None:
+        found = StopRun(EXIT_CODES[signal.Signals(number)])
+        found.told = "what was written is whole, start the same command again"
+        raise found
+
+    numbers = [one for one in EXIT_CODES if signal.getsignal(one) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            if signal.getsignal(number) is stop:
+                signal.signal(number, signal.SIG_DFL)
+
+
 def guarded(name: str, arguments: list[str]) -> int:
     """Run one command's `main(arguments)` and translate what it raises."""
     from selftaught.training.stop import StopRun
 
     warnings.formatwarning = one_line  # type: ignore[assignment]
     try:
-        importlib.import_module(f"selftaught.cli.{name}").main(arguments)
+        with early_signals():
+            importlib.import_module(f"selftaught.cli.{name}").main(arguments)
     except InputError as error:
         complain(str(error))
         return 2

@@ -1,11 +1,11 @@
 """`selftaught prepare`: raw films to a checked, cropped, masked, packed set."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selftaught.cli.options import build_parser, parse
+from selftaught.environment import launched
 
 if TYPE_CHECKING:
     from selftaught.data.prepare.config import PrepareConfig
@@ -66,7 +66,7 @@ def prepare_on_first_rank(
         return summary
 
     stopper = Stopper().install()
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if not launched():
         with stopper.interrupting():
             return work()
     from selftaught import distributed

@@ -24,7 +24,7 @@ NOT_FOUND = "was not found"
 SHOWN = 80
 # Supersets of what is wrong, so that a million ordinary paths cost a few searches in one text.
 SUSPECT_TEXTS = ("\\", ":", "//", "/.", "/\n", "\n.", "\n/", "\n\n")
-SUSPECT = re.compile(r"[\x00-\x1f\x7f\\:]|^/|(?:^|/)\.{0,2}(?:/|$)")
+SUSPECT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\\:]|^/|(?:^|/)\.{0,2}(?:/|$)")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://|^(?:file|data|https?|ftp):|^//", re.IGNORECASE)
 DRIVE = re.compile(r"^[A-Za-z]:")
@@ -133,6 +133,8 @@ def _path_fault(path: str, allow_outside: bool) -> str:
     inside = "allowed: a path below the manifest's folder"
     if not path.strip("./"):
         return "allowed: the path of a file"
+    if any("\ud800" <= c <= "\udfff" for c in path):
+        return "allowed: a name in UTF-8 (rename the file)"
     if CONTROL.search(path):
         return "allowed: a path without control characters"
     if "\\" in path or DRIVE.match(path):

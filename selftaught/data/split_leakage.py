@@ -17,6 +17,9 @@ from selftaught.data.split_config import SplitWarning
 from selftaught.errors import InputError
 from selftaught.files import write_atomic
 
+_NO_ROWS = np.zeros(0, np.int64)
+NONE = Near(_NO_ROWS, _NO_ROWS, _NO_ROWS, np.zeros(0, bool))
+
 USED = tuple(name for name in SETS if name != "unused")
 LISTED = 100_000
 COLUMNS = (
@@ -96,7 +99,7 @@ def without_leaks(frame: pd.DataFrame, excess: np.ndarray) -> pd.DataFrame:
 
 def _crossing(hashes: np.ndarray, own: np.ndarray, other: np.ndarray) -> pd.DataFrame:
     """Near pairs of two sets, by row of the split."""
-    blocks = list(near_duplicates(hashes[own], hashes[other]))
+    blocks = list(near_duplicates(hashes[own], hashes[other])) or [NONE]
     columns = {
         name: np.concatenate([getattr(one, name) for one in blocks]) for name in Near._fields
     }

@@ -17,10 +17,10 @@ from selftaught.data.prepare.progress import Bar
 from selftaught.data.split import check_classes, format_table, make_split, read_split, write_split
 from selftaught.data.split_leakage import report_leakage, without_leaks
 from selftaught.errors import InputError
-from selftaught.files import write_atomic
+from selftaught.files import sha256, write_atomic
 from selftaught.training import finetune, folder
 from selftaught.training.bad_files import BadFiles
-from selftaught.training.config import Config, dump
+from selftaught.training.config import Config
 from selftaught.training.inputs import Images, Rows
 from selftaught.training.stages import total_steps
 from selftaught.training.stop import Stopper, StopRun, first_rank_alone
@@ -48,10 +48,16 @@ def split_images(config: Config, place: Path, stopper: Stopper) -> Images:
     if not distributed.broadcast_object((place / "config.yaml").exists()):
         first_rank_alone(lambda: begin(config, place, manifest, stopper), stopper)
     distributed.barrier()
-    if folder.environment(place)["manifest_sha256"] != manifest.digest:
+    facts = folder.environment(place)
+    if facts["manifest_sha256"] != manifest.digest:
         raise InputError(
             f"data.manifest: {config.data.manifest} is not what this run began with; "
             "choose another --out or restore the manifest"
+        )
+    if facts.get("split_sha256") not in (None, sha256(place / "split.csv")):
+        raise InputError(
+            f"{place / 'split.csv'}: was edited since this run began; restore it or choose another "
+            "--out"
         )
     frame = read_split(place / "split.csv")
     first_rank_alone(lambda: take_up(config, place, _images(config, place, root, frame)), stopper)
@@ -84,7 +90,7 @@ def take_up(config: Config, place: Path, images: Images) -> None:
         raise InputError(
             f"{sources.first_of(told)} since this run began; choose another --out or restore it"
         )
-    write_atomic(place / "config.yaml", dump(config))
+    folder.write_settings(place, config)
 
 
 def _skip_again(images: Images, changed: Container[str]) -> set[str]:

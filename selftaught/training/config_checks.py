@@ -6,6 +6,10 @@ from typing import Any
 from selftaught.errors import InputError
 from selftaught.training.config import Config
 
+LONGEST = 30 * 24 * 3600
+MOST_GIB = 1 << 20
+WIDEST = 65_536
+
 
 def _require(option: str, value: Any, allowed: str, fine: bool) -> None:
     if not fine:
@@ -40,8 +44,8 @@ def _check_engine(config: Config) -> None:
         "its divided weights in float32, or engine.zero_stage 0",
         engine.precision != "fp64" or engine.kind != "deepspeed" or engine.zero_stage == 0,
     )
-    fine = math.isfinite(engine.timeout) and engine.timeout >= 1
-    _require("engine.timeout", engine.timeout, "1 or more seconds", fine)
+    fine = 1 <= engine.timeout <= LONGEST
+    _require("engine.timeout", engine.timeout, f"1 to {LONGEST:,} seconds", fine)
     for name, stage in (("pretext", config.pretext), ("finetune", config.finetune)):
         _require(
             f"{name}.optimizer",
@@ -77,9 +81,11 @@ def check(config: Config) -> Config:
     _require("data.workers", workers, "auto or 0 to 256", workers == "auto" or 0 <= workers <= 256)
     limit = config.data.bad_limit
     _require("data.bad_limit", limit, "0 to 1", 0 <= limit <= 1)
-    _require("data.cache_gib", config.data.cache_gib, "0 or more", config.data.cache_gib >= 0)
+    cache = config.data.cache_gib
+    _require("data.cache_gib", cache, f"0 to {MOST_GIB:,}", 0 <= cache <= MOST_GIB)
     head = config.model.head
-    _require("model.head", head, "one or more positive widths", bool(head) and min(head) > 0)
+    fine = bool(head) and min(head) > 0 and max(head) <= WIDEST
+    _require("model.head", head, f"one or more widths of 1 to {WIDEST:,}", fine)
     for name, stage, smallest in (("pretext", config.pretext, 2), ("finetune", config.finetune, 1)):
         _require(f"{name}.epochs", stage.epochs, "1 or more", stage.epochs >= 1)
         _require(

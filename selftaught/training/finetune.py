@@ -104,12 +104,7 @@ class FinetuneStage(TrainingStage[FinetuneTask]):
         return labels, self.task.distance(found.z.to(self.device))[0].cpu()
 
     def _keep_best(self, epoch: int, value: float) -> None:
-        earlier = [
-            line["val_auroc"]
-            for line in self.reporter.lines()
-            if line["stage"] == "finetune" and line.get("val_auroc") is not None
-        ]
-        if distributed.is_main() and value > max(earlier, default=-1.0):
+        if distributed.is_main() and value > _best_before(self.best, epoch):
             weights = {k: v.detach().cpu().contiguous() for k, v in self.task.state_dict().items()}
             self.best.mkdir(parents=True, exist_ok=True)
             write_atomic(self.best / "weights.safetensors", lambda path: save_file(weights, path))
@@ -243,6 +238,14 @@ def finetune(
         stage.close()
 
 
+def is_damaged(run: Path) -> bool:
+    """Whether the last checkpoint of stage 3 is there but damaged: its steps must be done again."""
+    damaged = False
+    if distributed.is_main():
+        damaged = bool(checkpoint.newest(run / "checkpoints" / "finetune")[1])
+    return bool(distributed.broadcast_object(damaged))
+
+
 def finetuned_task(config: Config, images: Images, run: Path, which: str = "last") -> FinetuneTask:
     """The task that stage 3 left in `run`, at the last or the best validated epoch.
 
@@ -266,13 +269,34 @@ def finetuned_task(config: Config, images: Images, run: Path, which: str = "last
     return task.eval()
 
 
-def _best_weights(folder: Path) -> dict[str, Tensor]:
+def _best_facts(folder: Path) -> dict[str, Any]:
+    """Epoch and validation AUROC of the best epoch that was kept.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
     path = folder / "weights.safetensors"
     try:
-        digest = json.loads((folder / "best.json").read_text(encoding="utf-8"))["sha256"]
-        damaged = sha256(path) != digest
+        facts = json.loads((folder / "best.json").read_text(encoding="utf-8"))
+        if sha256(path) == facts["sha256"]:
+            return {"epoch": int(facts["epoch"]), "val_auroc": float(facts["val_auroc"])}
     except (FileNotFoundError, KeyError, TypeError, ValueError):
-        damaged = True
-    if damaged:
-        raise InputError(f"{path}: checksum differs from best.json: damaged file")
-    return load_file(path)
+        pass
+    raise InputError(f"{path}: checksum differs from best.json: damaged file")
+
+
+def _best_before(folder: Path, epoch: int) -> float:
+    """The best validation AUROC of the epochs before `epoch`, -1 for none.
+
+    What was kept at `epoch` or later is of steps that were lost and are done again.
+    """
+    try:
+        facts = _best_facts(folder)
+    except InputError:
+        return -1.0
+    return float(facts["val_auroc"]) if facts["epoch"] < epoch else -1.0
+
+
+def _best_weights(folder: Path) -> dict[str, Tensor]:
+    _best_facts(folder)
+    return load_file(folder / "weights.safetensors")

@@ -1,6 +1,7 @@
 """The run folder: one run in it, locked while it runs, resumed only with the same settings."""
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -12,7 +13,7 @@ import torch
 
 from selftaught import __version__, distributed
 from selftaught.errors import InputError, MachineError
-from selftaught.files import machine_errors, write_atomic
+from selftaught.files import machine_errors, sha256, write_atomic
 from selftaught.training.config import Config, dump, flatten, read_yaml
 
 # Settings that change how fast, not what, and the manifest, which is compared by content.
@@ -41,6 +42,7 @@ FREE = (
 # Settings that may change until the first centre is drawn.
 LATE = ("finetune.", "score.")
 LOCK = ".lock"
+SEAL = "# SHA-256 of the above: "
 # What a run killed before it wrote config.yaml may have left.
 BEGUN = {
     name
@@ -141,6 +143,7 @@ def claim(config: Config) -> Path:
         )
     saved = run / "config.yaml"
     if saved.exists():
+        _check_seal(saved)
         if config.engine.resume == "never":
             raise InputError(
                 f"out: {run} already holds a run and engine.resume is never; choose another folder"
@@ -188,9 +191,34 @@ def describe(run: Path, config: Config, image_root: Path, digest: str) -> None:
         "world_size": distributed.world_size(),
         "image_root": str(image_root),
         "manifest_sha256": digest,
+        "split_sha256": sha256(run / "split.csv"),
     }
     write_atomic(run / "environment.json", json.dumps(facts, indent=1) + "\n")
-    write_atomic(run / "config.yaml", dump(config))
+    write_settings(run, config)
+
+
+def write_settings(run: Path, config: Config) -> None:
+    """Write config.yaml, its checksum in a comment at its end."""
+    text = dump(config)
+    write_atomic(run / "config.yaml", f"{text}{SEAL}{_digest(text)}\n")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_seal(path: Path) -> None:
+    """Refuse settings that were edited in the folder: what is compared would be what was edited.
+
+    Raises:
+        InputError: config.yaml is not as it was written.
+    """
+    text, seal, digest = path.read_text(encoding="utf-8", errors="replace").partition(SEAL)
+    if seal and digest.strip() != _digest(text):
+        raise InputError(
+            f"{path}: was edited since the run wrote it; allowed: that text, and changed settings "
+            "as options of the command"
+        )
 
 
 def environment(run: Path) -> dict[str, Any]:

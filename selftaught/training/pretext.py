@@ -88,7 +88,7 @@ def _untrained(config: Config, images: Images, device: torch.device) -> Checkpoi
         with torch.no_grad(), open_plain(images, config.finetune.augment) as pipeline:
             task.train()
             for batch in pipeline.batches((0, rows[i : i + 32]) for i in range(0, len(rows), 32)):
-                if len(batch.ids):
+                if len(batch.ids) > 1:  # one image may have no statistics
                     task.embedder(batch.views[:, 0].to(device))
     return Checkpoint(step=0, weights=task.state_dict(), optimizer={}, figures={})
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from selftaught import distributed
+from selftaught.data.prepare.progress import Console
 from selftaught.files import machine_errors, write_atomic
 
 SECONDS_BETWEEN_LINES = 60.0
@@ -118,7 +118,9 @@ class Reporter:
     def warn(self, stage: str, message: str, **figures: Any) -> None:
         """Print a warning and keep it for the report."""
         self.say(f"warning: {stage}: {message}")
-        self.log(kind="warning", stage=stage, message=message, **figures)
+        entry = {"kind": "warning", "stage": stage, "message": message, **figures}
+        if self.main and entry not in self.lines():  # said again by each start of the run
+            self.log(**entry)
 
     def start_bar(self, stage: str, total: int, done: int) -> None:
         """Begin the progress of a stage that takes `total` steps."""

@@ -104,7 +104,7 @@ def finish_finetune(
     device: torch.device,
 ) -> None:
     """Fine-tune, then write model/ (last epoch) and model-best/ (best validated epoch)."""
-    if (place / "model" / "model.json").exists():
+    if (place / "model" / "model.json").exists() and not finetune.is_damaged(place):
         return
     finetune.finetune(config, images, place, reporter, stopper, device)
     best = (place / "checkpoints" / "best" / "best.json").exists()

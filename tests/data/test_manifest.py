@@ -1,4 +1,5 @@
 import hashlib
+import os
 import time
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from selftaught.cli.main import main
 from selftaught.data.manifest import Manifest, read_manifest
 from selftaught.errors import InputError
 
@@ -364,3 +366,15 @@ def test_existence_is_checked_by_listing_folders(tmp_path, monkeypatch):
     (tmp_path / names[567]).unlink()
     with pytest.raises(InputError, match=f'manifest.csv row 569: path "{names[567]}" was not'):
         read_manifest(path)
+
+
+def test_a_file_name_that_is_not_utf8_is_named(tmp_path, capsys):
+    films = tmp_path / "films"
+    films.mkdir()
+    name = b"bild\xfc5.png"
+    with open(os.fsencode(films) + b"/" + name, "wb") as handle:
+        handle.write(b"x")
+    for words in (["prepare", str(films)], ["score", "m", "--data.manifest", str(films)]):
+        assert main([*words, "--out", str(tmp_path / "out.csv")]) == 2
+        said = capsys.readouterr().err
+        assert '"bild\\udcfc5.png"; allowed: a name in UTF-8 (rename the file)' in said

@@ -234,3 +234,19 @@ def test_bad_images_are_not_compared(tmp_path: Path) -> None:
     assert checked.hashed.tolist() == [True, False, False, False] and done == [1, 2, 3, 4]
     assert [one.sample for one in checked.problems] == [1, 3]
     assert np.array_equal(checked.hashes[0], perceptual_hash(read_grey(files[0])))
+
+
+@pytest.mark.parametrize("blank", [("val",), ("train", "val"), SETS])
+def test_sets_without_an_image_that_can_be_compared(tmp_path: Path, blank: tuple[str, ...]) -> None:
+    names, sets = [], []
+    for number in range(9):
+        name, own = f"{number}.png", SETS[number % 3]
+        image = np.zeros((40, 30), np.uint8) if own in blank else picture(number)
+        cv2.imwrite(str(tmp_path / name), image)
+        names.append(name)
+        sets.append(own)
+    frame = pd.DataFrame({"path": names, "split": sets, "patient": "", "label": 0})
+    checked = check_images([tmp_path / name for name in names], hashes=True)
+    found = find_leakage(frame, checked.hashes, checked.hashed).facts["near_duplicates"]
+    assert found["pairs"] == 0
+    assert found["not_compared"] == 3 * len(blank)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from selftaught.cli.main import main
-from selftaught.training import checkpoint, folder
+from selftaught.training import checkpoint, finetune, folder
 from tests.faults.injected import At
 from tests.faults.ranks import start
 from tests.tiny import options, write_images
@@ -176,6 +176,71 @@ def test_a_damaged_best_epoch_is_told_and_the_last_one_serves(manifest, tmp_path
         assert "damaged file; model-best is not written" in said.out + said.err
         assert not (run / "model-best").exists()
         assert (run / "model" / "encoder.safetensors").read_bytes() == weights, "one epoch only"
+
+
+@pytest.fixture(scope="module")
+def finished(manifest, tmp_path_factory):
+    run = tmp_path_factory.mktemp("finished") / "run"
+    arguments = options(manifest, run, **{"pretext.epochs": 1, "finetune.epochs": 2})
+    assert main(["run", *arguments]) == 0
+    return run
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def test_a_damaged_last_checkpoint_of_a_run_that_has_its_model_is_made_again(finished, copy):
+    (copy / "scores.csv").unlink()
+    newest = sorted((copy / "checkpoints" / "finetune").glob("step-*"))[-1]
+    flip(newest / "weights.safetensors")
+    assert main(["run", "--out", str(copy)]) == 0
+    for name in ("scores.csv", "model/encoder.safetensors", "model-best/encoder.safetensors"):
+        assert (copy / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_model_outlives_its_checkpoints(copy):
+    shutil.rmtree(copy / "checkpoints")
+    before = content(copy)
+    main(["finetune", "--out", str(copy)])
+    assert {path: data for path, data in content(copy).items() if "model" in path.parts} == {
+        path: data for path, data in before.items() if "model" in path.parts
+    }
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("config.yaml", "seed: 3", "seed: 4", "config.yaml: was edited since the run wrote it"),
+        ("split.csv", "test", "train", "split.csv: was edited since this run began"),
+    ],
+)
+def test_what_a_run_wrote_and_was_edited_is_refused(copy, capsys, file, old, new, said):
+    path = copy / file
+    whole = path.read_text()
+    path.write_text(whole.replace(old, new, 1))
+    assert main(["run", "--out", str(copy)]) == 2
+    assert said in capsys.readouterr().err
+    path.write_text(whole)
+    assert main(["run", "--out", str(copy), "--data.cache_gib", "1"]) == 0
+    assert main(["run", "--out", str(copy)]) == 0, "the seal follows a setting that may change"
+
+
+def test_an_edited_copy_of_the_settings_serves_another_run(copy, manifest, tmp_path):
+    other = tmp_path / "other.yaml"
+    text = (copy / "config.yaml").read_text()
+    other.write_text(text.replace("seed: 3", "seed: 4"))
+    out = str(tmp_path / "second")
+    assert main(["pretrain", "--config", str(other), "--out", out]) == 0
+
+
+def test_the_best_epoch_is_what_was_kept_and_not_what_was_logged(copy):
+    kept = copy / "checkpoints" / "best"
+    assert finetune._best_before(kept, 99) >= 0
+    assert finetune._best_before(kept, 0) == -1.0, "of steps that are done again"
+    flip(kept / "weights.safetensors")
+    assert finetune._best_before(kept, 99) == -1.0
 
 
 def test_no_decision_depends_on_the_clock():

@@ -32,3 +32,12 @@ def test_other_threads_still_tell(tmp_path, monkeypatch):
         other.start()
         other.join()
     assert heard == [FileNotFoundError]
+
+
+def test_a_warning_that_each_start_says_is_logged_once(tmp_path, capsys):
+    for _ in range(3):
+        with Reporter(tmp_path) as reporter:
+            reporter.warn("pretext", "few negatives", epoch=0, step=0)
+            reporter.warn("pretext", "few negatives", epoch=1, step=0)
+    assert [line["epoch"] for line in reporter.lines()] == [0, 1]
+    assert capsys.readouterr().err.count("warning: pretext: few negatives") == 6

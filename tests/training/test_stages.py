@@ -2,8 +2,11 @@
 
 import dataclasses
 
+import numpy as np
+import pytest
 import torch
 
+from selftaught.training import pretext
 from selftaught.training.finetune import initial_centers
 from selftaught.training.loop import Schedule
 from selftaught.training.stages import new_embedder, total_steps
@@ -78,3 +81,13 @@ def test_steps_follow_the_batch_and_the_training_set(config, images):
     assert total_steps(config.finetune, "finetune", images, 1) == 150 * 1
     none = dataclasses.replace(config.pretext, method="none")
     assert total_steps(none, "pretext", images, 1) == 0
+
+
+@pytest.mark.parametrize("count", [33, 34])
+def test_untrained_weights_need_no_batch_of_two_at_the_end(config, images, count):
+    config = dataclasses.replace(config, pretext=dataclasses.replace(config.pretext, method="none"))
+    frame = images.frame.iloc[np.arange(count) % 20].reset_index(drop=True)
+    more = dataclasses.replace(images, frame=frame)
+    weights = pretext._untrained(config, more, torch.device("cpu")).weights
+    steps = [value for name, value in weights.items() if name.endswith("num_batches_tracked")]
+    assert {int(one) for one in steps} == {1 if count == 33 else 2}

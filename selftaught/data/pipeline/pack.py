@@ -24,10 +24,11 @@ import hashlib
 import io
 import json
 import mmap
+import os
 import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -93,6 +94,7 @@ class Pack:
             raise _damaged(folder, "has records that do not fit its shards")
         self.slots = {name: slot for slot, name in enumerate(self.names)}
         self._maps: dict[int, np.ndarray] = {}
+        self._files: dict[int, BinaryIO] = {}
         self._checked = np.zeros(len(self.names), bool)
 
     def __len__(self) -> int:
@@ -146,14 +148,22 @@ class Pack:
 
     def _block(self, record: np.ndarray, start: str) -> np.ndarray:
         """The (bytes,) of an image or mask."""
-        first = int(record[start])
-        return self._map(int(record["shard"]))[first : first + _length(record, start)]
+        first, number = int(record[start]), int(record["shard"])
+        mapped = self._map(number)
+        # Reading beyond the end of a mapped file that was cut kills the process.
+        if os.fstat(self._files[number].fileno()).st_size < len(mapped):
+            raise BadImage(
+                self.folder / self._shards[number]["file"],
+                "was cut while it was read; run `selftaught prepare` again",
+            )
+        return mapped[first : first + _length(record, start)]
 
     def _map(self, shard: int) -> np.ndarray:
         found = self._maps.get(shard)
         if found is None:
-            with (self.folder / self._shards[shard]["file"]).open("rb") as handle:
-                mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            handle = (self.folder / self._shards[shard]["file"]).open("rb")
+            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            self._files[shard] = handle
             found = self._maps.setdefault(shard, np.frombuffer(mapped, np.uint8))
         return found
 

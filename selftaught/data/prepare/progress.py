@@ -3,7 +3,7 @@
 import sys
 import time
 
-from rich.console import Console
+from rich.console import Console as RichConsole
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -14,6 +14,14 @@ from rich.progress import (
 )
 
 SECONDS_BETWEEN_LINES = 60.0
+
+
+class Console(RichConsole):
+    """Goes on in silence where nobody reads standard error any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Write no more."""
+        self.quiet = True
 
 
 class Bar:

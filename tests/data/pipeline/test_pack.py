@@ -1,6 +1,7 @@
 """The pack: written, mapped, checked; a manifest of it reads like one of files."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
@@ -249,3 +250,18 @@ def test_a_pack_written_again_is_seen(folder: Path) -> None:
     image = np.full((9, 9), 7, np.uint8)
     write_pack(folder, [Packable("part/a 0, x.png", image, None, 7, 7)], size=9)
     np.testing.assert_array_equal(read_grey(path), image)
+
+
+def test_a_shard_that_is_cut_while_it_is_open_is_a_bad_image(folder: Path) -> None:
+    pack = Pack(folder)
+    whole = [pack.image(slot).copy() for slot in range(len(pack))]
+    (shard,) = (folder / "shards").iterdir()
+    data = shard.read_bytes()
+    os.truncate(shard, 8)
+    for slot in range(len(pack)):
+        masked = int(pack.records[slot]["mask_offset"] >= 0)
+        for read in (pack.image, *[pack.mask] * masked):
+            with pytest.raises(BadImage, match="was cut while it was read"):
+                read(slot)
+    shard.write_bytes(data)
+    assert all(np.array_equal(pack.image(slot), one) for slot, one in enumerate(whole))
