@@ -145,6 +145,42 @@ class At:
         Reporter.advance = advance_and_act
 
 
+class InValidation:
+    """The signal `number` to rank `rank` in a validation of fine-tuning.
+
+    Args:
+        number: of the signal.
+        rank: who gets it.
+        turn: 0-based, which validation of this process.
+        batch: 0-based, of those that it embeds.
+    """
+
+    def __init__(self, number, rank, turn=0, batch=1):
+        self.number, self.rank, self.turn, self.batch = number, rank, turn, batch
+
+    def __call__(self, rank):
+        if rank != self.rank:
+            return
+        from selftaught.training.finetune import FinetuneStage
+        from selftaught.training.inputs import Images
+
+        self.turns, self.batches = -1, 0
+        scores, skipped = FinetuneStage._validation_scores, Images.skipped
+
+        def begin(stage):
+            self.turns, self.batches = self.turns + 1, 0
+            return scores(stage)
+
+        def look(images, stage, *arguments):
+            if stage == "validation":
+                if (self.turns, self.batches) == (self.turn, self.batch):
+                    send(self.number)
+                self.batches += 1
+            skipped(images, stage, *arguments)
+
+        FinetuneStage._validation_scores, Images.skipped = begin, look
+
+
 def send(number):
     """The signal to this process itself, told to stdout."""
     print(f"sent at {time.time()}", flush=True)

@@ -1,4 +1,4 @@
-"""A second signal: the echo of a launcher is the first one again, one seconds later ends at once."""
+"""A second signal: the echo of a launcher is the first one again, a later one ends it at once."""
 
 import json
 import signal
