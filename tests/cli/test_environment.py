@@ -123,7 +123,7 @@ def test_run(bare, images, tmp_path):
 
 
 @pytest.mark.xfail(strict=True, reason="it ends in the traceback of a UnicodeEncodeError")
-@pytest.mark.parametrize("command", ["prepare", "score"])
+@pytest.mark.parametrize("command", ["prepare", pytest.param("score", marks=pytest.mark.slow)])
 def test_names_that_the_locale_cannot_write(bare, images, score_words, tmp_path, command):
     given = {"prepare": prepare_words(images, tmp_path / "out"), "score": score_words}
     code, said = bare(given[command], ASCII)
