@@ -145,6 +145,42 @@ class At:
         Reporter.advance = advance_and_act
 
 
+class InValidation:
+    """The signal `number` to rank `rank` in a validation of fine-tuning.
+
+    Args:
+        number: of the signal.
+        rank: who gets it.
+        turn: 0-based, which validation of this process.
+        batch: 0-based, of those that it embeds.
+    """
+
+    def __init__(self, number, rank, turn=0, batch=1):
+        self.number, self.rank, self.turn, self.batch = number, rank, turn, batch
+
+    def __call__(self, rank):
+        if rank != self.rank:
+            return
+        from selftaught.training.finetune import FinetuneStage
+        from selftaught.training.inputs import Images
+
+        self.turns, self.batches = -1, 0
+        scores, skipped = FinetuneStage._validation_scores, Images.skipped
+
+        def begin(stage):
+            self.turns, self.batches = self.turns + 1, 0
+            return scores(stage)
+
+        def look(images, stage, *arguments):
+            if stage == "validation":
+                if (self.turns, self.batches) == (self.turn, self.batch):
+                    send(self.number)
+                self.batches += 1
+            skipped(images, stage, *arguments)
+
+        FinetuneStage._validation_scores, Images.skipped = begin, look
+
+
 def send(number):
     """The signal to this process itself, told to stdout."""
     print(f"sent at {time.time()}", flush=True)
@@ -194,18 +230,34 @@ class Recording(EachStep):
 
 
 class BadNumber(EachStep):
-    """Rank `rank` meets a number that is not finite at 0-based `step`."""
+    """Rank `rank` meets a number that is not finite.
 
-    def __init__(self, rank, step):
-        self.rank, self.step = rank, step
+    Args:
+        rank: who meets it.
+        step: 0-based.
+        stage: whose step.
+        part: 0-based micro-batch that it is in.
+        parts: micro-batches of a step.
+    """
+
+    def __init__(self, rank, step, stage="pretext", part=0, parts=1):
+        self.rank, self.step, self.stage, self.part, self.parts = rank, step, stage, part, parts
 
     def __call__(self, rank):
         if rank == self.rank:
             super().__call__(rank)
 
     def at(self, step, engine, batch, files):
-        if step == self.step:
+        if step == self.step and type(engine.task).__name__ == f"{self.stage.title()}Task":
+            self.passes = 0
+            chunk = batch["ids"].chunk(self.parts)[self.part]
+            print("images " + " ".join(files(chunk)), flush=True)
             self.spoil(engine, batch, files)
+
+    def here(self):
+        """Whether this forward pass is one of that micro-batch."""
+        self.passes += 1
+        return (self.passes - 1) % self.parts == self.part
 
     def spoil(self, engine, batch, files):
         """Put it there; the run does not outlive the step."""
@@ -213,11 +265,12 @@ class BadNumber(EachStep):
 
 
 class BadPixels(BadNumber):
-    """A NaN in the second image of the batch."""
+    """A NaN in the second image of the micro-batch."""
 
     def spoil(self, engine, batch, files):
-        batch["views"][1, 0, 0, 3, 3] = float("nan")
-        print("bad file " + files(batch["ids"])[1], flush=True)
+        image = self.part * len(batch["ids"]) // self.parts + 1
+        batch["views"][image, 0, 0, 3, 3] = float("nan")
+        print("bad file " + files(batch["ids"])[image], flush=True)
 
 
 class BadLoss(BadNumber):
@@ -228,7 +281,7 @@ class BadLoss(BadNumber):
 
         def divided_by_zero(batch):
             out = forward(batch)
-            return out | {"loss": out["loss"] / 0}
+            return out | {"loss": out["loss"] / 0} if self.here() else out
 
         engine.forward = divided_by_zero
 
@@ -238,6 +291,7 @@ class BadGradient(BadNumber):
 
     def spoil(self, engine, batch, files):
         def hook(module, inputs, outputs):
-            outputs[1].register_hook(lambda gradient: gradient * float("nan"))
+            if self.here():
+                outputs[1].register_hook(lambda gradient: gradient * float("nan"))
 
         engine.task.embedder.register_forward_hook(hook)

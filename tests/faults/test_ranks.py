@@ -25,6 +25,9 @@ RESULTS = (
 pytestmark = pytest.mark.timeout(900)
 # One image a forward pass, so that there are several passes to be stopped between.
 SHORT = {"score.batch_size": 1, "pretext.epochs": 2, "finetune.epochs": 2}
+# Fine-tuning begins at once; two micro-batches of two images to a rank.
+UNTRAINED = {"pretext.method": "none"}
+HALVES = {"engine.accumulate": 2}
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 SLOW_DEEPSPEED = [
     pytest.mark.slow,
@@ -201,9 +204,26 @@ def test_a_late_rank_is_named_when_time_is_up(whole, tmp_path):
         pytest.param(BadPixels(1, 2), {}, id="pixels"),
         pytest.param(BadGradient(1, 2), {}, id="gradient"),
         pytest.param(BadLoss(1, 2), {}, id="loss", marks=pytest.mark.slow),
+        pytest.param(BadPixels(1, 2, "finetune"), UNTRAINED, id="pixels in fine-tuning"),
+        pytest.param(BadGradient(1, 2, "finetune", 1, 2), UNTRAINED | HALVES, id="fine-tuning"),
+        pytest.param(
+            BadLoss(1, 2, "pretext", 1, 2), HALVES, id="loss, second half", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            BadPixels(1, 2, "pretext", 1, 2),
+            HALVES,
+            id="pixels, second half",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(BadLoss(1, 2), zero(0), id="ZeRO 0", marks=SLOW_DEEPSPEED),
         pytest.param(BadPixels(1, 2), zero(1), id="ZeRO 1", marks=SLOW_DEEPSPEED),
         pytest.param(BadGradient(1, 2), zero(2), id="ZeRO 2", marks=SLOW_DEEPSPEED),
+        pytest.param(
+            BadGradient(1, 2, "finetune", 1, 2),
+            UNTRAINED | HALVES | zero(2),
+            id="ZeRO 2, second half",
+            marks=SLOW_DEEPSPEED,
+        ),
     ],
 )
 def test_a_bad_number_on_one_rank_stops_all_before_the_update(whole, tmp_path, fault, more):
@@ -218,12 +238,15 @@ def test_a_bad_number_on_one_rank_stops_all_before_the_update(whole, tmp_path, f
         assert "rank 1: loss" in line
         assert "rank 0: loss" not in line
         assert ".png" in line
+    images = ranks.said(1).split("images ")[1].splitlines()[0].split()
+    assert len(images) == 4 // fault.parts
     if isinstance(fault, BadPixels):
         bad = ranks.said(1).split("bad file ")[1].split()[0]
         assert line.endswith(f"pixels of files: {bad}")
     if isinstance(fault, BadGradient):
-        assert "parameters with a bad gradient when computed again, files: " in line
-    found, problems = checkpoint.newest(run / "checkpoints" / "pretext")
+        named = line.split("parameters with a bad gradient when computed again, files: ")[1]
+        assert sorted(named.split(", ")) == sorted(images)
+    found, problems = checkpoint.newest(run / "checkpoints" / fault.stage)
     assert (found.step, problems) == (2, [])
     assert all(value.isfinite().all() for value in found.weights.values())
 

@@ -74,6 +74,14 @@ def test_two_torchrun_agents_on_loopback_are_one_run(manifest, tmp_path):
     assert_finished(tmp_path / "run", 2)
 
 
+@pytest.mark.slow
+def test_one_agent_of_a_range_begins_alone(manifest, tmp_path):
+    arguments = ["run", *options(manifest, tmp_path / "run", **SHORT)]
+    meet = {"NODES": "1:2", "HEAD": f"127.0.0.1:{free_port()}", "RANKS": "2"}
+    end(start("torchrun.sh", arguments, **meet))
+    assert_finished(tmp_path / "run", 2)
+
+
 @pytest.fixture
 def two_hosts():
     """Two network namespaces joined by a cable; their names and the first one's address."""
@@ -194,6 +202,20 @@ def test_score_under_deepspeeds_launcher(manifest, tmp_path):
     words = ["score", str(run / "model"), "--data.manifest", str(manifest), "--out"]
     end(start("deepspeed.sh", [*words, str(tmp_path / "a.csv")], RANKS="2", PORT=str(free_port())))
     assert len(pd.read_csv(tmp_path / "a.csv")) == 48
+
+
+@pytest.mark.slow
+def test_deepspeeds_launcher_with_a_host_file(manifest, tmp_path):
+    pytest.importorskip("deepspeed")
+    hosts = tmp_path / "my hosts"
+    hosts.write_text("localhost slots=2\n")
+    # It asks the first host for its name, this one too.
+    (tmp_path / "ssh").write_text("#!/bin/sh\nexec hostname\n")
+    (tmp_path / "ssh").chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), environment()["PATH"]])
+    arguments = ["run", *options(manifest, tmp_path / "run", **SHORT)]
+    end(start("deepspeed.sh", arguments, HOSTS=str(hosts), PATH=path))
+    assert_finished(tmp_path / "run", 2)
 
 
 SRUN = """#!/bin/bash

@@ -65,7 +65,7 @@ def jobs(half):
 @pytest.fixture(scope="module")
 def ranks(single):
     """name -> what every rank returned, by number of ranks; pools run at once."""
-    alone = {f"zero{s}": (cases.train, (zero(s),)) for s in (1,) if HAS_DEEPSPEED}
+    alone = {f"zero{s}": (cases.train, (zero(s),)) for s in (0, 1, 2) if HAS_DEEPSPEED}
     given = {
         2: jobs(single["sgd half"]),
         4: {"ddp": (cases.train, (cases.base(),))},
@@ -99,9 +99,11 @@ def test_deepspeed_repeats_one_process(single, ranks, stage):
     assert_repeats(ranks[2], f"zero{stage} sgd", single["sgd"])
 
 
-@needs_deepspeed
-def test_deepspeed_in_one_process(single, ranks):
-    assert_repeats(ranks[1], "zero1", single["sgd"])
+@pytest.mark.parametrize("stage", ZERO)
+def test_deepspeed_in_one_process(single, ranks, stage):
+    assert_repeats(ranks[1], f"zero{stage}", single["sgd"])
+    for name, value in ranks[1][0][f"zero{stage}"]["state"].items():
+        assert value.shape == single["sgd"]["state"][name].shape
 
 
 @needs_deepspeed
