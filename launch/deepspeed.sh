@@ -15,7 +15,7 @@ RANKS=${RANKS:-$((gpus > 0 ? gpus : 1))}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 if [ -n "${HOSTS:-}" ]; then
-    where=(--hostfile "$HOSTS")
+    where=(--hostfile "$HOSTS" --master_port "${PORT:-29500}")
 else
     where=(--num_gpus "$RANKS" --master_port "${PORT:-29500}")
 fi

@@ -166,6 +166,12 @@ def guarded(name: str, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         complain("interrupted; the same command goes on from the last checkpoint")
         return 130
+    except UnicodeEncodeError as error:
+        complain(
+            f"{ascii(error.object)} cannot be a file's name in this locale ({error.encoding}); "
+            "allowed: a UTF-8 locale, such as LC_ALL=C.UTF-8"
+        )
+        return 2
     except OSError as error:
         if error.errno in FULL_DISK or error.errno == errno.EIO:
             complain(f"{error.filename or 'disk'}: {error.strerror}; the last checkpoint is intact")

@@ -55,7 +55,9 @@ def compile_encoder(
     encoder = engine.task.embedder.encoder
     eager = encoder.forward
     before = statistics.median(_passes(engine, batch, 1 + TIMED)[1:])
-    compiled = torch.compile(eager)
+    # One shape: kernels for any size, which a second stage would get, round in another way than
+    # those of a run that goes on with that stage.
+    compiled = torch.compile(eager, dynamic=False)
 
     def forward(x: Tensor) -> Tensor:
         training = encoder.training and torch.is_grad_enabled()

@@ -244,6 +244,9 @@ def save(engine: Engine, folder: Path, step: int, figures: dict[str, Any]) -> No
     engine.sync_buffers()
     engine.task.before_save()
     optimizer = engine.state()
+    # Every rank goes on from what the first one saves, and the epoch's loss is the ranks' mean.
+    sums = distributed.gather_objects(figures["loss_sum"])
+    figures = figures | {"loss_sum": sum(sums) / len(sums)}
     if distributed.is_main():
         weights: dict[str, Tensor] = engine.task.state_dict()
         checkpoint.save(

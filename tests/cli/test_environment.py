@@ -122,7 +122,6 @@ def test_run(bare, images, tmp_path):
     assert set(NAMES) <= set(source) and (run / "report.html").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="it ends in the traceback of a UnicodeEncodeError")
 @pytest.mark.parametrize("command", ["prepare", pytest.param("score", marks=pytest.mark.slow)])
 def test_names_that_the_locale_cannot_write(bare, images, score_words, tmp_path, command):
     given = {"prepare": prepare_words(images, tmp_path / "out"), "score": score_words}

@@ -96,7 +96,6 @@ def test_other_signals_in_other_validations(whole, tmp_path, rank, epoch, number
     assert_same(run, whole[1])
 
 
-@pytest.mark.xfail(strict=True, reason="only rank 0's losses of the epoch are saved")
 def test_the_epochs_loss_is_that_of_all_ranks(whole, stopped):
     found, expected = ([line["loss"] for line in lines(run)] for run in (stopped, whole[1]))
     assert found == pytest.approx(expected)

@@ -93,5 +93,5 @@ def test_deepspeed_on_this_machine_alone(told):
 
 def test_deepspeed_on_the_machines_of_a_host_file(told):
     words, variables = told("deepspeed.sh", RUN, GPUS="8", HOSTS="my hosts", RANKS="2")
-    assert words == deepspeed("--hostfile", "my hosts")
+    assert words == deepspeed("--hostfile", "my hosts", "--master_port", "29500")
     assert variables == ["OMP_NUM_THREADS=1"]

@@ -128,10 +128,7 @@ def assert_same_bits(place, expected):
 
 @pytest.mark.parametrize("stage", [
     pytest.param("pretext", marks=SLOW),
-    pytest.param("finetune", marks=(*SLOW, pytest.mark.xfail(
-        strict=True,
-        reason="compiled after the pretext stage, fine-tuning has kernels for any batch size",
-    ))),
+    pytest.param("finetune", marks=SLOW),
 ])  # fmt: skip
 def test_a_compiled_run_that_is_stopped_goes_on_with_the_same_bits(whole, tmp_path, stage):
     manifest, expected = whole

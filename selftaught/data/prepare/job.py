@@ -4,13 +4,15 @@ import fcntl
 import json
 import os
 import shutil
+import signal
+import threading
 import warnings
 from collections.abc import Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import asdict
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,7 @@ def _finished(
             yield number
         return
     others = set(active_children())
+    start_tracker()
     pool = ProcessPoolExecutor(
         min(workers, len(todo)), mp_context=get_context("spawn"), initializer=start_worker
     )
@@ -202,3 +205,17 @@ def _finished(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def start_tracker() -> None:
+    """Start what watches over workers' resources deaf to USR1, as Python makes it to TERM and INT.
+
+    A signal to the whole process group would end it, and it would say so at length.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGUSR1"):
+        return
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.signal(signal.SIGUSR1, before)

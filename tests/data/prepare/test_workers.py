@@ -101,14 +101,11 @@ def test_a_killed_worker_ends_the_job_with_3_in_one_line(begun, tmp_path, monkey
 
 
 STOPPED = "selftaught: stopped by a signal; what was done is saved, the same command goes on"
-NOISY = pytest.mark.xfail(
-    strict=True, reason="USR1 ends Python's resource tracker, which tells of it at length"
-)
 
 
 @pytest.mark.parametrize(
     ("send", "alone"),
-    [(os.kill, True), (os.killpg, False), pytest.param(os.killpg, True, marks=NOISY)],
+    [(os.kill, True), (os.killpg, False), (os.killpg, True)],
     ids=["to the command", "to all its processes", "to all, in one line"],
 )
 def test_usr1_ends_a_job_and_it_goes_on(begun, tmp_path, monkeypatch, send, alone):
