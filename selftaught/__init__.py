@@ -11,7 +11,13 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "Detector":
-        from selftaught.detector import Detector
-
+        try:
+            from selftaught.detector import Detector
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"Detector needs the package {error.name}; install it by: "
+                "pip install selftaught[train]",
+                name=error.name,
+            ) from error
         return Detector
     raise AttributeError(f"module 'selftaught' has no attribute {name!r}")

@@ -60,6 +60,9 @@ class Detector:
         pipeline: Executor = "auto",
     ) -> None:
         """Wrap parts that are in memory; `Detector.load` reads them from a model folder."""
+        if pipeline not in get_args(Executor):
+            allowed = ", ".join(get_args(Executor))
+            raise InputError(f"data.pipeline {pipeline!r}: allowed: {allowed}")
         default = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device or default)
         self.embedder = embedder.to(self.device).eval().requires_grad_(False)
@@ -81,15 +84,19 @@ class Detector:
         """Read a model folder.
 
         Args:
-            folder: written by `selftaught run` (RUN/model) or `save_model`.
+            folder: written by `save_model`, or a run folder, whose `model` is meant.
             device: where to compute; a GPU if there is one unless given.
             pipeline: opencv on CPU threads, dali on `device`; auto = dali on a GPU where it is
-                installed and the preprocessing allows it. Scores agree within rounding.
+                installed and the preprocessing allows it. Their views agree within a grey level on
+                average, so scores differ a little: compare scores of one pipeline.
 
         Raises:
             InputError: the folder is incomplete, damaged or holds another kind of model.
         """
-        return cls(*load_model(Path(folder)), device=device, pipeline=pipeline)
+        folder = Path(folder)
+        if not (folder / "model.json").exists() and (folder / "model").is_dir():
+            folder = folder / "model"
+        return cls(*load_model(folder), device=device, pipeline=pipeline)
 
     def score(
         self,

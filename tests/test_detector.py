@@ -153,9 +153,9 @@ def test_the_executor_is_chosen_as_in_training(
     assert abs(without_mask - expected[1]) > 2 * abs(found[1] - expected[1])
 
 
-def test_an_executor_that_is_none_is_refused(folder, paths):
+def test_an_executor_that_is_none_is_refused(folder):
     with pytest.raises(InputError, match="data.pipeline 'pillow': allowed: auto, opencv, dali"):
-        Detector.load(folder, device="cpu", pipeline="pillow").score(paths)
+        Detector.load(folder, device="cpu", pipeline="pillow")
 
 
 def test_a_model_of_masked_images_says_so(embedder, centers, paths):

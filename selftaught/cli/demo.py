@@ -24,6 +24,12 @@ def main(arguments: Sequence[str]) -> None:
     from selftaught.training.run import run
 
     out = Path(options.out)
+    others = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if strange := [name for name in others if name not in ("images", "run")]:
+        raise InputError(
+            f"out: {out} holds other files, such as {strange[0]}; allowed: a folder that is new, "
+            "empty or this demo's"
+        )
     manifest = out / "images" / "manifest.csv"
     if not manifest.exists():
         print(f"drawing {options.images} synthetic radiographs", flush=True)

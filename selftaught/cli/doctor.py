@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from selftaught import __version__, distributed
-from selftaught.cli.options import build_parser, parse
+from selftaught.errors import InputError
 
 # Package, module, what it is for.
 PARTS = (
@@ -71,10 +71,15 @@ def fabric() -> list[str]:
 
 def main(arguments: Sequence[str]) -> None:
     """Print versions, devices and backends."""
-    parse(build_parser("doctor", "What is here, which backend is taken, and why."), arguments)
+    # By hand: the parser's package is not among those that the losses alone bring.
+    if any(word in ("-h", "--help") for word in arguments):
+        print("usage: selftaught doctor\n\nWhat is here, which backend is taken, and why.")
+        raise SystemExit(0)
+    if arguments:
+        raise InputError(f"doctor: unknown option {arguments[0]!r}; allowed: none")
     import torch
 
-    from selftaught.kernels.dispatch import backend_table
+    from selftaught.kernels.dispatch import backend_table, requested
 
     print(f"selftaught {__version__}, Python {platform.python_version()}, {platform.platform()}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -94,4 +99,8 @@ def main(arguments: Sequence[str]) -> None:
         mark = "*" if row.chosen else " "
         state = "available" if row.available else row.reason
         print(f"  {mark} {row.op:<15} {row.device:<5} {row.backend:<10} {state}")
+    try:
+        requested(None)
+    except InputError as error:
+        print(f"  none is taken: {error}")
     print("  * = taken; SELFTAUGHT_BACKEND or the argument `backend` chooses another")

@@ -30,6 +30,9 @@ def main(arguments: Sequence[str]) -> None:
     if "path" in scores and not scores["path"].is_unique:
         twice = scores["path"][scores["path"].duplicated()].iloc[0]
         raise InputError(f"{table}: {show(twice)} appears twice; allowed: each image once")
+    for column in ("path", "label", "score"):
+        if column not in scores:
+            raise InputError(f"{table}: column {column} is missing, found: {list(scores.columns)}")
     if "split" not in scores:
         scores["split"] = ""
     if not (scores["split"] != "").any():

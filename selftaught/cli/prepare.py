@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from selftaught.cli.options import build_parser, parse
 from selftaught.environment import launched
+from selftaught.errors import InputError
 
 if TYPE_CHECKING:
     from selftaught.data.prepare.config import PrepareConfig
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str]) -> None:
     for name in ("config", "source", "out", "check"):
         settings.pop(name, None)
     config = PrepareConfig(**settings)
+    if options.check and not Path(options.check).is_file():
+        raise InputError(f"check: {options.check}: no such file; allowed: a set's truth.json")
     summary = prepare_on_first_rank(Path(options.source), Path(options.out), config, options.check)
     if summary is not None:
         summary.check(config.bad_limit)

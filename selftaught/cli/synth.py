@@ -9,6 +9,8 @@ from selftaught.errors import InputError
 
 def main(arguments: Sequence[str]) -> None:
     """Write images, masks, manifest and ground truth."""
+    from selftaught.data.synthetic.export import FORMATS
+
     parser = build_parser("synth", "Write synthetic radiographs with labels and ground truth.")
     parser.add_argument(
         "--out", type=str, required=True, help="folder to write; new, empty or this set's"
@@ -20,7 +22,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--severity", type=float, default=0.6, help="of abnormalities, 0 to 1")
     parser.add_argument("--clutter", type=bool, default=True, help="carriers, frames, inverted")
     parser.add_argument(
-        "--formats", type=list[str], default=["png8"], help="[png8,png16,jpeg]; mixed"
+        "--formats",
+        type=list[str],
+        default=["png8"],
+        help=f"some of {', '.join(FORMATS)}, such as [png8,jpeg]",
     )
     parser.add_argument("--layout", type=str, default="manifest", help="manifest or mura")
     options = parse(parser, arguments)

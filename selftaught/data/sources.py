@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -123,9 +124,11 @@ def read_stamps(path: Path) -> dict[str, Stamp]:
 
 
 def _facts(path: Path) -> tuple[int, int]:
-    """Size and time of a file; (-1, 0) where there is none."""
+    """Size and time of a file; (-1, 0) where there is none, or a pipe, which has no end."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
+        return NO_FILE[:2]
+    if not stat.S_ISREG(found.st_mode):
         return NO_FILE[:2]
     return found.st_size, found.st_mtime_ns

@@ -1,6 +1,7 @@
 """Tensors from files: strict comparison with a module, and encoder weights trained elsewhere."""
 
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -74,8 +75,9 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _first_line(error: Exception) -> str:
-    lines: Iterable[str] = str(error).splitlines()
-    return next(iter(lines), type(error).__name__)
+    # What torch says of pickles goes on with advice to load them unsafely.
+    sentences: Iterable[str] = re.split(r"[\n.](?:\s|$)", str(error).strip())
+    return next(iter(sentences), "") or type(error).__name__
 
 
 def load_encoder_weights(encoder: Encoder, path: Path) -> None:

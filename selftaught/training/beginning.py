@@ -18,11 +18,12 @@ from selftaught.data.split import check_classes, format_table, make_split, read_
 from selftaught.data.split_leakage import report_leakage, without_leaks
 from selftaught.errors import InputError
 from selftaught.files import sha256, write_atomic
+from selftaught.models.weights import load_encoder_weights
 from selftaught.training import finetune, folder
 from selftaught.training.bad_files import BadFiles
 from selftaught.training.config import Config
 from selftaught.training.inputs import Images, Rows
-from selftaught.training.stages import total_steps
+from selftaught.training.stages import new_embedder, total_steps
 from selftaught.training.stop import Stopper, StopRun, first_rank_alone
 
 SOURCES = "sources.csv"
@@ -138,6 +139,8 @@ def begin(config: Config, place: Path, manifest: Manifest, stopper: Stopper) -> 
     _check_sizes(config, images)
     if config.pretext.method == "imagenet" and not Path(config.model.weights).is_file():
         raise InputError(f"model.weights: {config.model.weights}: no such file")
+    if config.pretext.method == "imagenet":
+        load_encoder_weights(new_embedder(config, config.seed).encoder, Path(config.model.weights))
     used = images.used
     paths, masks = images.files(used)
     names = [_told(root, path) for path in [*paths, *(masks or [])] if path is not None]

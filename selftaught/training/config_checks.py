@@ -114,6 +114,13 @@ def check(config: Config) -> Config:
     _require("finetune.eta", tune.eta, "above 0", tune.eta > 0)
     _require("finetune.center_epsilon", tune.center_epsilon, "0 or more", tune.center_epsilon >= 0)
     _require("finetune.validate_every", tune.validate_every, "0 or more", tune.validate_every >= 0)
+    for name, augment in (("pretext", config.pretext.augment), ("finetune", tune.augment)):
+        _require(
+            "data.pipeline",
+            config.data.pipeline,
+            f"auto or opencv with {name}.augment.order published, or the order composed",
+            config.data.pipeline != "dali" or augment.order != "published",
+        )
     _check_engine(config)
     _require("score.neighbours", config.score.neighbours, "1 or more", config.score.neighbours >= 1)
     _require("score.batch_size", config.score.batch_size, "1 or more", config.score.batch_size >= 1)

@@ -71,4 +71,4 @@ def _prepare(config: Config, out: Path) -> None:
     summary = prepare(Path(config.data.manifest), out, settings)
     if begun:
         print(summary, flush=True)
-    summary.check(settings.bad_limit)
+    summary.check(settings.bad_limit, "prepare.bad_limit")

@@ -59,7 +59,7 @@ class Summary(NamedTuple):
         lines = [f"{self.images} of {total} images prepared, {self.refused} refused"]
         return "\n".join(lines + [f"  {name:<18} {n}" for name, n in sorted(self.counts.items())])
 
-    def check(self, limit: float) -> None:
+    def check(self, limit: float, option: str = "bad_limit") -> None:
         """Refuse a set of which too much is missing.
 
         Raises:
@@ -68,7 +68,7 @@ class Summary(NamedTuple):
         total = self.images + self.refused
         if self.refused > limit * total:
             raise InputError(
-                f"bad_limit is {limit:g}: {self.refused} of {total} images were refused "
+                f"{option} is {limit:g}: {self.refused} of {total} images were refused "
                 f"({self.manifest.with_name('quarantine.csv')} says why); the set is complete "
                 "without them"
             )

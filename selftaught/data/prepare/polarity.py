@@ -34,8 +34,9 @@ def judge(grey: np.ndarray) -> Verdict:
 
     Two marks are looked for. A background is bright in a negative and dark in a positive. What is
     fine in a radiograph (trabeculae, cortex, metal, letters) is denser than what is around it.
-    A background decides where it is clearly apart from the middle of the film, or where the fine
-    structure agrees; fine structure alone confirms that a film is a positive, and never turns it.
+    A background decides where it is clearly apart from the middle of the film and the fine
+    structure does not contradict, or where that agrees; fine structure alone confirms that a film
+    is a positive, and never turns it.
 
     Args:
         grey: (H, W) uint8 or uint16.
@@ -80,8 +81,13 @@ def _background(shown: np.ndarray, mean: float) -> float | None:
 
 
 def _clear(contrast: float | None, structure: float) -> bool:
-    """Whether a bright background makes a film a negative beyond doubt."""
-    return contrast is not None and (contrast >= CLEAR_CONTRAST or structure <= -CLEAR_STRUCTURE)
+    """Whether a bright background makes a film a negative beyond doubt.
+
+    White that collimation left beside a positive looks like one; the fine structure contradicts.
+    """
+    if contrast is None or structure >= CLEAR_STRUCTURE:
+        return False
+    return contrast >= CLEAR_CONTRAST or structure <= -CLEAR_STRUCTURE
 
 
 def _fine_structure(shown: np.ndarray) -> float:

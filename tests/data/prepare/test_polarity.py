@@ -51,6 +51,14 @@ def test_a_background_tells_negatives_from_positives(deep: bool) -> None:
     np.testing.assert_array_equal(invert(invert(grey)), grey)
 
 
+def test_white_that_collimation_left_beside_a_positive_is_no_negatives_background() -> None:
+    grey = np.full((200, 300), 6, np.uint8)
+    grey[:, 110:190] = trabeculae()[:, :80]
+    grey[:, :90] = grey[:, 210:] = 255
+    assert is_inverted_published(grey)
+    assert judge(grey) == "unsure" == judge(invert(grey))
+
+
 def test_a_film_that_the_body_fills_is_unsure_though_the_published_rule_turns_it() -> None:
     assert filled().mean() > 125 and is_inverted_published(filled())
     assert judge(filled()) == "unsure" == judge(invert(filled()))
