@@ -11,6 +11,7 @@ import pytest
 from selftaught.cli.main import main
 from selftaught.data.manifest import read_manifest
 from selftaught.data.synthetic import write_set
+from selftaught.training import folder
 from tests.faults.injected import SHARD, At, KillIn, send
 from tests.faults.ranks import start
 from tests.tiny import options, write_images
@@ -161,8 +162,8 @@ def test_a_pack_that_was_made_again_is_noticed(
     shutil.copytree(whole, run)
     manifest = run / "prepared/manifest.csv"
     (run / "model/model.json").unlink()
-    config = (run / "config.yaml").read_text().replace(str(whole), str(run))
-    (run / "config.yaml").write_text(config)
+    config = (run / "config.yaml").read_text().partition(folder.SEAL)[0]
+    (run / "config.yaml").write_text(config.replace(str(whole), str(run)))
     kept = manifest.read_bytes()
     shutil.rmtree(run / "prepared")
     words = ["--size", "64", "--cutoff", "5", "--workers", "1"]

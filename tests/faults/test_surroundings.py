@@ -87,6 +87,7 @@ def test_a_reader_that_goes_away_is_no_traceback():
     assert (job.wait(), b"Traceback" in job.stderr.read()) == (3, False)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_nobody_reads_its_progress(tmp_path):
     run, source = tmp_path / "run", write_images(tmp_path / "images")
     more = {"pretext.epochs": 1, "finetune.epochs": 1}

@@ -49,6 +49,7 @@ def learn(folder):
     return out
 
 
+@pytest.mark.slow
 def test_two_ranks_with_shared_norms_learn_the_same(tmp_path):
     ranks = run_ranks(2, learn, tmp_path)
     losses = {
@@ -70,10 +71,12 @@ def test_two_ranks_with_shared_norms_learn_the_same(tmp_path):
 @pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
 def test_a_machine_without_a_compiler_is_told_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (str(tmp_path / "g++"),))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    import torch._inductor.config as inductor
+
+    # Not monkeypatch, which cannot undo it on this kind of module.
+    elsewhere = inductor.patch({"cpp.cxx": (str(tmp_path / "g++"),), "force_disable_caches": True})
     torch._dynamo.reset()
-    with pytest.raises(InputError) as error:
+    with elsewhere, pytest.raises(InputError) as error:
         cases.run(tmp_path / "run", compile=True)
     told = str(error.value)
     assert told.startswith("engine.compile is true, but torch.compile does not work here: ")
@@ -85,7 +88,7 @@ def test_other_errors_of_a_compiled_pass_stay_what_they_are(tmp_path, monkeypatc
     def broken(x):
         raise RuntimeError("sizes do not match")
 
-    monkeypatch.setattr(compiling.torch, "compile", lambda function: broken)
+    monkeypatch.setattr(compiling.torch, "compile", lambda function, **_: broken)
     with pytest.raises(RuntimeError, match="sizes do not match"):
         cases.run(tmp_path / "run", compile=True)
 

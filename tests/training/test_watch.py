@@ -196,8 +196,8 @@ def test_compiled_training_gives_the_same_losses_and_says_what_it_gained(tmp_pat
     used = []
     compile_ = torch.compile
 
-    def counted(function):
-        compiled = compile_(function)
+    def counted(function, **options):
+        compiled = compile_(function, **options)
         return lambda x: (used.append(1), compiled(x))[1]
 
     monkeypatch.setattr(compiling.torch, "compile", counted)
