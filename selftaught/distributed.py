@@ -16,8 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from selftaught import environment
-from selftaught.environment import launched
+from selftaught.environment import launched, local_rank, number, own_rank
 from selftaught.errors import InputError, MachineError
 from selftaught.peers import FAILED, WRONG, Peers
 
@@ -41,21 +40,7 @@ def world_size(group: Group = None) -> int:
 
 def is_main() -> bool:
     """Whether this process writes the files and prints; also true to itself after `finish`."""
-    return (rank() if is_initialized() else _own_rank()) == 0
-
-
-def _own_rank() -> int:
-    return environment.number("RANK", default=0) if launched() else 0
-
-
-def local_rank() -> int:
-    """Rank on this machine, as torchrun or SLURM tells it."""
-    return environment.number("LOCAL_RANK", "SLURM_LOCALID", default=0)
-
-
-def local_world_size() -> int:
-    """Number of processes of this run on this machine, as torchrun or DeepSpeed tells it."""
-    return environment.number("LOCAL_WORLD_SIZE", "LOCAL_SIZE", default=1)
+    return (rank() if is_initialized() else own_rank()) == 0
 
 
 def best_backend() -> str:
@@ -127,7 +112,7 @@ def _join(limit: timedelta) -> None:
     global _peers
     place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
     for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
-        environment.number(name, default=0)
+        number(name, default=0)
     try:
         store, own, ranks = _meet(limit)
         group = dist.PrefixStore("group", store)

@@ -46,3 +46,16 @@ def options(manifest: Path, out: Path, **more: object) -> list[str]:
         **more,
     }
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+
+
+def write_model(folder: Path) -> Path:
+    """A model folder of random weights and three centres, for images of 32 px."""
+    import torch
+
+    from selftaught.models import EncoderConfig, build_embedder, save_model
+
+    embedder = build_embedder(EncoderConfig(), 0)
+    centers = torch.randn(3, embedder.head.widths[-1], generator=torch.Generator().manual_seed(0))
+    preprocessing = {"image_size": 32, "input_range": [0.0, 1.0]}
+    facts = {"preprocessing": preprocessing, "threshold": 2.0, "normal_scores": [1.0, 2.0]}
+    return save_model(folder, embedder, centers, facts)

@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=1, help="seed of the bootstrap")
     options = parse(parser, arguments)
     from selftaught.data.manifest_check import show
-    from selftaught.evaluation.metrics import SPLITS, evaluate
+    from selftaught.evaluation.metrics import SPLITS, check_columns, evaluate
     from selftaught.files import write_atomic
     from selftaught.training.run import read_scores
 
@@ -30,9 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     if "path" in scores and not scores["path"].is_unique:
         twice = scores["path"][scores["path"].duplicated()].iloc[0]
         raise InputError(f"{table}: {show(twice)} appears twice; allowed: each image once")
-    for column in ("path", "label", "score"):
-        if column not in scores:
-            raise InputError(f"{table}: column {column} is missing, found: {list(scores.columns)}")
+    check_columns(scores, ("path", "label", "score"), table)
     if "split" not in scores:
         scores["split"] = ""
     if not (scores["split"] != "").any():

@@ -130,9 +130,8 @@ def early_signals() -> Iterator[None]:
     from selftaught.training.stop import EXIT_CODES, StopRun
 
     def stop(number: int, _: FrameType | None) -> None:
-        found = StopRun(EXIT_CODES[signal.Signals(number)])
-        found.told = "what was written is whole, start the same command again"
-        raise found
+        told = "what was written is whole, start the same command again"
+        raise StopRun(EXIT_CODES[signal.Signals(number)], told)
 
     numbers = [one for one in EXIT_CODES if signal.getsignal(one) is signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
@@ -206,6 +205,6 @@ def of_machine(error: RuntimeError | MemoryError) -> str:
     torch = sys.modules.get("torch")
     if torch and isinstance(error, torch.OutOfMemoryError):
         return f"the device is out of memory: {said}"
-    return (
-        f"the device failed: {said}" if torch and isinstance(error, torch.AcceleratorError) else ""
-    )
+    if torch and isinstance(error, torch.AcceleratorError):
+        return f"the device failed: {said}"
+    return ""

@@ -191,9 +191,7 @@ class _Watched:
         """Another batch is done here."""
         self.number += 1
         if self.stopper.requested(self.device):
-            stop = self.stopper.exit()
-            stop.told = "no score was written, the same command begins anew"
-            raise stop
+            raise self.stopper.exit("no score was written, the same command begins anew")
         if self.bar is not None:
             self.bar.advance(min(self.number * BATCH * self.ranks, self.total))
 

@@ -1,6 +1,7 @@
 """From a table of scores to the content of `metrics.json`."""
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -119,11 +120,16 @@ def _text(table: pd.DataFrame, column: str) -> pd.Series:
     return table[column].astype(object).where(table[column].notna(), "").map(str)
 
 
+def check_columns(scores: pd.DataFrame, columns: Sequence[str], where: object) -> None:
+    """Raise `InputError`, beginning with `where`, for the first of the columns that is missing."""
+    for column in columns:
+        if column not in scores:
+            raise InputError(f"{where}: column {column} is missing, found: {list(scores.columns)}")
+
+
 def _checked(scores: pd.DataFrame) -> pd.DataFrame:
     """The columns that the figures need, with one type each."""
-    for column in ("path", "split", "label", "score"):
-        if column not in scores:
-            raise InputError(f"scores: column {column} is missing, found: {list(scores.columns)}")
+    check_columns(scores, ("path", "split", "label", "score"), "scores")
     scores = scores.reset_index(drop=True)
     table = pd.DataFrame({name: _text(scores, name) for name in ("path", "split", "body_part")})
     table["score"] = _finite(scores, "score")

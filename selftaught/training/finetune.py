@@ -269,20 +269,17 @@ def finetuned_task(config: Config, images: Images, run: Path, which: str = "last
     return task.eval()
 
 
-def _best_facts(folder: Path) -> dict[str, Any]:
-    """Epoch and validation AUROC of the best epoch that was kept.
+def _kept(folder: Path) -> tuple[int, float] | None:
+    """Epoch and validation AUROC of the best epoch that was kept; None: there is none, or damaged.
 
-    Raises:
-        InputError: there is none, or it is damaged.
+    Damage is no error here: what was kept is replaced, or `_best_weights` says so.
     """
-    path = folder / "weights.safetensors"
     try:
         facts = json.loads((folder / "best.json").read_text(encoding="utf-8"))
-        if sha256(path) == facts["sha256"]:
-            return {"epoch": int(facts["epoch"]), "val_auroc": float(facts["val_auroc"])}
+        whole = sha256(folder / "weights.safetensors") == facts["sha256"]
+        return (int(facts["epoch"]), float(facts["val_auroc"])) if whole else None
     except (FileNotFoundError, KeyError, TypeError, ValueError):
-        pass
-    raise InputError(f"{path}: checksum differs from best.json: damaged file")
+        return None
 
 
 def _best_before(folder: Path, epoch: int) -> float:
@@ -290,13 +287,12 @@ def _best_before(folder: Path, epoch: int) -> float:
 
     What was kept at `epoch` or later is of steps that were lost and are done again.
     """
-    try:
-        facts = _best_facts(folder)
-    except InputError:
-        return -1.0
-    return float(facts["val_auroc"]) if facts["epoch"] < epoch else -1.0
+    kept = _kept(folder)
+    return kept[1] if kept and kept[0] < epoch else -1.0
 
 
 def _best_weights(folder: Path) -> dict[str, Tensor]:
-    _best_facts(folder)
-    return load_file(folder / "weights.safetensors")
+    path = folder / "weights.safetensors"
+    if _kept(folder) is None:
+        raise InputError(f"{path}: checksum differs from best.json: damaged file")
+    return load_file(path)

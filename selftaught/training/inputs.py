@@ -18,6 +18,7 @@ from selftaught import distributed
 from selftaught.data.bad_files import Problem, Skipping
 from selftaught.data.pipeline import Pipeline, open_pipeline
 from selftaught.data.plan import Augment, batch_at, plain, stand_ins
+from selftaught.environment import local_world_size
 from selftaught.errors import InputError
 from selftaught.models.heads import Embedder
 from selftaught.training.bad_files import BadFiles
@@ -110,8 +111,8 @@ class Images:
             skipping = Skipping(others)
         paths, masks = self.files(np.arange(len(self.frame)))
         workers = self.config.workers
-        if workers == "auto" and distributed.local_world_size() > 1:
-            workers = max(1, (os.cpu_count() or 1) // distributed.local_world_size())
+        if workers == "auto" and local_world_size() > 1:
+            workers = max(1, (os.cpu_count() or 1) // local_world_size())
         return open_pipeline(
             self.config.pipeline,
             paths=paths,

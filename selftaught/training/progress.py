@@ -2,20 +2,14 @@
 
 import json
 import math
-import sys
 import threading
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
 from selftaught import distributed
-from selftaught.data.prepare.progress import Console
+from selftaught.data.prepare.progress import Bar, Console
 from selftaught.files import machine_errors, write_atomic
-
-SECONDS_BETWEEN_LINES = 60.0
 
 
 def _plain(value: Any) -> Any:
@@ -34,10 +28,7 @@ class Reporter:
         self.path = run / "metrics.jsonl"
         self.main = distributed.is_main()
         self.console = Console(stderr=True, highlight=False)
-        self.bar: Progress | None = None
-        self.bar_task = TaskID(0)
-        self.first, self.began = 0, 0.0
-        self.last_line = -math.inf
+        self.bar: Bar | None = None
         self.board: Any = None
         if self.main:
             from torch.utils.tensorboard import SummaryWriter
@@ -125,35 +116,18 @@ class Reporter:
     def start_bar(self, stage: str, total: int, done: int) -> None:
         """Begin the progress of a stage that takes `total` steps."""
         self.end_bar()
-        self.first, self.began = done, time.monotonic()
-        self.last_line = self.began
-        if self.main and self.console.is_terminal:
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[figures]}"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
-            self.bar.start()
-            self.bar_task = self.bar.add_task(stage, total=total, completed=done, figures="")
+        if self.main:
+            self.bar = Bar(stage, total, done, console=self.console)
 
     def advance(self, stage: str, done: int, total: int, **figures: float) -> None:
         """Show that `done` of `total` steps are behind us."""
-        if not self.main:
-            return
-        text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        now = time.monotonic()
         if self.bar is not None:
-            self.bar.update(self.bar_task, completed=done, figures=text)
-        elif now - self.last_line >= SECONDS_BETWEEN_LINES:
-            self.last_line = now
-            left = (total - done) * (now - self.began) / max(done - self.first, 1) / 60
-            line = f"{stage} {done}/{total} {text}, {left:.0f} min left"
-            print(line, file=sys.stderr, flush=True)
+            self.bar.advance(
+                done, " ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            )
 
     def end_bar(self) -> None:
         """Take the bar away."""
         if self.bar is not None:
-            self.bar.stop()
+            self.bar.close()
             self.bar = None

@@ -25,6 +25,8 @@ ECHO_SECONDS = 3.0
 # Between two looks at each other while one rank works alone.
 POLL_SECONDS = 0.05
 
+SAVED = "what was done is saved, the same command goes on"
+
 Result = TypeVar("Result")
 
 
@@ -36,11 +38,9 @@ class StopRun(BaseException):
     became of the work.
     """
 
-    told = "what was done is saved, the same command goes on"
-
-    def __init__(self, code: int) -> None:
+    def __init__(self, code: int, told: str = SAVED) -> None:
         super().__init__(f"stopped by a signal (exit code {code})")
-        self.code = code
+        self.code, self.told = code, told
 
 
 class Stopper:
@@ -93,11 +93,11 @@ class Stopper:
 
         return distributed.any_rank(bool(self.code), device)
 
-    def exit(self) -> StopRun:
+    def exit(self, told: str = SAVED) -> StopRun:
         """The exception that ends the run, with the exit code all ranks share."""
         from selftaught import distributed
 
-        return StopRun(max(distributed.gather_objects(self.code)))
+        return StopRun(max(distributed.gather_objects(self.code)), told)
 
 
 def first_rank_alone(work: Callable[[], Result], stopper: Stopper) -> Result | None:

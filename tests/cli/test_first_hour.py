@@ -14,10 +14,12 @@ from selftaught.cli.main import main
 from selftaught.detector import Detector
 from selftaught.errors import InputError
 from selftaught.models.weights import load_encoder_weights
-from tests.faults.test_score_command import model
-from tests.tiny import options, write_images
+from tests.tiny import options, write_images, write_model
 
-__all__ = ["model"]
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("run") / "model")
 
 
 @pytest.fixture
@@ -97,24 +99,20 @@ def test_doctor_needs_no_package_that_the_losses_do_not_bring(tmp_path):
     for name in hidden:
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('no', name={name!r})")
     path = os.pathsep.join((str(tmp_path), *filter(None, sys.path)))
-    code = "from selftaught.cli.main import main; raise SystemExit(main(['doctor']))"
-    job = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+
+    def said(code):
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    job = said("from selftaught.cli.main import main; raise SystemExit(main(['doctor']))")
     assert job.returncode == 0, job.stderr
     assert "kernels" in job.stdout
-    code = "import selftaught; selftaught.Detector"
-    job = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    job = said("import selftaught; selftaught.Detector")
     assert "install it by: pip install selftaught[train]" in job.stderr
 
 

@@ -3,22 +3,15 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 from selftaught.cli.main import main
-from selftaught.models import EncoderConfig, build_embedder, save_model
-
-SIZE = 32
+from tests.tiny import write_model
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    embedder = build_embedder(EncoderConfig(), 0)
-    centers = torch.randn(3, embedder.head.widths[-1], generator=torch.Generator().manual_seed(0))
-    preprocessing = {"image_size": SIZE, "input_range": [0.0, 1.0]}
-    facts = {"preprocessing": preprocessing, "threshold": 2.0, "normal_scores": [1.0, 2.0]}
-    return save_model(tmp_path_factory.mktemp("run") / "model", embedder, centers, facts)
+    return write_model(tmp_path_factory.mktemp("run") / "model")
 
 
 @pytest.fixture

@@ -10,20 +10,13 @@ import torch
 
 from selftaught.cli import score as score_command
 from selftaught.cli.main import main
-from selftaught.models import EncoderConfig, build_embedder, save_model
 from tests.faults import ranks
-from tests.tiny import write_images
-
-SIZE = 32
+from tests.tiny import write_images, write_model
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    embedder = build_embedder(EncoderConfig(), 0)
-    centers = torch.randn(3, embedder.head.widths[-1], generator=torch.Generator().manual_seed(0))
-    preprocessing = {"image_size": SIZE, "input_range": [0.0, 1.0]}
-    facts = {"preprocessing": preprocessing, "threshold": 2.0, "normal_scores": [1.0, 2.0]}
-    return save_model(tmp_path_factory.mktemp("run") / "model", embedder, centers, facts)
+    return write_model(tmp_path_factory.mktemp("run") / "model")
 
 
 class SmallBatches:

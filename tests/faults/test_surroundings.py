@@ -13,11 +13,14 @@ from selftaught.cli.main import main
 from selftaught.environment import number
 from selftaught.errors import InputError
 from tests.faults import ranks
-from tests.faults.test_score_command import model
-from tests.tiny import options, write_images
+from tests.tiny import options, write_images, write_model
 
-__all__ = ["model"]
 COMMAND = [sys.executable, "-m", "selftaught"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("run") / "model")
 
 
 @pytest.mark.parametrize("world", [None, "1"])

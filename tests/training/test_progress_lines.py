@@ -16,9 +16,8 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now, self.text = 1000.0, io.StringIO()
-        for module in (prepare_progress, training_progress):
-            given = types.SimpleNamespace(monotonic=lambda: self.now)
-            monkeypatch.setattr(module, "time", given)
+        given = types.SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr(prepare_progress, "time", given)
 
     def terminal(self, monkeypatch):
         def console(**_):

@@ -24,11 +24,10 @@ import hashlib
 import io
 import json
 import mmap
-import os
 import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -93,8 +92,7 @@ class Pack:
         if len(self.names) != facts["images"] or not _fits(self.records, np.array(sizes, "i8")):
             raise _damaged(folder, "has records that do not fit its shards")
         self.slots = {name: slot for slot, name in enumerate(self.names)}
-        self._maps: dict[int, np.ndarray] = {}
-        self._files: dict[int, BinaryIO] = {}
+        self._maps: dict[int, mmap.mmap] = {}
         self._checked = np.zeros(len(self.names), bool)
 
     def __len__(self) -> int:
@@ -151,20 +149,19 @@ class Pack:
         first, number = int(record[start]), int(record["shard"])
         mapped = self._map(number)
         # Reading beyond the end of a mapped file that was cut kills the process.
-        if os.fstat(self._files[number].fileno()).st_size < len(mapped):
+        if mapped.size() < len(mapped):
             raise BadImage(
                 self.folder / self._shards[number]["file"],
                 "was cut while it was read; run `selftaught prepare` again",
             )
-        return mapped[first : first + _length(record, start)]
+        return np.frombuffer(mapped, np.uint8, _length(record, start), first)
 
-    def _map(self, shard: int) -> np.ndarray:
+    def _map(self, shard: int) -> mmap.mmap:
         found = self._maps.get(shard)
         if found is None:
-            handle = (self.folder / self._shards[shard]["file"]).open("rb")
-            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-            self._files[shard] = handle
-            found = self._maps.setdefault(shard, np.frombuffer(mapped, np.uint8))
+            with (self.folder / self._shards[shard]["file"]).open("rb") as handle:
+                mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            found = self._maps.setdefault(shard, mapped)
         return found
 
     def _check(self, slot: int) -> None:

@@ -32,12 +32,21 @@ class Bar:
         total: amount of work.
         done: what an earlier start has done.
         unit: of the work.
+        console: of standard error, where others print to it too.
     """
 
-    def __init__(self, name: str, total: int, done: int = 0, *, unit: str = "images") -> None:
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        done: int = 0,
+        *,
+        unit: str = "images",
+        console: RichConsole | None = None,
+    ) -> None:
         self.name, self.total, self.first, self.unit = name, total, done, unit
         self.start = self.last_line = time.monotonic()
-        console = Console(stderr=True, highlight=False)
+        console = console or Console(stderr=True, highlight=False)
         self.bar: Progress | None = None
         self.task = TaskID(0)
         if console.is_terminal:
@@ -45,24 +54,24 @@ class Bar:
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[told]}"),
                 TimeRemainingColumn(),
                 console=console,
             )
             self.bar.start()
-            self.task = self.bar.add_task(name, total=total, completed=done, rate="")
+            self.task = self.bar.add_task(name, total=total, completed=done, told="")
 
-    def advance(self, done: int) -> None:
-        """Show that `done` of the total is behind us."""
+    def advance(self, done: int, told: str = "") -> None:
+        """Show that `done` of the total is behind us, and `told`, by default the speed."""
         now = time.monotonic()
         speed = (done - self.first) / max(now - self.start, 1e-9)
-        rate = f"{speed:.1f} {self.unit}/s"
+        told = told or f"{speed:.1f} {self.unit}/s"
         if self.bar is not None:
-            self.bar.update(self.task, completed=done, rate=rate)
+            self.bar.update(self.task, completed=done, told=told)
         elif now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
             left = (self.total - done) / max(speed, 1e-9) / 60
-            text = f"{self.name} {done}/{self.total} {rate}, {left:.0f} min left"
+            text = f"{self.name} {done}/{self.total} {told}, {left:.0f} min left"
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
