@@ -13,7 +13,7 @@
   first pixel in the highest bit of the first byte, 1 = body part, rows not padded. `crc` is
   zlib.crc32 of the image's bytes followed by the mask's.
 
-`low` and `high` are the limits of `selftaught.data.pipeline.sample.contrast_limits` at `cutoff`.
+`low` and `high` are the limits of `selftaught.data.images.contrast.contrast_limits` at `cutoff`.
 
 A manifest names an image as `pack/images/NAME` and its mask as `pack/masks/NAME`; no such files
 exist. `locate` turns such a path into the pack and a slot.

@@ -19,9 +19,10 @@ from selftaught.data.pipeline import Batch, Request
 from selftaught.data.pipeline.dali_graph import Kind, Spec, build
 from selftaught.data.pipeline.dali_resident import free_bytes, resident
 from selftaught.data.pipeline.dali_source import Item, Items, numbers
-from selftaught.data.pipeline.opencv import CACHE_BYTES, check_ids, check_options, worker_count
+from selftaught.data.pipeline.opencv import CACHE_BYTES, check_ids, check_options
 from selftaught.data.plan import draw
 from selftaught.errors import InputError
+from selftaught.workers import worker_count
 
 NEUTRAL = (1.0, 1.0)
 

@@ -10,12 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from selftaught.data.augment import Augment
+from selftaught.data.images.contrast import contrast_limits
 from selftaught.data.images.decode import read_grey
+from selftaught.data.images.masks import read_mask
 from selftaught.data.images.pack import Packed
 from selftaught.data.pipeline import composed
 from selftaught.data.pipeline.dali_graph import CODED, Kind
 from selftaught.data.pipeline.dali_resident import Resident
-from selftaught.data.pipeline.sample import contrast_limits, read_mask
 from selftaught.data.plan import PARAMETERS
 
 PNG, JPEG = (".png",), (".jpg", ".jpeg", ".jpe", ".jfif")

@@ -1,6 +1,5 @@
 """Executes augmentation plans on CPU threads; OpenCV releases the interpreter lock."""
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from selftaught.data.pipeline import Batch, Request, composed, published
 from selftaught.data.pipeline.sample import Sample, load
 from selftaught.data.plan import PARAMETERS, draw
 from selftaught.errors import InputError, MachineError
+from selftaught.workers import worker_count
 
 CACHE_BYTES = 2**31
 
@@ -29,21 +29,6 @@ class _Started(NamedTuple):
 
     batch: Batch
     work: list[Future[Found[None]]]
-
-
-def worker_count(workers: int | Literal["auto"]) -> int:
-    """Number of threads for `data.workers`: auto = the cores this process may use.
-
-    Raises:
-        InputError: neither "auto" nor a number from 0 to 1024.
-    """
-    if workers == "auto":
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
-    if isinstance(workers, bool) or not isinstance(workers, int) or not 0 <= workers <= 1024:
-        raise InputError(f"data.workers {workers!r}: allowed: auto, or 0 (no threads) to 1024")
-    return workers
 
 
 def check_options(

@@ -11,15 +11,15 @@ import pandas as pd
 
 from selftaught.data.images.pack import FOLDER, IMAGES, MASKS
 from selftaught.data.images.pack_writer import Record, write_index
+from selftaught.data.images.stamps import NAME as SOURCES
+from selftaught.data.images.stamps import write_stamps
 from selftaught.data.manifest import Manifest, check
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.shard_work import Note, Places, stamps_of
 from selftaught.data.prepare.sheet import write_sheets
-from selftaught.data.sources import write_stamps
 from selftaught.errors import InputError
 from selftaught.files import write_atomic
 
-SOURCES = "sources.csv"
 FACTS = (
     "source",
     "sha256",

@@ -2,10 +2,6 @@
 
 import hashlib
 import json
-import os
-import signal
-import threading
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +9,10 @@ import cv2
 
 from selftaught.data.images.limits import BadImage
 from selftaught.data.images.pack_writer import Packable, shard_bytes
+from selftaught.data.images.stamps import Stamp, stamp
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.film import Film, prepare_film
 from selftaught.data.prepare.source import leads_out
-from selftaught.data.sources import Stamp, stamp
 from selftaught.errors import MachineError
 from selftaught.files import sha256, write_atomic
 
@@ -47,22 +43,6 @@ class Places(NamedTuple):
     def notes(self, number: int) -> Path:
         """What happened to the rows of a shard; written last."""
         return self.work / f"{number:05d}.json"
-
-
-def start_worker() -> None:
-    """Set up a process: one thread, deaf to signals of the group, gone when its parent is gone."""
-    cv2.setNumThreads(1)
-    # Ctrl-C and job schedulers reach all processes; the parent alone decides.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    parent = parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def work_shard(places: Places, number: int, rows: list[Row], config: PrepareConfig) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from selftaught.data.manifest.check import SETS
-from selftaught.data.preflight import Checked
 from selftaught.data.split.config import SplitWarning
 from selftaught.data.split.duplicates import NEAR, Near, near_duplicates
 from selftaught.errors import InputError
@@ -159,13 +158,14 @@ def in_words(facts: dict[str, Any]) -> list[str]:
 
 
 def report_leakage(
-    frame: pd.DataFrame, checked: Checked, policy: str, split: Path
+    frame: pd.DataFrame, hashes: np.ndarray, compared: np.ndarray, policy: str, split: Path
 ) -> tuple[list[str], np.ndarray]:
     """Look for leaks, write what was found beside the split file, and warn, fail or drop.
 
     Args:
         frame: the images in use of a split.
-        checked: what is known of them.
+        hashes: (N, 32) uint8 perceptual hashes of them.
+        compared: (N,) bool, which of them are there.
         policy: `split.leakage`: warn, fail, drop or off.
         split: the split file.
 
@@ -182,7 +182,7 @@ def report_leakage(
         table.unlink(missing_ok=True)
         write_atomic(facts, json.dumps({"leakage": {"policy": policy}}, indent=1) + "\n")
         return [], nothing
-    leakage = find_leakage(frame, checked.hashes, checked.hashed)
+    leakage = find_leakage(frame, hashes, compared)
     told = {"policy": policy, **leakage.facts}
     if policy == "drop":
         dropped = frame["split"].to_numpy(object)[leakage.excess]

@@ -16,10 +16,10 @@ import pytest
 from films import stop_after, write_broken, write_films
 
 from selftaught.cli.main import main
+from selftaught.data.images.contrast import contrast_limits
 from selftaught.data.images.decode import read_grey
 from selftaught.data.images.pack import Pack
 from selftaught.data.manifest import read_manifest
-from selftaught.data.pipeline.sample import contrast_limits
 from selftaught.data.prepare import job
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.geometry import shrink
