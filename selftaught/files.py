@@ -28,8 +28,8 @@ def machine_errors(path: Path, size: int = 0) -> Iterator[None]:
         yield
     except Exception as error:
         # safetensors raises an error of its own that holds the number only in its text.
-        told = re.search(r"os error (\d+)", str(error))
-        code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        numbered = re.search(r"os error (\d+)", str(error))
+        code = error.errno if isinstance(error, OSError) else int(numbered[1]) if numbered else None
         if code in FULL_DISK:
             raise disk_full(path, size) from error
         if code in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
@@ -38,12 +38,12 @@ def machine_errors(path: Path, size: int = 0) -> Iterator[None]:
 
 
 def disk_full(path: Path, size: int = 0) -> MachineError:
-    """What is said where `size` bytes (0: unknown) have no room at `path`."""
+    """The error where `size` bytes (0: unknown) have no room at `path`."""
     free = free_bytes(path)
     figures = [f"{size:,} bytes needed"] * bool(size) + [f"{free:,} bytes free"] * (free >= 0)
-    said = f" ({', '.join(figures)})" if figures else ""
+    room = f" ({', '.join(figures)})" if figures else ""
     return MachineError(
-        f"{path}: disk full{said}; what was there before is intact: free some space and start the "
+        f"{path}: disk full{room}; what was there before is intact: free some space and start the "
         "same command again"
     )
 

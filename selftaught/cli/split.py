@@ -60,11 +60,11 @@ def main(arguments: Sequence[str]) -> None:
             SplitWarning,
             stacklevel=2,
         )
-    said, excess = report_leakage(used, checked.hashes, checked.hashed, config.leakage, out)
+    lines, excess = report_leakage(used, checked.hashes, checked.hashed, config.leakage, out)
     if excess.any():
         frame = without_leaks(frame, rows[excess])
         check_classes(frame, manifest.name)
     write_split(frame, out)
     write_atomic(Path(f"{out}.txt"), format_table(frame) + "\n")
-    print("\n".join([format_table(frame), *said]))
+    print("\n".join([format_table(frame), *lines]))
     print(out)

@@ -57,7 +57,8 @@ def survey(
 ) -> Survey:
     """Read all images and their masks strictly, each file from the disk once.
 
-    A file's stamp is taken right before it is decoded, out of the system's cache.
+    A file's bytes are hashed right before they are decoded, so that the second reading comes from
+    the system's file cache.
 
     Args:
         images: N files; an image's position is its `Problem.sample`.

@@ -157,12 +157,12 @@ class Pack:
         return np.frombuffer(mapped, np.uint8, _length(record, start), first)
 
     def _map(self, shard: int) -> mmap.mmap:
-        found = self._maps.get(shard)
-        if found is None:
+        mapped = self._maps.get(shard)
+        if mapped is None:
             with (self.folder / self._shards[shard]["file"]).open("rb") as handle:
-                mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-            found = self._maps.setdefault(shard, mapped)
-        return found
+                new = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = self._maps.setdefault(shard, new)
+        return mapped
 
     def _check(self, slot: int) -> None:
         if self._checked[slot]:

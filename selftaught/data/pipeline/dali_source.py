@@ -1,6 +1,5 @@
 """What a DALI graph is fed: bytes, masks and numbers of samples, looked up on the host."""
 
-import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from selftaught.data.images.decode import read_grey
 from selftaught.data.images.masks import read_mask
 from selftaught.data.images.pack import Packed
 from selftaught.data.pipeline import composed
+from selftaught.data.pipeline.cache import Cache, CacheBudget
 from selftaught.data.pipeline.dali_graph import CODED, Kind
 from selftaught.data.pipeline.dali_resident import Resident
 from selftaught.data.plan import PARAMETERS
@@ -95,16 +95,14 @@ class Items:
         *,
         cutoff: float,
         feed_masks: bool,
-        cache_bytes: int,
+        cache_bytes: int | CacheBudget,
         resident: Resident | None,
     ) -> None:
         self._paths, self._masks, self._packed = paths, masks, packed
         self._cutoff, self._feed_masks = cutoff, feed_masks
         self._resident = resident
         self._facts: dict[int, Facts] = {}
-        self._cache: dict[tuple[int, str], np.ndarray] = {}
-        self._cache_left = cache_bytes
-        self._lock = threading.Lock()
+        self._cache: Cache[np.ndarray] = Cache(cache_bytes)
 
     def item(self, sample: int) -> Item:
         """Everything to feed for one sample.
@@ -146,7 +144,7 @@ class Items:
             kind, data = Kind.PIXELS16 if deep else Kind.PIXELS8, grey.reshape(-1).view(np.uint8)
             size = crc = 0
             if packed is None:
-                self._keep((sample, "image"), data)
+                self._cache.keep((sample, "image"), data, data.nbytes)
         facts = Facts(kind, grey.shape[0], grey.shape[1], low, high, size, crc)
         self._facts[sample] = facts
         return facts, data
@@ -160,15 +158,9 @@ class Items:
         bits = self._cache.get((sample, "mask"))
         if bits is None or len(bits) != -(-shape[0] * shape[1] // 8):
             mask = read_mask(path, self._paths[sample], shape)
-            bits = self._keep((sample, "mask"), np.packbits(mask > 0))
+            bits = np.packbits(mask > 0)
+            self._cache.keep((sample, "mask"), bits, bits.nbytes)
         return bits
-
-    def _keep(self, key: tuple[int, str], found: np.ndarray) -> np.ndarray:
-        with self._lock:
-            if key not in self._cache and found.nbytes <= self._cache_left:
-                self._cache[key] = found
-                self._cache_left -= found.nbytes
-        return found
 
     def forget(self) -> None:
         """Free the memory of images and masks."""

@@ -120,14 +120,14 @@ def _carrier(
     if config.carrier == "none" or min(grey.shape) < 8:
         return frame, "whole", 0.0
     if config.carrier == "paper":
-        found = published.find_carrier(grey, body_part)
+        page = published.find_carrier(grey, body_part)
     else:
-        found = carrier.find_carrier(grey)
-    if found is None:
+        page = carrier.find_carrier(grey)
+    if page is None:
         return frame, "unsure", 0.0
-    if config.carrier == "default" and overlap(found.quad, frame) >= WHOLE:
-        return frame, "whole", found.score
-    return found.quad, "cropped", found.score
+    if config.carrier == "default" and overlap(page.quad, frame) >= WHOLE:
+        return frame, "whole", page.score
+    return page.quad, "cropped", page.score
 
 
 def _polarity(path: Path, image: np.ndarray, config: PrepareConfig) -> tuple[bool, Polarity]:

@@ -57,17 +57,17 @@ def prepare(source: Path, out: Path, config: PrepareConfig) -> Summary:
     check_apart(source, out)
     with _claimed(out, manifest, config) as complete:
         if complete:
-            if told := changes(manifest.root, read_stamps(out / SOURCES)):
+            if changed := changes(manifest.root, read_stamps(out / SOURCES)):
                 raise InputError(
-                    f"{out}: {first_of(told)} since this set was prepared; choose another folder, "
-                    f"or go on with {out / 'manifest.csv'}, which does not need the source"
+                    f"{out}: {first_of(changed)} since this set was prepared; choose another "
+                    f"folder, or go on with {out / 'manifest.csv'}, which does not need the source"
                 )
             return read_summary(out)
         rows = _rows(manifest)
         chunks = [rows[i : i + SHARD_IMAGES] for i in range(0, len(rows), SHARD_IMAGES)]
         places = Places(manifest.root, out / FOLDER / "shards", out / "work")
         notes = {number: _still_right(places, number) for number in range(len(chunks))}
-        todo = [number for number, found in notes.items() if found is None]
+        todo = [number for number, kept in notes.items() if kept is None]
         done = len(rows) - sum(len(chunks[number]) for number in todo)
         work = work_side_by_side(
             work_shard,
@@ -82,7 +82,7 @@ def prepare(source: Path, out: Path, config: PrepareConfig) -> Summary:
                 notes[number] = read_notes(places, number, verify=False)
                 done += len(chunks[number])
                 bar.advance(done)
-        ordered: list[list[Note]] = [found for found in notes.values() if found is not None]
+        ordered: list[list[Note]] = [kept for kept in notes.values() if kept is not None]
         if len(ordered) < len(chunks):
             raise MachineError(f"{places.work}: what was written is no longer there")
         return finish(out, manifest, config, places, ordered)
@@ -91,10 +91,10 @@ def prepare(source: Path, out: Path, config: PrepareConfig) -> Summary:
 def _still_right(places: Places, number: int) -> list[Note] | None:
     """The notes of a finished shard, unless one of its source files is no longer the same."""
     notes = read_notes(places, number)
-    told = changes(places.root, stamps_of(notes)) if notes else {}
-    if told:
-        warnings.warn(f"{first_of(told)} since it was prepared: prepared again", stacklevel=3)
-    return None if told else notes
+    changed = changes(places.root, stamps_of(notes)) if notes else {}
+    if changed:
+        warnings.warn(f"{first_of(changed)} since it was prepared: prepared again", stacklevel=3)
+    return None if changed else notes
 
 
 def _rows(manifest: Manifest) -> list[Row]:

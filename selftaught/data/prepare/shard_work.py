@@ -91,10 +91,10 @@ def _check_source(root: Path) -> None:
         MachineError: there is no such folder any more, or it is empty.
     """
     try:
-        found = next(root.iterdir(), None)
+        entry = next(root.iterdir(), None)
     except OSError:
-        found = None
-    if found is None:
+        entry = None
+    if entry is None:
         raise MachineError(
             f"{root}: the images' folder is gone or empty; finished shards are kept: start the "
             "same command again once it is back"
