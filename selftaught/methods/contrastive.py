@@ -73,7 +73,7 @@ class NTXent(Task):
         return ntxent_loss(z1, z2, self.options.temperature, group=group)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """h and z of images."""
+        """H and z of images."""
         return self.embedder(images)
 
     def backbone(self) -> nn.Module:

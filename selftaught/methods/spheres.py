@@ -121,7 +121,7 @@ class Spheres(Task):
         return {"loss": nearest.loss}
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """h and z of images."""
+        """H and z of images."""
         return self.embedder(images)
 
     def backbone(self) -> nn.Module:

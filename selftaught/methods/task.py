@@ -82,7 +82,7 @@ class Start(Protocol):
         """Batches (B, 1, S, S) of rows on the device: plain, or one random view of each."""
 
     def features(self, rows: Rows, *, random: bool = False) -> Tensor:
-        """z (N, D) of the task's `features` in eval mode, of the rows that can be read."""
+        """Z (N, D) of the task's `features` in eval mode, of the rows that can be read."""
 
     def alone(self, work: Callable[[], Result]) -> Result:
         """Let rank 0 do `work`; its result on all ranks."""
@@ -165,7 +165,7 @@ class Task(nn.Module):
         """Take up a state that rank 0 held for all ranks."""
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
-        """h (B, W) and z (B, D) of images (B, 1, S, S), for probes, neighbours and t-SNE."""
+        """H (B, W) and z (B, D) of images (B, 1, S, S), for probes, neighbours and t-SNE."""
         return None
 
     def backbone(self) -> nn.Module | None:
