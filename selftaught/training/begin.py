@@ -13,7 +13,6 @@ from selftaught.methods import Task
 from selftaught.training.config import STAGES
 from selftaught.training.context import Run
 from selftaught.training.inputs import Rows, infer
-from selftaught.training.stop import first_rank_alone
 from selftaught.training.tasks import finished_weights
 
 Result = TypeVar("Result")
@@ -62,7 +61,7 @@ class Beginning:
 
     def alone(self, work: Callable[[], Result]) -> Result:
         """Let rank 0 do `work`; its result on all ranks."""
-        result: Result = distributed.broadcast_object(first_rank_alone(work, self.run.stopper))
+        result: Result = distributed.broadcast_object(self.run.alone("begin", work))
         return result
 
     def note(self, text: str) -> None:

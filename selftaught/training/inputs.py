@@ -297,6 +297,7 @@ def infer(
     parts: list[dict[str, Tensor]] = []
     began = time.monotonic()
     for number, chunk in enumerate(chunks, 1):
+        run.reporter.on_event("batch", name=name, number=number - 1)
         problems: tuple[Problem, ...] = ()
         if len(chunk):
             batch = next(source)

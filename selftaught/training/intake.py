@@ -23,15 +23,19 @@ from selftaught.files import sha256, write_atomic
 from selftaught.training import folder
 from selftaught.training.bad_files import BadFiles
 from selftaught.training.config import Config
+from selftaught.training.context import alone
+from selftaught.training.events import OnEvent, ignore
 from selftaught.training.inputs import Images, Rows
-from selftaught.training.stop import Stopper, StopRun, first_rank_alone
+from selftaught.training.stop import Stopper, StopRun
 from selftaught.training.tasks import check_settings
 
 SOURCES = "sources.csv"
 PREPARED = "prepared"
 
 
-def use_prepared(config: Config, place: Path, stopper: Stopper) -> Config:
+def use_prepared(
+    config: Config, place: Path, stopper: Stopper, on_event: OnEvent = ignore
+) -> Config:
     """Prepare what `data.manifest` names, where that is asked for and not done yet.
 
     A prepared set is complete once it has its manifest; until then the same command goes on with
@@ -41,6 +45,7 @@ def use_prepared(config: Config, place: Path, stopper: Stopper) -> Config:
         config: settings as the user gave them.
         place: the run folder, already claimed.
         stopper: asked between shards.
+        on_event: hears of it.
 
     Returns:
         The settings with the prepared set's manifest in `data.manifest`, or `config` itself.
@@ -59,7 +64,7 @@ def use_prepared(config: Config, place: Path, stopper: Stopper) -> Config:
         )
     out = (Path(config.data.pack) if config.data.pack else place / PREPARED).absolute()
     manifest = out / "manifest.csv"
-    first_rank_alone(lambda: _prepare(config, out), stopper)
+    alone(on_event, stopper, "prepare", lambda: _prepare(config, out))
     distributed.barrier()
     if not manifest.is_file():
         raise InputError(
@@ -93,7 +98,9 @@ def _prepare(config: Config, out: Path) -> None:
     summary.check(settings.bad_limit, "prepare.bad_limit")
 
 
-def split_images(config: Config, place: Path, stopper: Stopper) -> Images:
+def split_images(
+    config: Config, place: Path, stopper: Stopper, on_event: OnEvent = ignore
+) -> Images:
     """Read the manifest, split it or take up the split that is there, and check every file.
 
     Raises:
@@ -111,7 +118,7 @@ def split_images(config: Config, place: Path, stopper: Stopper) -> Images:
     )
     root = manifest.root.resolve()
     if not distributed.broadcast_object((place / "config.yaml").exists()):
-        first_rank_alone(lambda: begin(config, place, manifest, stopper), stopper)
+        alone(on_event, stopper, "split", lambda: begin(config, place, manifest, stopper))
     distributed.barrier()
     facts = folder.environment(place)
     if facts["manifest_sha256"] != manifest.digest:
@@ -125,7 +132,8 @@ def split_images(config: Config, place: Path, stopper: Stopper) -> Images:
             "--out"
         )
     frame = read_split(place / "split.csv")
-    first_rank_alone(lambda: take_up(config, place, _images(config, place, root, frame)), stopper)
+    images = _images(config, place, root, frame)
+    alone(on_event, stopper, "sources", lambda: take_up(config, place, images))
     return _images(config, place, root, frame)
 
 

@@ -77,6 +77,9 @@ def train(
                 if plan.save_every
                 else epoch_done and time.monotonic() - saved_at > SECONDS_BETWEEN_SAVES
             )
+            reporter.on_event(
+                "step", stage=plan.stage, step=step, engine=engine, batch=batch, files=stage.files
+            )
             task.before_step(step)
             for player in task.players:
                 loss = _gradient(engine, parts, player, watch)

@@ -17,21 +17,23 @@ from selftaught.files import write_atomic
 from selftaught.training import folder
 from selftaught.training.config import Config
 from selftaught.training.context import FINETUNE, PRETEXT, Run
+from selftaught.training.events import OnEvent, ignore, part
 from selftaught.training.intake import split_images, use_prepared
 from selftaught.training.progress import Reporter
 from selftaught.training.scoring import read_scores, score, write_models
 from selftaught.training.stage import train_stage
-from selftaught.training.stop import Stopper, StopRun, first_rank_alone
+from selftaught.training.stop import Stopper, StopRun
 
 PARTS = ("split", "pretrain", "finetune", "score", "evaluate", "report")
 
 
-def run(config: Config, parts: Sequence[str] = PARTS) -> Path:
+def run(config: Config, parts: Sequence[str] = PARTS, on_event: OnEvent = ignore) -> Path:
     """Carry out the named parts of a run, on every rank.
 
     Args:
         config: checked settings.
         parts: some of `PARTS`, in order.
+        on_event: hears what the run does; `training.events` lists the events.
 
     Returns:
         The run folder.
@@ -44,11 +46,15 @@ def run(config: Config, parts: Sequence[str] = PARTS) -> Path:
     stopper = Stopper().install()
     device = distributed.start(config.engine.timeout)
     with distributed.ending_together(agreed=StopRun):
-        return _run_parts(config, parts, stopper, device)
+        return _run_parts(config, parts, stopper, device, on_event)
 
 
 def _run_parts(
-    config: Config, parts: Sequence[str], stopper: Stopper, device: torch.device
+    config: Config,
+    parts: Sequence[str],
+    stopper: Stopper,
+    device: torch.device,
+    on_event: OnEvent,
 ) -> Path:
     place = folder.claim(config)
     held = None
@@ -58,9 +64,11 @@ def _run_parts(
         folder.claim(config)
     distributed.barrier()
     try:
-        config = use_prepared(config, place, stopper)
-        images = split_images(config, place, stopper)
-        with Reporter(place) as reporter:
+        with part(on_event, "prepare"):
+            config = use_prepared(config, place, stopper, on_event)
+        with part(on_event, "split"):
+            images = split_images(config, place, stopper, on_event)
+        with Reporter(place, on_event) as reporter:
             here = Run(
                 config=config,
                 folder=place,
@@ -70,15 +78,16 @@ def _run_parts(
                 stopper=stopper,
             )
             steps: dict[str, Callable[[], object]] = {
-                "split": lambda: None,
                 "pretrain": lambda: train_stage(here, PRETEXT),
                 "finetune": lambda: _finetune(here, calibrate="score" not in parts),
                 "score": lambda: score(here),
-                "evaluate": lambda: first_rank_alone(lambda: write_metrics(here), stopper),
-                "report": lambda: first_rank_alone(lambda: write_report(place), stopper),
+                "evaluate": lambda: here.alone("metrics", lambda: write_metrics(here)),
+                "report": lambda: here.alone("report", lambda: write_report(place)),
             }
-            for part in parts:
-                steps[part]()
+            for name in parts:
+                if name in steps:
+                    with part(on_event, name):
+                        steps[name]()
         if distributed.is_main() and images.bad_files and (text := images.bad_files.summary()):
             print(f"{text}; {images.bad_files.path} names them", flush=True)
     except (OSError, InputError):

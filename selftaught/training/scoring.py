@@ -21,8 +21,8 @@ from selftaught.models.preprocessing import Preprocessing
 from selftaught.search import knn_score
 from selftaught.training import checkpoint, guards
 from selftaught.training.context import FINETUNE, PRETEXT, Run
+from selftaught.training.events import part
 from selftaught.training.inputs import Images, Rows, infer, open_evaluation, open_plain
-from selftaught.training.stop import first_rank_alone
 from selftaught.training.tasks import trained_task
 
 GROUPS = ("group", "patient", "body_part", "study")
@@ -35,6 +35,11 @@ def write_models(run: Run, scores: Mapping[str, Tensor] | None = None) -> None:
         run: fine-tuning is finished.
         scores: of the normal validation images by model, where they are known already.
     """
+    with part(run.reporter.on_event, "model"):
+        _write_models(run, scores or {})
+
+
+def _write_models(run: Run, scores: Mapping[str, Tensor]) -> None:
     kinds = {"model": False}
     if distributed.broadcast_object(checkpoint.has_best(run.checkpoints("best"))):
         kinds = {"model-best": True, "model": False}
@@ -48,7 +53,7 @@ def write_models(run: Run, scores: Mapping[str, Tensor] | None = None) -> None:
                 raise
             run.reporter.warn("finetune", f"{error}; model-best is not written")
             continue
-        normals = (scores or {}).get(name)
+        normals = scores.get(name)
         if normals is None:
             normals = _normal_scores(run, task)
         _write_model(run, run.folder / name, task, normals, "best" if best else "last")
@@ -131,7 +136,7 @@ def score(run: Run) -> None:
             write_atomic(path, lambda temporary: save_file(features, temporary))
         write_atomic(run.folder / "scores.csv", lambda path: table.to_csv(path, index=False))
 
-    first_rank_alone(write, run.stopper)
+    run.alone("scores", write)
     distributed.barrier()
 
 

@@ -19,6 +19,7 @@ from selftaught.training.config import STAGES, EngineConfig
 from selftaught.training.context import Run
 from selftaught.training.ddp import TorchEngine
 from selftaught.training.engine import Batch, Engine
+from selftaught.training.events import part
 from selftaught.training.inputs import (
     Rows,
     global_batch_size,
@@ -70,7 +71,8 @@ def train_stage(run: Run, role: str) -> None:
     steps = total_steps(run.config, run.images, role)
     begins = steps == 0 or type(task).begin is not Task.begin
     if begins and not distributed.broadcast_object(checkpoint.newest(folder)[0] is not None):
-        task.begin(Beginning(run, role, task))
+        with part(run.reporter.on_event, "begin"):
+            task.begin(Beginning(run, role, task))
         if distributed.is_main():
             # Step 0 holds what began: a run killed later never draws it again.
             weights = task.state_dict()
