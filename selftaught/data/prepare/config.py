@@ -1,12 +1,13 @@
 """The settings of `selftaught prepare`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from selftaught.errors import InputError
 
 Rule = Literal["default", "paper", "none"]
 SMALLEST, LARGEST = 16, 8192
+FREE = {"resume": "free"}  # may change when a run goes on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +46,9 @@ class PrepareConfig:
     drop_low_contrast: bool = True
     cutoff: float = 1.0
     bits: Literal["keep", "8"] = "keep"
-    workers: int | Literal["auto"] = "auto"
-    sheets: int = 4
-    bad_limit: float = 0.05
+    workers: int | Literal["auto"] = field(default="auto", metadata=FREE)
+    sheets: int = field(default=4, metadata=FREE)
+    bad_limit: float = field(default=0.05, metadata=FREE)
     allow_outside: bool = False
 
     def __post_init__(self) -> None:
