@@ -9,7 +9,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pandas as pd
 
 from selftaught.files import machine_errors, write_atomic
 from selftaught.phantoms.anatomy import BODY_PARTS
@@ -180,6 +179,8 @@ def _place(out: Path, config: SetConfig) -> Path:
 
 def _write_lists(out: Path, config: SetConfig, records: list[Record]) -> Path:
     """Write truth.json and the lists that make the set readable."""
+    import pandas as pd  # Here alone, and not in processes that draw: it takes half a second.
+
     truth = {"settings": asdict(config), "images": records}
     write_atomic(out / "truth.json", json.dumps(truth, indent=1) + "\n")
     table = pd.DataFrame(records)

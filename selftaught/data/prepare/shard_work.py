@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,6 @@ from selftaught.data.images.pack_writer import Packable, shard_bytes
 from selftaught.data.images.stamps import Stamp, stamp
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.film import Film, prepare_film
-from selftaught.data.prepare.source import leads_out
 from selftaught.errors import MachineError
 from selftaught.files import sha256, write_atomic
 
@@ -131,7 +131,7 @@ def _files(root: Path, row: Row, config: PrepareConfig) -> dict[str, Stamp]:
     return {
         name: stamp(root / name)
         for name in names
-        if name and (config.allow_outside or not leads_out(root / name, root))
+        if name and (config.allow_outside or not _leads_out(root / name, root))
     }
 
 
@@ -140,7 +140,7 @@ def _film(root: Path, row: Row, config: PrepareConfig) -> Film:
     given = root / row.mask if row.mask else None
     if not config.allow_outside:
         for one in (path, given):
-            if one is not None and leads_out(one, root):
+            if one is not None and _leads_out(one, root):
                 raise BadImage(one, "leads out of the manifest's folder; see --allow_outside")
     try:
         return prepare_film(path, given, row.body_part, config)
@@ -151,6 +151,12 @@ def _film(root: Path, row: Row, config: PrepareConfig) -> Film:
             raise
         # One strange picture must not end a night's work; the class tells where to look.
         raise BadImage(path, f"cannot be prepared ({type(error).__name__})") from error
+
+
+def _leads_out(path: Path, root: Path) -> bool:
+    """Whether a symbolic link leads a path out of its manifest's folder."""
+    real, real_root = os.path.realpath(path), os.path.realpath(root)
+    return not (real == real_root or real.startswith(real_root.rstrip("/") + "/"))
 
 
 def _reason(error: BadImage, row: Row) -> str:
