@@ -269,7 +269,7 @@ class Detector:
 
         What cannot be read goes into `skipped`, by row, with the reason; None: it is an error.
         """
-        from selftaught.data.bad_files import Skipping
+        from selftaught.data.images.bad_files import Skipping
         from selftaught.data.pipeline import open_pipeline
 
         if isinstance(images, (str, bytes, PathLike)):

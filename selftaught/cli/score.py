@@ -176,7 +176,7 @@ class _Watched:
 
     def __init__(self, total: int, stopper: "Stopper", device: "torch.device") -> None:
         from selftaught import distributed
-        from selftaught.data.prepare.progress import Bar
+        from selftaught.console import Bar
 
         self.total, self.stopper, self.device = total, stopper, device
         self.ranks, self.number = distributed.world_size(), 0
@@ -206,7 +206,7 @@ class _Watched:
 
 def _tell_skipped(table: "pd.DataFrame") -> None:
     """One line with the number of images without a score, by label."""
-    from selftaught.data.bad_files import in_words
+    from selftaught.data.images.bad_files import in_words
 
     if said := in_words(table[table["problem"] != ""], len(table)):
         print(said, flush=True)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pandas as pd
 
 from selftaught import distributed
+from selftaught.console import Bar
 from selftaught.data import sources
-from selftaught.data.bad_files import Problem
+from selftaught.data.images.bad_files import Problem
+from selftaught.data.images.pack import stored_in
 from selftaught.data.manifest import Manifest, read_manifest
-from selftaught.data.pipeline.pack import stored_in
 from selftaught.data.preflight import Checked, check_images, refuse_bad
-from selftaught.data.prepare.progress import Bar
 from selftaught.data.split import check_classes, format_table, make_split, read_split, write_split
-from selftaught.data.split_leakage import report_leakage, without_leaks
+from selftaught.data.split.leakage import report_leakage, without_leaks
 from selftaught.errors import InputError
 from selftaught.files import sha256, write_atomic
 from selftaught.models.weights import load_encoder_weights

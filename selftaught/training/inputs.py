@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selftaught import distributed
-from selftaught.data.bad_files import Problem, Skipping
+from selftaught.data.images.bad_files import Problem, Skipping
 from selftaught.data.pipeline import Pipeline, open_pipeline
 from selftaught.data.plan import Augment, batch_at, plain, stand_ins
 from selftaught.environment import local_world_size

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from selftaught import distributed
-from selftaught.data.mura import is_mura
+from selftaught.data.manifest.mura import is_mura
 from selftaught.errors import InputError
 from selftaught.training.config import Config
 from selftaught.training.stop import Stopper, first_rank_alone

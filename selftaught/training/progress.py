@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from selftaught import distributed
-from selftaught.data.prepare.progress import Bar, Console
+from selftaught.console import Bar, Console
 from selftaught.files import machine_errors, write_atomic
 
 

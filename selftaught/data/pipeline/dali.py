@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from selftaught.data.augment import Augment
-from selftaught.data.bad_files import Found, Problem, Skipping, find
-from selftaught.data.decode import read_grey
+from selftaught.data.images.bad_files import Found, Problem, Skipping, find
+from selftaught.data.images.decode import read_grey
+from selftaught.data.images.pack import Packed, locate
 from selftaught.data.pipeline import Batch, Request
 from selftaught.data.pipeline.dali_graph import Kind, Spec, build
 from selftaught.data.pipeline.dali_resident import free_bytes, resident
 from selftaught.data.pipeline.dali_source import Item, Items, numbers
 from selftaught.data.pipeline.opencv import CACHE_BYTES, check_ids, check_options, worker_count
-from selftaught.data.pipeline.pack import Packed, locate
 from selftaught.data.plan import draw
 from selftaught.errors import InputError
 

@@ -10,11 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from selftaught.data.augment import Augment
-from selftaught.data.decode import read_grey
+from selftaught.data.images.decode import read_grey
+from selftaught.data.images.pack import Packed
 from selftaught.data.pipeline import composed
 from selftaught.data.pipeline.dali_graph import CODED, Kind
 from selftaught.data.pipeline.dali_resident import Resident
-from selftaught.data.pipeline.pack import Packed
 from selftaught.data.pipeline.sample import contrast_limits, read_mask
 from selftaught.data.plan import PARAMETERS
 

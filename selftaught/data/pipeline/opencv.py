@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from selftaught.data.augment import Augment
-from selftaught.data.bad_files import Found, Skipping, find
+from selftaught.data.images.bad_files import Found, Skipping, find
 from selftaught.data.pipeline import Batch, Request, composed, published
 from selftaught.data.pipeline.sample import Sample, load
 from selftaught.data.plan import PARAMETERS, draw

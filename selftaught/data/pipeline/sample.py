@@ -6,9 +6,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from selftaught.data.decode import read_grey
-from selftaught.data.limits import BadImage
-from selftaught.data.pipeline.pack import locate
+from selftaught.data.images.decode import read_grey
+from selftaught.data.images.limits import BadImage
+from selftaught.data.images.pack import locate
 
 
 class Sample(NamedTuple):

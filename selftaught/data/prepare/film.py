@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from selftaught.data.decode import is_dicom, read_grey
-from selftaught.data.limits import BadImage
+from selftaught.data.images.decode import is_dicom, read_grey
+from selftaught.data.images.limits import BadImage
 from selftaught.data.pipeline.sample import contrast_limits
 from selftaught.data.prepare import carrier, published
 from selftaught.data.prepare import mask as masks

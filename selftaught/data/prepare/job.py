@@ -16,11 +16,11 @@ from multiprocessing import active_children, get_context, resource_tracker
 from pathlib import Path
 from typing import Any
 
+from selftaught.console import Bar
+from selftaught.data.images.pack import FOLDER
 from selftaught.data.manifest import Manifest
-from selftaught.data.pipeline.pack import FOLDER
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.finish import SOURCES, Summary, finish, read_summary
-from selftaught.data.prepare.progress import Bar
 from selftaught.data.prepare.shard_work import (
     Note,
     Places,

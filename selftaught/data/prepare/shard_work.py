@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import cv2
 
-from selftaught.data.limits import BadImage
+from selftaught.data.images.limits import BadImage
+from selftaught.data.images.pack_writer import Packable, shard_bytes
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.film import Film, prepare_film
-from selftaught.data.prepare.shards import Packable, shard_bytes
 from selftaught.data.prepare.source import leads_out
 from selftaught.data.sources import Stamp, stamp
 from selftaught.errors import MachineError
