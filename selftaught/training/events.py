@@ -2,7 +2,7 @@
 
 | event | facts | when |
 |---|---|---|
-| begin, end | part | around prepare, split, pretrain, begin, finetune, model, score, evaluate, report |
+| begin, end | part | around each of `PARTS` of `training.run`, prepare, begin and model |
 | alone | work | rank 0 begins what it does alone: split, begin, scores, metrics, report |
 | step | stage, step, engine, batch, files | before an optimizer step, with its batch |
 | batch | name, number | before a batch of inference, counted from 0 |
@@ -19,7 +19,8 @@ from typing import Any, Protocol
 class OnEvent(Protocol):
     """Called with an event's name and its facts."""
 
-    def __call__(self, event: str, **facts: Any) -> None: ...
+    def __call__(self, event: str, **facts: Any) -> None:
+        """Hear of one event."""
 
 
 def ignore(event: str, **facts: Any) -> None:

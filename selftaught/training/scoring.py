@@ -128,7 +128,7 @@ def score(run: Run) -> None:
 
     def write() -> None:
         table = _table(run, outputs, rows, calibration)
-        features = {
+        features: dict[str, Tensor] = {
             name: outputs[name].float().contiguous() for name in ("h", "z") if name in outputs
         }
         if features:

@@ -14,10 +14,11 @@ import torch
 
 from selftaught.data.augment import Augment
 from selftaught.data.images.bad_files import Loaded, Skipping, find
+from selftaught.data.images.contrast import autocontrast
 from selftaught.data.pipeline import composed, published
 from selftaught.data.pipeline.cache import CACHE_BYTES, Cache, CacheBudget
 from selftaught.data.pipeline.executor import Batch, Request, check_ids, check_options
-from selftaught.data.pipeline.sample import Sample, load
+from selftaught.data.pipeline.sample import Made, Sample, load
 from selftaught.data.plan import PARAMETERS, draw
 from selftaught.errors import InputError, MachineError
 from selftaught.workers import worker_count
@@ -53,6 +54,7 @@ class OpenCVPipeline:
         cache_bytes: memory for prepared images; a budget may be shared with other pipelines.
         prefetch: batches prepared ahead of the consumer.
         skipping: what takes the place of samples that cannot be read; None: they are errors.
+        made: gives samples that are not to be read from their files, if there are such.
 
     Raises:
         InputError: an option outside its range.
@@ -73,6 +75,7 @@ class OpenCVPipeline:
         cache_bytes: int | CacheBudget = CACHE_BYTES,
         prefetch: int = 2,
         skipping: Skipping | None = None,
+        made: Made | None = None,
     ):
         check_options(len(paths), masks, image_size, views, prefetch)
         cv2.setNumThreads(0)
@@ -84,7 +87,7 @@ class OpenCVPipeline:
         self._views = views
         self._return_masks = return_masks
         self._cache: Cache[Sample] = Cache(cache_bytes)
-        self._skipping = skipping
+        self._skipping, self._made = skipping, made
         threads = worker_count(workers)
         self._prefetch = prefetch if threads else 0
         self._closed = False
@@ -175,11 +178,12 @@ class OpenCVPipeline:
             loaded = find(self._skipping, epoch, asked, self._base)
             sample = loaded.sample
             if loaded.content is not None:
-                masked = self._masks[sample] is not None
+                base = loaded.content
+                masked = base.mask is not None and not base.framed
                 for v in range(self._views):
                     row = dict(zip(PARAMETERS, plan[v].astype(float).tolist(), strict=True))
                     mask = None if masks is None else masks[v]
-                    render(loaded.content, row, self._augment, views[v], mask, masked=masked)
+                    render(base, row, self._augment, views[v], mask, masked=masked)
         except (InputError, MachineError, MemoryError):
             raise
         except Exception as error:
@@ -191,11 +195,16 @@ class OpenCVPipeline:
         base = self._cache.get(sample)
         if base is not None:
             return base
-        base = load(self._paths[sample], self._masks[sample], cutoff=self._augment.autocontrast)
+        cutoff = self._augment.autocontrast
+        made = None if self._made is None else self._made(sample)
+        if made is None:
+            base = load(self._paths[sample], self._masks[sample], cutoff=cutoff)
+        else:
+            base = Sample(autocontrast(made.image, cutoff), made.mask)
         if self._augment.order == "composed":
             base = composed.canvas(base, self._size, frame=self._return_masks)
         elif base.mask is None and self._return_masks:
-            base = Sample(base.image, np.full(base.image.shape, 255, np.uint8))
+            base = Sample(base.image, np.full(base.image.shape, 255, np.uint8), framed=True)
         self._cache.keep(sample, base, base.nbytes)
         return base
 

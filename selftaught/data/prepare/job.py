@@ -5,13 +5,14 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from selftaught.console import Bar
 from selftaught.data.images.pack import FOLDER
 from selftaught.data.images.stamps import changes, first_of, read_stamps
 from selftaught.data.manifest import Manifest
+from selftaught.data.prepare.claim import CLAIM, claimed
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.finish import SOURCES, Summary, finish, read_summary
 from selftaught.data.prepare.shard_work import (
@@ -28,9 +29,6 @@ from selftaught.files import claim_folder, machine_errors
 from selftaught.workers import work_side_by_side, worker_count
 
 SHARD_IMAGES = 64
-CLAIM = "prepare.json"
-# Settings that do not change what is written into the pack.
-FREE = ("workers", "sheets", "bad_limit")
 
 
 def prepare(source: Path, out: Path, config: PrepareConfig) -> Summary:
@@ -111,8 +109,8 @@ def _claimed(out: Path, manifest: Manifest, config: PrepareConfig) -> Iterator[b
     Raises:
         InputError: it holds something else, was begun otherwise, or another job is in it.
     """
-    settings = {k: v for k, v in asdict(config).items() if k not in FREE}
-    facts = {"format": "selftaught prepared", "version": 1, "settings": settings}
+    facts: dict[str, Any] = {"format": "selftaught prepared", "version": 1}
+    facts["settings"] = claimed(config)
     facts["source_sha256"] = manifest.digest
     words = {"source_sha256": "from another list"}
     begun = claim_folder(out, CLAIM, facts, "a prepared set", words)

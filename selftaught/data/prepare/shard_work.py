@@ -6,13 +6,11 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
-
 from selftaught.data.images.limits import BadImage
 from selftaught.data.images.pack_writer import Packable, shard_bytes
 from selftaught.data.images.stamps import Stamp, stamp
 from selftaught.data.prepare.config import PrepareConfig
-from selftaught.data.prepare.film import Film, prepare_film
+from selftaught.data.prepare.film import Film, usable_film
 from selftaught.errors import MachineError
 from selftaught.files import sha256, write_atomic
 
@@ -63,8 +61,6 @@ def work_shard(places: Places, number: int, rows: list[Row], config: PrepareConf
         files = _files(places.root, row, config)
         try:
             film = _film(places.root, row, config)
-            if film.low_contrast and config.drop_low_contrast:
-                raise BadImage(row.path, "low contrast: its grey levels span too little")
         except BadImage as error:
             notes.append({"row": row.row, "files": files, "reason": _reason(error, row)})
             continue
@@ -142,15 +138,7 @@ def _film(root: Path, row: Row, config: PrepareConfig) -> Film:
         for one in (path, given):
             if one is not None and _leads_out(one, root):
                 raise BadImage(one, "leads out of the manifest's folder; see --allow_outside")
-    try:
-        return prepare_film(path, given, row.body_part, config)
-    except MemoryError:
-        raise BadImage(path, "needs more memory than there is") from None
-    except (cv2.error, ValueError, ArithmeticError) as error:
-        if isinstance(error, BadImage):
-            raise
-        # One strange picture must not end a night's work; the class tells where to look.
-        raise BadImage(path, f"cannot be prepared ({type(error).__name__})") from error
+    return usable_film(path, given, row.body_part, config)
 
 
 def _leads_out(path: Path, root: Path) -> bool:
