@@ -10,8 +10,9 @@ GROUPS = [
     {"environment", "errors", "files", "console", "workers", "peers", "distributed", "kernels"},
     {"losses"},
     {"data", "models", "search"},
-    {"detector"},
-    {"training", "baselines", "evaluation"},
+    {"methods"},
+    {"detector", "export"},
+    {"training", "evaluation"},
     {"cli", "__main__"},
 ]
 # Generated films stand beside the rest: made of the first group, known to the commands alone.
