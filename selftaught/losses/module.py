@@ -48,6 +48,8 @@ class LossModule(nn.Module):
     def extra_repr(self) -> str:
         """Settings in the module's printed form."""
         return ", ".join(
-            f"{name}={float(value):g}" if isinstance(value, Tensor) else f"{name}={value!r}"
+            f"{name}={float(value.detach()):g}"
+            if isinstance(value, Tensor)
+            else f"{name}={value!r}"
             for name, value in self.settings().items()
         )

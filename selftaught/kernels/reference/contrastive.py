@@ -62,9 +62,11 @@ def _pair_logits(
     return (rows_RD @ columns_CD.T - positive_R1) / tau
 
 
-def _pair_loss(logits_RC: Tensor, excluded_RC: Tensor) -> Tensor:
+def _pair_loss(logits_RC: Tensor, excluded_RC: Tensor, positive_R: Tensor) -> Tensor:
     negatives_R = logits_RC.masked_fill(excluded_RC, MINUS_INFINITY).logsumexp(1)
-    return torch.logaddexp(negatives_R, torch.zeros_like(negatives_R))
+    # The positive's own logit: 0, but NaN where its pair holds a NaN.
+    zero_R = 0 * logits_RC.detach().gather(1, positive_R[:, None])[:, 0]
+    return torch.logaddexp(negatives_R, zero_R)
 
 
 def _pair_weights(
@@ -107,8 +109,8 @@ def ntxent(
         (2B,) losses.
     """
     tau = _scale(temperature, fixed_temperature, z)
-    *_, logits_NN, excluded_NN = _ntxent_parts(z, tau, normalize)
-    return _pair_loss(logits_NN, excluded_NN)
+    *_, positive_N, logits_NN, excluded_NN = _ntxent_parts(z, tau, normalize)
+    return _pair_loss(logits_NN, excluded_NN, positive_N)
 
 
 def ntxent_backward(
@@ -238,8 +240,10 @@ def info_nce(
     tau = _scale(temperature, fixed_temperature, query)
     losses = []
     for rows, others in _directions(query, key, negatives, symmetric):
-        parts = _info_nce_parts(rows, others, tau, in_batch, normalize)
-        losses.append(_pair_loss(*parts[-2:]))
+        *_, positive_B, logits_BC, excluded_BC = _info_nce_parts(
+            rows, others, tau, in_batch, normalize
+        )
+        losses.append(_pair_loss(logits_BC, excluded_BC, positive_B))
     return torch.cat(losses)
 
 
