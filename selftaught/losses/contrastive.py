@@ -5,14 +5,14 @@ Averaged over ranks, as DDP averages gradients, a mean is the mean over the glob
 and in gradient; a sum is 1 / ranks of the global sum.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from selftaught.kernels import contrastive as formulas
 from selftaught.kernels import ops
-from selftaught.kernels.blocks import Peers
 from selftaught.losses.checks import (
     check_content,
     check_labels,
@@ -26,56 +26,75 @@ from selftaught.losses.group import Arguments, agree, over_ranks, peers_of
 from selftaught.losses.module import LossModule
 
 
-def _check(
-    names: tuple[str, str],
-    first: Tensor,
-    second: Tensor,
-    temperature: float | Tensor,
-    backend: str | None,
-    precision: str,
-    reduction: str,
-    exchange: str,
-    values: bool,
-) -> Arguments:
-    """Refuse wrong arguments; the matrices in their common dtype."""
-    chosen = check_options(backend, precision, reduction, exchange)
-    check_matrix(names[0], first)
-    check_matrix(names[1], second, (names[0], first))
-    check_same_rows(names[1], second, names[0], first)
-    check_content(names[0], first, values)
-    check_content(names[1], second, values)
-    scale, fixed = split_temperature(temperature, (names[0], first), values)
-    dtype = torch.promote_types(first.dtype, second.dtype)
-    return Arguments(first.to(dtype), second.to(dtype), scale, fixed, chosen)
+class _Settings(NamedTuple):
+    """Arguments that the three losses share; see `ntxent_loss`."""
+
+    temperature: float | Tensor
+    normalize: bool
+    reduction: str
+    group: Any
+    exchange: str
+    backend: str | None
+    precision: str
+    check_values: bool
 
 
 def _evaluate(
     loss: formulas.Loss,
-    peers: Peers,
-    tensors: list[Tensor | None],
-    fixed: float,
-    backend: str,
-    normalize: bool,
-    precision: str,
-    exchange: str = "gather",
+    first: tuple[str, Tensor],
+    second: tuple[str, Tensor],
+    more: Callable[[int], Tensor | None],
+    settings: _Settings,
     **flags: bool,
 ) -> Tensor:
-    """Losses of this rank's rows; the last of the tensors is the temperature, or None."""
+    """Check the arguments, on all ranks of a group, and evaluate.
+
+    Args:
+        loss: which one.
+        first: name of an argument, and (B, D) first views or queries.
+        second: name of an argument, and (B, D) second views or keys.
+        more: checks and gives, for a rank, the classes of all rows or the negatives.
+        settings: other arguments.
+        flags: settings of this loss only.
+    """
+    temperature, normalize, reduction, group, exchange, _, precision, values = settings
+    peers = peers_of(group)
+
+    def check() -> Arguments:
+        backend = check_options(settings.backend, precision, reduction, exchange)
+        check_matrix(*first)
+        check_matrix(*second, first)
+        check_same_rows(*second, *first)
+        check_content(*first, values)
+        check_content(*second, values)
+        scale, fixed = split_temperature(temperature, first, values)
+        dtype = torch.promote_types(first[1].dtype, second[1].dtype)
+        pair = first[1].to(dtype), second[1].to(dtype)
+        return Arguments(*pair, more(peers.rank), scale, fixed, backend)
+
+    agreed = {"normalize": normalize, "exchange": exchange, "check_values": values, **flags}
+    words = ", ".join(f"{name}={value}" for name, value in agreed.items())
+    a, b, other, scale, fixed, backend = agree(peers, loss.name, words, check, every_call=values)
+    tensors: list[Tensor | None] = [a, b, other, scale]
+    if loss is not formulas.INFO_NCE:
+        tensors = [torch.cat([a, b]), *([] if other is None else [other]), scale]
     if peers.ranks == 1:
         op = getattr(ops, loss.name)
-        given = [flags[name] for name in loss.flags]
-        return op(*tensors, fixed, *given, normalize, precision, backend)
-    return over_ranks(
-        loss,
-        backend,
-        tensors,
-        fixed_temperature=fixed,
-        normalize=normalize,
-        precision=precision,
-        peers=peers,
-        travel=exchange == "ring",
-        **flags,
-    )
+        options = [flags[name] for name in loss.flags]
+        rows = op(*tensors, fixed, *options, normalize, precision, backend)
+    else:
+        rows = over_ranks(
+            loss,
+            backend,
+            tensors,
+            fixed_temperature=fixed,
+            normalize=normalize,
+            precision=precision,
+            peers=peers,
+            travel=exchange == "ring",
+            **flags,
+        )
+    return reduce(rows, reduction)
 
 
 def ntxent_loss(
@@ -121,17 +140,10 @@ def ntxent_loss(
             entries, temperature not above 0, an unknown option); the message names it. Values
             are checked on the CPU in eager mode only, elsewhere they give a NaN loss.
     """
-    peers = peers_of(group)
-
-    def check() -> Arguments:
-        names, options = ("z1", "z2"), (backend, precision, reduction, exchange, check_values)
-        return _check(names, z1, z2, temperature, *options)
-
-    words = f"normalize={normalize}, exchange={exchange}, check_values={check_values}"
-    a, b, scale, fixed, chosen, _ = agree(peers, "ntxent", words, check, every_call=check_values)
-    tensors = [torch.cat([a, b]), scale]
-    loss = _evaluate(formulas.NTXENT, peers, tensors, fixed, chosen, normalize, precision, exchange)
-    return reduce(loss, reduction)
+    settings = _Settings(
+        temperature, normalize, reduction, group, exchange, backend, precision, check_values
+    )
+    return _evaluate(formulas.NTXENT, ("z1", z1), ("z2", z2), lambda _: None, settings)
 
 
 def supcon_loss(
@@ -171,24 +183,15 @@ def supcon_loss(
     Raises:
         ValueError: as in `ntxent_loss`, and labels that are not (B,) integers of -1 or above.
     """
-    peers = peers_of(group)
 
-    def check() -> Arguments:
-        names, options = ("z1", "z2"), (backend, precision, reduction, "gather", check_values)
-        arguments = _check(names, z1, z2, temperature, *options)
-        like = ("z1", z1)
-        images = check_labels("labels", labels, z1.shape[0], like, None, check_values)
-        return arguments._replace(more=_classes(images, peers.rank))
+    def classes(rank: int) -> Tensor:
+        checked = check_labels("labels", labels, z1.shape[0], ("z1", z1), None, check_values)
+        return _classes(checked, rank)
 
-    words = f"normalize={normalize}, check_values={check_values}"
-    a, b, scale, fixed, chosen, classes = agree(
-        peers, "supcon", words, check, every_call=check_values
+    settings = _Settings(
+        temperature, normalize, reduction, group, "gather", backend, precision, check_values
     )
-    tensors = [torch.cat([a, b]), classes, scale]
-    loss = _evaluate(
-        formulas.SUPCON, peers, tensors, fixed, chosen, normalize, precision, paired=True
-    )
-    return reduce(loss, reduction)
+    return _evaluate(formulas.SUPCON, ("z1", z1), ("z2", z2), classes, settings, paired=True)
 
 
 def _classes(labels: Tensor, rank: int) -> Tensor:
@@ -242,42 +245,26 @@ def info_nce_loss(
         ValueError: as in `ntxent_loss`; `negatives` together with `symmetric`; no `negatives`, or
             `symmetric`, together with `in_batch=False`.
     """
-    # Without the keys of the batch no rank needs another's.
-    peers = peers_of(group if in_batch else None)
 
-    def check() -> Arguments:
-        names, options = ("query", "key"), (backend, precision, reduction, exchange, check_values)
-        arguments = _check(names, query, key, temperature, *options)
+    def more(rank: int) -> Tensor | None:
+        del rank
         if not in_batch and (negatives is None or symmetric):
             raise ValueError("in_batch: False needs `negatives` and symmetric=False")
         if negatives is None:
-            return arguments
+            return None
         if symmetric:
             raise ValueError("negatives: must be None where symmetric=True, they have no queries")
         check_matrix("negatives", negatives, ("query", query))
         check_content("negatives", negatives, check_values)
-        return arguments._replace(more=negatives.to(arguments.first.dtype))
+        return negatives.to(torch.promote_types(query.dtype, key.dtype))
 
-    words = (
-        f"normalize={normalize}, exchange={exchange}, symmetric={symmetric}, "
-        f"check_values={check_values}"
+    # Without the keys of the batch no rank needs another's.
+    group = group if in_batch else None
+    settings = _Settings(
+        temperature, normalize, reduction, group, exchange, backend, precision, check_values
     )
-    q, k, scale, fixed, chosen, more = agree(
-        peers, "info_nce", words, check, every_call=check_values
-    )
-    loss = _evaluate(
-        formulas.INFO_NCE,
-        peers,
-        [q, k, more, scale],
-        fixed,
-        chosen,
-        normalize,
-        precision,
-        exchange,
-        symmetric=symmetric,
-        in_batch=in_batch,
-    )
-    return reduce(loss, reduction)
+    flags = {"symmetric": symmetric, "in_batch": in_batch}
+    return _evaluate(formulas.INFO_NCE, ("query", query), ("key", key), more, settings, **flags)
 
 
 class NTXentLoss(LossModule):

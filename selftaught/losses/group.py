@@ -20,18 +20,18 @@ class Arguments(NamedTuple):
     Attributes:
         first: (B, D) first views, or queries.
         second: (B, D) second views, or keys, of the same dtype.
+        more: classes of the rows, or further negatives.
         scale: 0-d temperature, None where it is a number.
         fixed: that number.
         backend: its name, "auto", or "" for the environment's choice.
-        more: classes of the rows, or further negatives.
     """
 
     first: Tensor
     second: Tensor
+    more: Tensor | None
     scale: Tensor | None
     fixed: float
     backend: str
-    more: Tensor | None = None
 
 
 def peers_of(group: Any) -> Peers:
