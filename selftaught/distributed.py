@@ -7,7 +7,7 @@ the one-rank case and communicates nothing.
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -277,6 +277,20 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     seen = torch.tensor([int(flag)], device=device)
     dist.all_reduce(seen, op=dist.ReduceOp.MAX)
     return bool(seen.item())
+
+
+def gather_row(values: Tensor, more: Sequence[float] = ()) -> list[list[float]]:
+    """A row of numbers from every rank, in rank order; waits for the device that holds them.
+
+    Args:
+        values: (M,) float64, on the device.
+        more: numbers that follow, from the host.
+    """
+    if world_size() == 1:
+        return [[*values.tolist(), *map(float, more)]]
+    device = communication_device()
+    host = torch.tensor([float(one) for one in more], dtype=torch.float64, device=device)
+    return gather(torch.cat([values.to(device), host])[None]).tolist()
 
 
 def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:

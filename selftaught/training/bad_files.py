@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from selftaught import distributed
-from selftaught.data.bad_files import COLUMNS, NAME, Problem, in_words, read_bad_files
+from selftaught.data.images.bad_files import COLUMNS, NAME, Problem, in_words, read_bad_files
 from selftaught.errors import InputError
 from selftaught.files import write_atomic
 
