@@ -34,8 +34,8 @@ Kept = tuple[Tensor | None, ...]
 
 def _pair_loss(log_sum: Tensor, positive: Tensor) -> Tensor:
     """Loss from the negatives' log-sum and the positive's logit, all (n,)."""
-    above = log_sum - positive
-    return torch.logaddexp(above, torch.zeros_like(above))
+    # The positive's own term is exp(0), but NaN where its logit is not finite.
+    return torch.logaddexp(log_sum - positive, 0 * positive)
 
 
 def _pair_logits(tiles: Tiles, x: Rows, tau: Tensor, ranks: int = 1) -> Tensor:

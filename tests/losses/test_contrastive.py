@@ -340,9 +340,10 @@ def test_unchecked_values_give_a_nan_loss(loss, images):
         inputs = [t.detach().clone().requires_grad_() for t in (z1, z2, tau)]
         with torch.no_grad():
             inputs[place].view(-1)[-1] = float(value)
-        rows = ours(loss, *inputs, check_values=False)
-        assert rows.mean().isnan()
-        rows.mean().backward()
+        for normalize in (True, False):
+            rows = ours(loss, *inputs, check_values=False, normalize=normalize)
+            assert rows.mean().isnan()
+            rows.mean().backward()
         with pytest.raises(ValueError, match="finite"):
             ours(loss, *inputs)
 
