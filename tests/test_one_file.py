@@ -54,7 +54,7 @@ def run(place, out, **more):
         "pretext.method": "none",
         "finetune.method": "toy.Toy",
         "finetune.width": 4,
-        "finetune.epochs": 40,
+        "finetune.epochs": 15,
         "engine.save_every": 1,
         **more,
     }

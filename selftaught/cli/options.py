@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -103,7 +103,7 @@ def _run_parser(command: str, description: str, chosen: Mapping[str, str]) -> Ar
             options = methods.load(chosen[field.name]).Options
         except InputError as error:
             raise InputError(f"{field.name}.{error}") from error
-        made = functools.partial(options, method=chosen[field.name])
+        made: Callable[[], Any] = functools.partial(options, method=chosen[field.name])
         kinds.append((field.name, options, dataclasses.field(default_factory=made)))
     shape = dataclasses.make_dataclass("Config", kinds, frozen=True, kw_only=True)
     shape.__doc__ = Config.__doc__
