@@ -350,7 +350,7 @@ def resume_policies(config: Config) -> dict[str, str]:
 
 
 def _policies(values: Any, prefix: str, policy: str) -> dict[str, str]:
-    out = {}
+    out: dict[str, str] = {}
     for field_ in dataclasses.fields(values):
         value, name = getattr(values, field_.name), prefix + field_.name
         own = field_.metadata.get("resume", policy)
