@@ -7,7 +7,7 @@ the one-rank case and communicates nothing.
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -273,6 +273,22 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     seen = torch.tensor([int(flag)], device=device)
     dist.all_reduce(seen, op=dist.ReduceOp.MAX)
     return bool(seen.item())
+
+
+def gather_row(
+    values: Sequence[float], device: torch.device | str = "cpu", own: Tensor | None = None
+) -> list[list[float]]:
+    """A row of numbers from every rank, in rank order.
+
+    Args:
+        values: numbers of this rank, equally many on each.
+        device: that the group communicates on.
+        own: (M,) float64 on the device, which come before them; they are waited for.
+    """
+    if world_size() == 1:
+        return [[*([] if own is None else own.tolist()), *map(float, values)]]
+    row = torch.tensor([float(one) for one in values], dtype=torch.float64, device=device)
+    return gather((row if own is None else torch.cat([own, row]))[None]).tolist()
 
 
 def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
