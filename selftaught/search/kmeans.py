@@ -98,7 +98,7 @@ def _plus_plus(x: Tensor, k: int, rng: np.random.Generator) -> Tensor:
 
 
 def _nearest(x: Tensor, centers: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Squared distance (N,) to, and index (N,) of, the nearest of the `active` centres or of all."""
+    """Squared distance (N,) to the nearest of the `active` centres (None: of all), its index."""
     return ops.nearest_center(x, centers, active, "auto", "auto")
 
 
@@ -114,8 +114,8 @@ def _nearest_again(
     if not changed.any():
         return squared, labels
     near, index = _nearest(x, centers, changed)
-    unsure = torch.nonzero(changed[labels] & (near > squared))[:, 0]
-    nearer = near <= squared
+    unsure = torch.nonzero(changed[labels] & (near >= squared))[:, 0]
+    nearer = (near < squared) | ((near == squared) & (index < labels))
     squared, labels = torch.where(nearer, near, squared), torch.where(nearer, index, labels)
     if len(unsure):
         squared[unsure], labels[unsure] = _nearest(x.index_select(0, unsure), centers)

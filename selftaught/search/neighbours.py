@@ -76,8 +76,8 @@ def _by_torch(queries: Array, table: Array, m: int, *, direct: bool) -> tuple[Ar
         else:
             squared = torch.addmm(lengths, part, rows.T, alpha=-2) + part.square().sum(1)[:, None]
         found.append(torch.topk(squared, m, largest=False))
-    squared, numbers = (torch.cat(column).numpy() for column in zip(*found, strict=True))
-    return squared, numbers
+    numbers = torch.cat([one.indices for one in found]).numpy()
+    return torch.cat([one.values for one in found]).numpy(), numbers
 
 
 def _exactly(faiss: Any, queries: Array, table: Array, rows: Array) -> Array:
@@ -130,8 +130,8 @@ def _scores(asked: Array, table: Array, k: int) -> Array:
         if name == "faiss":
             found = _by_faiss(faiss, near[pending], places, m)
         elif name == "double":
-            both = (values.astype(np.float64) - origin for values in (asked[pending], table))
-            found = _by_torch(*both, m, direct=False)
+            double = table.astype(np.float64) - origin
+            found = _by_torch(asked[pending].astype(np.float64) - origin, double, m, direct=False)
         else:
             found = _by_torch(asked[pending], table, k, direct=True)
         single = faiss if name == "faiss" else None
