@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> None:
     from selftaught.data.manifest.check import show
     from selftaught.evaluation.metrics import SPLITS, check_columns, evaluate
     from selftaught.files import write_atomic
-    from selftaught.training.run import read_scores
+    from selftaught.training.scoring import read_scores
 
     source = Path(options.scores)
     table = source / "scores.csv" if source.is_dir() else source

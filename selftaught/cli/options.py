@@ -1,7 +1,8 @@
 """The settings of a run from the command line: preset, YAML file, options, in rising order."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -102,10 +103,8 @@ def _run_parser(command: str, description: str, chosen: Mapping[str, str]) -> Ar
             options = methods.load(chosen[field.name]).Options
         except InputError as error:
             raise InputError(f"{field.name}.{error}") from error
-        default = dataclasses.field(
-            default_factory=lambda kind=options, name=chosen[field.name]: kind(method=name)
-        )
-        kinds.append((field.name, options, default))
+        made: Callable[[], Any] = functools.partial(options, method=chosen[field.name])
+        kinds.append((field.name, options, dataclasses.field(default_factory=made)))
     shape = dataclasses.make_dataclass("Config", kinds, frozen=True, kw_only=True)
     shape.__doc__ = Config.__doc__
     parser.add_class_arguments(shape, as_group=False)
@@ -162,7 +161,9 @@ def _with_file(
     other = [name for name in flatten(given) if name not in known and _of_other_methods(name)]
     if not other:
         return list(arguments)
-    kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in given.items()}
+    kept = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in given.items()
+    }
     for name in other:
         stage, option = name.split(".")[:2]
         kept[stage].pop(option, None)

@@ -3,6 +3,7 @@
 Chen et al. 2020, arXiv:2002.05709; Khosla et al. 2020, arXiv:2004.11362.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
@@ -48,7 +49,8 @@ class ContrastiveOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require("temperature", self.temperature, "above 0", self.temperature > 0)
+        temperature = self.temperature
+        require("temperature", temperature, "above 0", 0 < temperature < math.inf)
 
 
 class NTXent(Task):
@@ -70,10 +72,10 @@ class NTXent(Task):
     def loss(self, z1: Tensor, z2: Tensor, semi_label: Tensor) -> Tensor:
         """NT-Xent of embeddings (B, D) of both views."""
         group = distributed.world_group()
-        return ntxent_loss(z1, z2, self.options.temperature, group=group)
+        return ntxent_loss(z1, z2, self.options.temperature, group=group, check_values=False)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """h and z of images."""
+        """H and z of images."""
         return self.embedder(images)
 
     def backbone(self) -> nn.Module:
@@ -89,7 +91,8 @@ class SupCon(NTXent):
         # Class 0 = known abnormal; label -1 = no class: only the other view is positive.
         labels = torch.where(semi_label == KNOWN_ABNORMAL, 0, -1)
         group = distributed.world_group()
-        return supcon_loss(z1, z2, labels, self.options.temperature, group=group)
+        temperature = self.options.temperature
+        return supcon_loss(z1, z2, labels, temperature, group=group, check_values=False)
 
 
 TASKS = {"ntxent": NTXent, "supcon": SupCon}

@@ -52,8 +52,11 @@ class SpheresOptions(Options):
         super().__post_init__()
         require("centers", self.centers, "1 to 65536", 1 <= self.centers <= 65536)
         require("gamma", self.gamma, "0 to 1", 0 <= self.gamma <= 1)
-        require("eta", self.eta, "above 0", self.eta > 0)
-        require("center_epsilon", self.center_epsilon, "0 or more", self.center_epsilon >= 0)
+        require("eta", self.eta, "above 0", 0 < self.eta < math.inf)
+        epsilon = self.center_epsilon
+        require("center_epsilon", epsilon, "0 or more", 0 <= epsilon < math.inf)
+        views = self.center_views
+        require("center_views", views, "plain, augmented", views in ("plain", "augmented"))
 
 
 class Spheres(Task):
@@ -112,7 +115,12 @@ class Spheres(Task):
         """Eq. 2 of a batch; counts the batch's images per centre while training."""
         z = self.embedder(batch["views"][:, 0])[1]
         nearest = mad_loss_with_assignment(
-            z, self.centers, batch["semi_label"], eta=self.options.eta, active=self.active
+            z,
+            self.centers,
+            batch["semi_label"],
+            eta=self.options.eta,
+            active=self.active,
+            check_values=False,
         )
         if self.training:
             # A row too far for its distance to be a number has index -1; the loop stops over it.
@@ -121,7 +129,7 @@ class Spheres(Task):
         return {"loss": nearest.loss}
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """h and z of images."""
+        """H and z of images."""
         return self.embedder(images)
 
     def backbone(self) -> nn.Module:

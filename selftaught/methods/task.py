@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,9 @@ class Options:
         require("validate_every", self.validate_every, "0 or more", self.validate_every >= 0)
 
 
+AnyOptions: TypeAlias = Options  # its name inside Task, where `Options` is the method's own
+
+
 class Start(Protocol):
     """What training offers a task that begins; the same on every rank, which all call alike."""
 
@@ -82,7 +85,7 @@ class Start(Protocol):
         """Batches (B, 1, S, S) of rows on the device: plain, or one random view of each."""
 
     def features(self, rows: Rows, *, random: bool = False) -> Tensor:
-        """z (N, D) of the task's `features` in eval mode, of the rows that can be read."""
+        """Z (N, D) of the task's `features` in eval mode, of the rows that can be read."""
 
     def alone(self, work: Callable[[], Result]) -> Result:
         """Let rank 0 do `work`; its result on all ranks."""
@@ -110,13 +113,13 @@ class Task(nn.Module):
             change it.
     """
 
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[AnyOptions]] = AnyOptions
     views: ClassVar[int] = 1
     masks: ClassVar[bool] = False
     players: ClassVar[tuple[str, ...]] = ("all",)
     whole_batch: ClassVar[bool] = False
 
-    def __init__(self, options: Options, network: Network) -> None:
+    def __init__(self, options: AnyOptions, network: Network) -> None:
         """Build with shapes alone; never reads data, since resume and load build with it too.
 
         Args:
@@ -165,7 +168,7 @@ class Task(nn.Module):
         """Take up a state that rank 0 held for all ranks."""
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
-        """h (B, W) and z (B, D) of images (B, 1, S, S), for probes, neighbours and t-SNE."""
+        """H (B, W) and z (B, D) of images (B, 1, S, S), for probes, neighbours and t-SNE."""
         return None
 
     def backbone(self) -> nn.Module | None:

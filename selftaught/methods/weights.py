@@ -54,7 +54,7 @@ class Untrained(Task):
         raise NotImplementedError("this method trains nothing")
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """h and z of images."""
+        """H and z of images."""
         return self.embedder(images)
 
     def backbone(self) -> nn.Module:

@@ -312,11 +312,11 @@ def build(values: Mapping[str, Any]) -> Config:
     Raises:
         InputError: a value out of range, or of a kind that no setting takes.
     """
-    methods = {
-        stage: load((values.get(stage) or {}).get("method") or default).Options
-        for stage, default in STAGES.items()
+    sections = {
+        stage: {"method": default, **(values.get(stage) or {})} for stage, default in STAGES.items()
     }
-    return _build(Config, values, "", methods)
+    methods = {stage: load(section["method"]).Options for stage, section in sections.items()}
+    return _build(Config, {**values, **sections}, "", methods)
 
 
 def _build(
@@ -350,11 +350,13 @@ def resume_policies(config: Config) -> dict[str, str]:
 
 
 def _policies(values: Any, prefix: str, policy: str) -> dict[str, str]:
-    out = {}
+    out: dict[str, str] = {}
     for field_ in dataclasses.fields(values):
         value, name = getattr(values, field_.name), prefix + field_.name
         own = field_.metadata.get("resume", policy)
-        inner = _policies(value, f"{name}.", own) if dataclasses.is_dataclass(value) else {name: own}
+        inner = (
+            _policies(value, f"{name}.", own) if dataclasses.is_dataclass(value) else {name: own}
+        )
         out |= inner
     return out
 

@@ -1,5 +1,6 @@
-"""How a run begins, or goes on: the split, every file checked, and the settings noted."""
+"""How a run begins, or goes on: films prepared, the split, every file checked, settings noted."""
 
+import dataclasses
 import os
 from collections.abc import Container
 from contextlib import closing
@@ -13,23 +14,93 @@ from selftaught.data import sources
 from selftaught.data.images.bad_files import Problem
 from selftaught.data.images.pack import stored_in
 from selftaught.data.manifest import Manifest, read_manifest
+from selftaught.data.manifest.mura import is_mura
 from selftaught.data.preflight import Checked, check_images, refuse_bad
 from selftaught.data.split import check_classes, format_table, make_split, read_split, write_split
 from selftaught.data.split.leakage import report_leakage, without_leaks
 from selftaught.errors import InputError
 from selftaught.files import sha256, write_atomic
-from selftaught.models.weights import load_encoder_weights
-from selftaught.training import finetune, folder
+from selftaught.training import folder
 from selftaught.training.bad_files import BadFiles
 from selftaught.training.config import Config
+from selftaught.training.context import alone
+from selftaught.training.events import OnEvent, ignore
 from selftaught.training.inputs import Images, Rows
-from selftaught.training.stages import new_embedder, total_steps
-from selftaught.training.stop import Stopper, StopRun, first_rank_alone
+from selftaught.training.stop import Stopper, StopRun
+from selftaught.training.tasks import check_settings
 
 SOURCES = "sources.csv"
+PREPARED = "prepared"
 
 
-def split_images(config: Config, place: Path, stopper: Stopper) -> Images:
+def use_prepared(
+    config: Config, place: Path, stopper: Stopper, on_event: OnEvent = ignore
+) -> Config:
+    """Prepare what `data.manifest` names, where that is asked for and not done yet.
+
+    A prepared set is complete once it has its manifest; until then the same command goes on with
+    it, whenever it was killed. The first rank prepares, in `prepare.workers` processes.
+
+    Args:
+        config: settings as the user gave them.
+        place: the run folder, already claimed.
+        stopper: asked between shards.
+        on_event: hears of it.
+
+    Returns:
+        The settings with the prepared set's manifest in `data.manifest`, or `config` itself.
+
+    Raises:
+        InputError: the source, or the folder in `data.pack`, cannot be used.
+        MachineError: the disk is full, or a worker was killed.
+        StopRun: a signal arrived; finished shards are kept.
+    """
+    if not _wanted(config):
+        return config
+    if config.data.image_size > config.prepare.size:
+        raise InputError(
+            f"prepare.size is {config.prepare.size}; allowed: data.image_size, which is "
+            f"{config.data.image_size}, or more; or data.prepare never"
+        )
+    out = (Path(config.data.pack) if config.data.pack else place / PREPARED).absolute()
+    manifest = out / "manifest.csv"
+    alone(on_event, stopper, "prepare", lambda: _prepare(config, out))
+    distributed.barrier()
+    if not manifest.is_file():
+        raise InputError(
+            f"{manifest}: not found; allowed: a folder for data.pack or out that all ranks share"
+        )
+    data = dataclasses.replace(config.data, manifest=str(manifest))
+    return dataclasses.replace(config, data=data)
+
+
+def _wanted(config: Config) -> bool:
+    from selftaught.data.prepare.job import CLAIM
+
+    data, source = config.data, Path(config.data.manifest)
+    if not data.manifest or data.prepare == "never":
+        return False
+    folder = source if source.is_dir() else source.parent
+    if (folder / CLAIM).is_file():
+        return False  # It is a prepared set.
+    return data.prepare == "always" or bool(data.pack) or (source.is_dir() and is_mura(source))
+
+
+def _prepare(config: Config, out: Path) -> None:
+    from selftaught.data.prepare.job import prepare
+
+    outside = config.prepare.allow_outside or config.data.allow_outside
+    settings = dataclasses.replace(config.prepare, allow_outside=outside)
+    begun = not (out / "manifest.csv").is_file()
+    summary = prepare(Path(config.data.manifest), out, settings)
+    if begun:
+        print(summary, flush=True)
+    summary.check(settings.bad_limit, "prepare.bad_limit")
+
+
+def split_images(
+    config: Config, place: Path, stopper: Stopper, on_event: OnEvent = ignore
+) -> Images:
     """Read the manifest, split it or take up the split that is there, and check every file.
 
     Raises:
@@ -47,7 +118,7 @@ def split_images(config: Config, place: Path, stopper: Stopper) -> Images:
     )
     root = manifest.root.resolve()
     if not distributed.broadcast_object((place / "config.yaml").exists()):
-        first_rank_alone(lambda: begin(config, place, manifest, stopper), stopper)
+        alone(on_event, stopper, "split", lambda: begin(config, place, manifest, stopper))
     distributed.barrier()
     facts = folder.environment(place)
     if facts["manifest_sha256"] != manifest.digest:
@@ -61,7 +132,8 @@ def split_images(config: Config, place: Path, stopper: Stopper) -> Images:
             "--out"
         )
     frame = read_split(place / "split.csv")
-    first_rank_alone(lambda: take_up(config, place, _images(config, place, root, frame)), stopper)
+    images = _images(config, place, root, frame)
+    alone(on_event, stopper, "sources", lambda: take_up(config, place, images))
     return _images(config, place, root, frame)
 
 
@@ -83,33 +155,35 @@ def take_up(config: Config, place: Path, images: Images) -> None:
         InputError: an image or mask is no longer the same, though it can be read; names it. Or,
             where bad files are skipped, there are too many.
     """
-    told = sources.changes(images.root, sources.read_stamps(place / SOURCES))
+    changed = sources.changes(images.root, sources.read_stamps(place / SOURCES))
     if config.data.bad_files == "skip":
-        for name in _skip_again(images, told):
-            told.pop(name, None)
-    if told:
+        for name in _skip_again(images, changed):
+            changed.pop(name, None)
+    if changed:
         raise InputError(
-            f"{sources.first_of(told)} since this run began; choose another --out or restore it"
+            f"{sources.first_of(changed)} since this run began; choose another --out or restore it"
         )
     folder.write_settings(place, config)
 
 
 def _skip_again(images: Images, changed: Container[str]) -> set[str]:
-    """Look at what was listed and what changed; bring the list up to date, name the bad files."""
+    """Check again what was listed or changed; bring the list up to date, name the bad files."""
     assert images.bad_files is not None
     paths, masks = images.files(images.used)
     listed = images.frame["path"].isin(list(images.bad_files.listed)).to_numpy()[images.used]
     for i, files in enumerate(zip(paths, masks or paths, strict=True)):
-        listed[i] |= any(path is not None and _told(images.root, path) in changed for path in files)
+        listed[i] |= any(
+            path is not None and _listed_as(images.root, path) in changed for path in files
+        )
     rows = images.used[listed]
     problems = _problems(rows, check_images(*images.files(rows)))
     images.bad_files.begin(problems)
     # A pack that was made anew is another one, whatever is bad in it.
     alone = [problem.file for problem in problems if stored_in(problem.file) == problem.file]
-    return {_told(images.root, path) for path in alone}
+    return {_listed_as(images.root, path) for path in alone}
 
 
-def _told(root: Path, path: str | Path) -> str:
+def _listed_as(root: Path, path: str | Path) -> str:
     """An image or mask as `sources.csv` names it."""
     return os.path.relpath(stored_in(root / path), root)
 
@@ -117,13 +191,6 @@ def _told(root: Path, path: str | Path) -> str:
 def _problems(rows: Rows, checked: Checked) -> list[Problem]:
     """Of rows that were checked, by row number."""
     return [one._replace(sample=int(rows[one.sample])) for one in checked.problems]
-
-
-def _check_sizes(config: Config, images: Images) -> None:
-    """Refuse more centres or larger batches than there are images."""
-    finetune.check_centers(config, images)
-    for name, options in (("pretext", config.pretext), ("finetune", config.finetune)):
-        total_steps(options, name, images, config.engine.accumulate)
 
 
 def begin(config: Config, place: Path, manifest: Manifest, stopper: Stopper) -> None:
@@ -136,34 +203,30 @@ def begin(config: Config, place: Path, manifest: Manifest, stopper: Stopper) -> 
     root = manifest.root.resolve()
     frame = make_split(manifest, config.split)
     images = _images(config, place, root, frame)
-    _check_sizes(config, images)
-    if config.pretext.method == "imagenet" and not Path(config.model.weights).is_file():
-        raise InputError(f"model.weights: {config.model.weights}: no such file")
-    if config.pretext.method == "imagenet":
-        load_encoder_weights(new_embedder(config, config.seed).encoder, Path(config.model.weights))
+    check_settings(config, images)
     used = images.used
     paths, masks = images.files(used)
-    names = [_told(root, path) for path in [*paths, *(masks or [])] if path is not None]
+    names = [_listed_as(root, path) for path in [*paths, *(masks or [])] if path is not None]
     workers, stop = config.data.workers, lambda: bool(stopper.code)
     with closing(Bar("checksums", len(set(names)), unit="files")) as bar:
         then = sources.stamps(root, names, workers=workers, stop=stop, done=bar.advance)
-    look = config.split.leakage != "off"
+    compare = config.split.leakage != "off"
     with closing(Bar("check", len(paths))) as bar:
         checked = check_images(
-            paths, masks, hashes=look, workers=workers, stop=stop, done=bar.advance
+            paths, masks, hashes=compare, workers=workers, stop=stop, done=bar.advance
         )
     if stopper.code:
         raise StopRun(stopper.code)
     if config.data.bad_files == "fail":
         refuse_bad(checked.problems, len(used))
     policy = config.split.leakage
-    said, excess = report_leakage(frame.iloc[used], checked, policy, place / "split.csv")
+    lines, excess = report_leakage(frame.iloc[used], checked, policy, place / "split.csv")
     problems = _problems(used, checked)
     if excess.any():
         frame = without_leaks(frame, used[excess])
         check_classes(frame, manifest.name)
         images = _images(config, place, root, frame)
-        _check_sizes(config, images)
+        check_settings(config, images)
         problems = [one for one in problems if one.sample in images.used]
     assert images.bad_files is not None
     images.bad_files.begin(problems)
@@ -172,4 +235,4 @@ def begin(config: Config, place: Path, manifest: Manifest, stopper: Stopper) -> 
     table = format_table(frame)
     write_atomic(place / "split_table.txt", table + "\n")
     folder.describe(place, config, root, manifest.digest)
-    print("\n".join([table, *said]), flush=True)
+    print("\n".join([table, *lines]), flush=True)
