@@ -21,6 +21,10 @@ from selftaught.errors import InputError, MachineError
 from selftaught.peers import FAILED, WRONG, Peers
 
 Group = Any  # torch.distributed.ProcessGroup; None means the default group
+# torch 2.14 renamed it, and warns on every rank that calls it by its old name.
+_ALL_GATHER = next(
+    (name for name in ("all_gather_single", "all_gather_into_tensor") if hasattr(dist, name)), ""
+)
 
 
 def is_initialized() -> bool:
@@ -318,7 +322,7 @@ def gather(local: Tensor, group: Group = None) -> Tensor:
         return local.detach()
     everyone = local.new_empty((ranks * local.shape[0], *local.shape[1:]))
     with _blocking():
-        dist.all_gather_into_tensor(everyone, local.detach().contiguous(), group=group)
+        getattr(dist, _ALL_GATHER)(everyone, local.detach().contiguous(), group=group)
     return everyone
 
 
@@ -388,24 +392,3 @@ def communication_device(group: Group = None) -> torch.device:
     if world_size(group) > 1 and dist.get_backend(group) == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
-
-
-def max_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
-    """Largest `tensor` over the ranks, elementwise and in place, without gradient."""
-    if world_size(group) > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
-    return tensor
-
-
-def exchange(tensor: Tensor, group: Group = None) -> Tensor:
-    """Entry i of the first dimension goes to rank i; entry j of the result came from rank j.
-
-    Args:
-        tensor: (ranks, ...), the same shape on every rank.
-        group: process group, None for the default one.
-    """
-    if world_size(group) == 1:
-        return tensor
-    arrived = torch.empty_like(tensor)
-    dist.all_to_all_single(arrived, tensor.contiguous(), group=group)
-    return arrived

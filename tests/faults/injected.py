@@ -162,6 +162,7 @@ class InValidation:
         if rank != self.rank:
             return
         from selftaught.training.finetune import FinetuneStage
+
         from selftaught.training.inputs import Images
 
         self.turns, self.batches = -1, 0
