@@ -74,9 +74,10 @@ def build_embedder(
         head: as for `Embedder`.
 
     Returns:
-        The embedder, in training mode, on the CPU.
+        The embedder, in training mode, on the CPU; without memory inside `torch.device("meta")`.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    meta = torch.get_default_device().type == "meta"
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         # torch.manual_seed would also reseed every accelerator, which fork_rng does not undo.
         torch.default_generator.manual_seed(seed)
         return Embedder(config, head)
