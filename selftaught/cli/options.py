@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -93,7 +94,7 @@ def _methods(arguments: Sequence[str], file: Mapping[str, Any]) -> dict[str, str
 def _run_parser(command: str, description: str, chosen: Mapping[str, str]) -> ArgumentParser:
     """A parser of all settings, with the options of the methods that were chosen."""
     parser = build_parser(command, description)
-    kinds = []
+    kinds: list[Any] = []
     for field in dataclasses.fields(Config):
         if field.name not in STAGES:
             kinds.append((field.name, field.type, field))
@@ -102,9 +103,7 @@ def _run_parser(command: str, description: str, chosen: Mapping[str, str]) -> Ar
             options = methods.load(chosen[field.name]).Options
         except InputError as error:
             raise InputError(f"{field.name}.{error}") from error
-        default = dataclasses.field(
-            default_factory=lambda kind=options, name=chosen[field.name]: kind(method=name)
-        )
+        default = dataclasses.field(default_factory=partial(options, method=chosen[field.name]))
         kinds.append((field.name, options, default))
     shape = dataclasses.make_dataclass("Config", kinds, frozen=True, kw_only=True)
     shape.__doc__ = Config.__doc__

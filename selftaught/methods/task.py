@@ -91,6 +91,9 @@ class Start(Protocol):
         """A line for the log."""
 
 
+AnyOptions = Options  # a Task has an attribute named Options
+
+
 class Task(nn.Module):
     """Model plus loss. Shapes in `__init__`, first contents in `begin`; all else is its state.
 
@@ -116,7 +119,7 @@ class Task(nn.Module):
     players: ClassVar[tuple[str, ...]] = ("all",)
     whole_batch: ClassVar[bool] = False
 
-    def __init__(self, options: Options, network: Network) -> None:
+    def __init__(self, options: AnyOptions, network: Network) -> None:
         """Build with shapes alone; never reads data, since resume and load build with it too.
 
         Args:

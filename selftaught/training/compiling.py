@@ -66,7 +66,7 @@ def compile_backbone(
         training = backbone.training and torch.is_grad_enabled()
         return compiled(x) if training else eager(x)
 
-    backbone.forward = forward  # type: ignore[method-assign]
+    backbone.forward = forward
     try:
         first, *rest = _passes(engine, batch, 1 + TIMED)
     except Exception as error:

@@ -3,7 +3,7 @@
 | event | facts | when |
 |---|---|---|
 | begin, end | part | around prepare, split, pretrain, begin, finetune, model, score, evaluate, report |
-| alone | work | rank 0 begins what it does alone: split, begin, scores, metrics, report |
+| alone | work | rank 0 begins work: prepare, split, sources, begin, scores, metrics, report |
 | step | stage, step, engine, batch, files | before an optimizer step, with its batch |
 | batch | name, number | before a batch of inference, counted from 0 |
 | progress | name, done, total | after a step, or a batch of inference that is shown |

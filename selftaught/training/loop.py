@@ -88,7 +88,7 @@ def train(
                 # on is whether numbers are bad, whether to stop and whether to save.
                 words = distributed.gather_row(own, [stopper.code, due, *watch.own().values()])
                 if not all(math.isfinite(loss) and math.isfinite(norm) for loss, norm, *_ in words):
-                    report_bad_numbers(engine, parts, *own.tolist(), step, stage.files, player)
+                    report_bad_numbers(engine, parts, own, step, stage.files, player)
                 engine.step(plan.rate(step), player)
             watch.done(step)
             step += 1
