@@ -3,7 +3,7 @@
 | event | facts | when |
 |---|---|---|
 | begin, end | part | around prepare, split, pretrain, begin, finetune, model, score, evaluate, report |
-| alone | work | rank 0 begins work: prepare, split, sources, begin, scores, metrics, report |
+| alone | work | rank 0 begins prepare, split, sources, begin, scores, metrics or report |
 | step | stage, step, engine, batch, files | before an optimizer step, with its batch |
 | batch | name, number | before a batch of inference, counted from 0 |
 | progress | name, done, total | after a step, or a batch of inference that is shown |
@@ -19,7 +19,8 @@ from typing import Any, Protocol
 class OnEvent(Protocol):
     """Called with an event's name and its facts."""
 
-    def __call__(self, event: str, **facts: Any) -> None: ...
+    def __call__(self, event: str, **facts: Any) -> None:
+        """Hear one event."""
 
 
 def ignore(event: str, **facts: Any) -> None:

@@ -1,4 +1,4 @@
-"""torch.compile of the encoder: on ranks with synchronised norms, and where it does not work."""
+"""torch.compile of the backbone: on ranks with synchronised norms, and where it does not work."""
 
 import signal
 
@@ -93,7 +93,7 @@ def test_other_errors_of_a_compiled_pass_stay_what_they_are(tmp_path, monkeypatc
         cases.run(tmp_path / "run", compile=True)
 
 
-RESULTS = ("model/encoder.safetensors", "model/centers.safetensors", "scores.csv", "metrics.json")
+RESULTS = ("model/weights.safetensors", "scores.csv", "metrics.json")
 # At rates that leave rounding what it is.
 SHORT = {"pretext.epochs": 2, "pretext.lr": 5e-7, "finetune.epochs": 2, "finetune.lr": 5e-7}
 SLOW = (pytest.mark.slow, pytest.mark.timeout(1800))
@@ -115,13 +115,13 @@ def whole(tmp_path_factory):
     manifest = write_images(folder / "images")
     said = run(manifest, folder / "run")
     for stage in ("pretext", "finetune"):
-        assert f"{stage}: torch.compile of the encoder: forward and backward" in said
+        assert f"{stage}: torch.compile of the backbone: forward and backward" in said
     return manifest, folder / "run"
 
 
 def stop_and_go_on(manifest, place, stage):
     run(manifest, place, code=143, fault=At(0, stage, 3, send, signal.SIGTERM))
-    assert f"{stage}: torch.compile of the encoder" in run(manifest, place)
+    assert f"{stage}: torch.compile of the backbone" in run(manifest, place)
 
 
 def assert_same_bits(place, expected):
