@@ -1,43 +1,16 @@
 """Ranks of `selftaught run` as a launcher starts them.
 
-The ranks are forked from one process that has imported torch, so that a start costs no seconds.
 Unless they are to be `whole`, their encoder is a thin one and their report has empty pictures:
 everything else, from the first option to the exit code, is what a user starts.
 """
 
 import functools
-import multiprocessing
 import os
 import time
 import traceback
 from pathlib import Path
 
-from tests.ranks import free_port
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "tests.faults.no_gpu",
-        "pytest",
-        "tests.faults.ranks",
-        "tests.faults.injected",
-        "tests.thin",
-        "selftaught.cli.run",
-        "selftaught.training.run",
-        "selftaught.data.prepare.job",
-        # Imported by a run when it comes to need them, seconds each.
-        "deepspeed",
-        "torch._dynamo",
-        "torch.utils.tensorboard",
-        "torch.utils.flop_counter",
-        "jsonargparse",
-        "faiss",
-        "matplotlib.pyplot",
-        "sklearn.metrics",
-        "sklearn.manifold",
-        "scipy.stats",
-    ]
-)
+from tests.ranks import CONTEXT, free_port
 
 
 class Started:
