@@ -275,18 +275,20 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     return bool(seen.item())
 
 
-def gather_row(values: Tensor, more: Sequence[float] = ()) -> list[list[float]]:
-    """A row of numbers from every rank, in rank order; waits for the device that holds them.
+def gather_row(
+    values: Sequence[float], device: torch.device | str = "cpu", own: Tensor | None = None
+) -> list[list[float]]:
+    """A row of numbers from every rank, in rank order.
 
     Args:
-        values: (M,) float64, on the device.
-        more: numbers that follow, from the host.
+        values: numbers of this rank, equally many on each.
+        device: that the group communicates on.
+        own: (M,) float64 on the device, which come before them; they are waited for.
     """
     if world_size() == 1:
-        return [[*values.tolist(), *map(float, more)]]
-    device = communication_device()
-    host = torch.tensor([float(one) for one in more], dtype=torch.float64, device=device)
-    return gather(torch.cat([values.to(device), host])[None]).tolist()
+        return [[*([] if own is None else own.tolist()), *map(float, values)]]
+    row = torch.tensor([float(one) for one in values], dtype=torch.float64, device=device)
+    return gather((row if own is None else torch.cat([own, row]))[None]).tolist()
 
 
 def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:

@@ -1,8 +1,8 @@
 """The settings of a run from the command line: preset, YAML file, options, in rising order."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from functools import partial
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -94,7 +94,7 @@ def _methods(arguments: Sequence[str], file: Mapping[str, Any]) -> dict[str, str
 def _run_parser(command: str, description: str, chosen: Mapping[str, str]) -> ArgumentParser:
     """A parser of all settings, with the options of the methods that were chosen."""
     parser = build_parser(command, description)
-    kinds: list[Any] = []
+    kinds = []
     for field in dataclasses.fields(Config):
         if field.name not in STAGES:
             kinds.append((field.name, field.type, field))
@@ -103,8 +103,8 @@ def _run_parser(command: str, description: str, chosen: Mapping[str, str]) -> Ar
             options = methods.load(chosen[field.name]).Options
         except InputError as error:
             raise InputError(f"{field.name}.{error}") from error
-        default = dataclasses.field(default_factory=partial(options, method=chosen[field.name]))
-        kinds.append((field.name, options, default))
+        made: Callable[[], Any] = functools.partial(options, method=chosen[field.name])
+        kinds.append((field.name, options, dataclasses.field(default_factory=made)))
     shape = dataclasses.make_dataclass("Config", kinds, frozen=True, kw_only=True)
     shape.__doc__ = Config.__doc__
     parser.add_class_arguments(shape, as_group=False)

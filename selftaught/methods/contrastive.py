@@ -3,6 +3,7 @@
 Chen et al. 2020, arXiv:2002.05709; Khosla et al. 2020, arXiv:2004.11362.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
@@ -48,7 +49,8 @@ class ContrastiveOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require("temperature", self.temperature, "above 0", self.temperature > 0)
+        temperature = self.temperature
+        require("temperature", temperature, "above 0", 0 < temperature < math.inf)
 
 
 class NTXent(Task):

@@ -52,8 +52,11 @@ class SpheresOptions(Options):
         super().__post_init__()
         require("centers", self.centers, "1 to 65536", 1 <= self.centers <= 65536)
         require("gamma", self.gamma, "0 to 1", 0 <= self.gamma <= 1)
-        require("eta", self.eta, "above 0", self.eta > 0)
-        require("center_epsilon", self.center_epsilon, "0 or more", self.center_epsilon >= 0)
+        require("eta", self.eta, "above 0", 0 < self.eta < math.inf)
+        epsilon = self.center_epsilon
+        require("center_epsilon", epsilon, "0 or more", 0 <= epsilon < math.inf)
+        views = self.center_views
+        require("center_views", views, "plain, augmented", views in ("plain", "augmented"))
 
 
 class Spheres(Task):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,9 @@ class Options:
         require("validate_every", self.validate_every, "0 or more", self.validate_every >= 0)
 
 
+AnyOptions: TypeAlias = Options  # its name inside Task, where `Options` is the method's own
+
+
 class Start(Protocol):
     """What training offers a task that begins; the same on every rank, which all call alike."""
 
@@ -113,7 +116,7 @@ class Task(nn.Module):
             change it.
     """
 
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[AnyOptions]] = AnyOptions
     views: ClassVar[int] = 1
     masks: ClassVar[bool] = False
     players: ClassVar[tuple[str, ...]] = ("all",)

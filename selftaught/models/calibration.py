@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from pandas.arrays import IntegerArray
 
 Scores = Sequence[float] | np.ndarray

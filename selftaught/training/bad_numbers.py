@@ -20,7 +20,8 @@ LOSS, PIXELS = 1, 2
 def report_bad_numbers(
     engine: Engine,
     micro: list[Batch],
-    own: torch.Tensor,
+    loss: float,
+    norm: float,
     step: int,
     files: Callable[[torch.Tensor], list[str]],
     player: str = "all",
@@ -33,7 +34,8 @@ def report_bad_numbers(
     Args:
         engine: holds the task as it was before the step; it must not train on.
         micro: this rank's micro-batches.
-        own: (2,) loss of this rank, and norm of the averaged gradient.
+        loss: of this rank.
+        norm: of the averaged gradient.
         step: 0-based.
         files: names of samples.
         player: whose loss and gradient it is.
@@ -41,7 +43,6 @@ def report_bad_numbers(
     Raises:
         MachineError: always.
     """
-    loss, norm = own.tolist()
     ids = torch.cat([one["ids"] for one in micro])
     views = torch.cat([one["views"] for one in micro])
     wrong = ~torch.isfinite(views).flatten(1).all(1).cpu()

@@ -42,8 +42,9 @@ class Beginning:
         chunks = np.array_split(rows, range(BATCH, len(rows), BATCH))
         with self._open(random) as pipeline:
             for batch in pipeline.batches((0, chunk) for chunk in chunks):
-                self.run.images.skipped("begin", None, batch.problems, self.run.device)
+                self.run.images.note("begin", None, batch.problems)
                 yield batch.views[:, 0].to(self.run.device)
+        self.run.images.share()
 
     def features(self, rows: Rows, *, random: bool = False) -> Tensor:
         """Z (N, D) of rows in eval mode, on the CPU."""

@@ -354,10 +354,10 @@ def _policies(values: Any, prefix: str, policy: str) -> dict[str, str]:
     for field_ in dataclasses.fields(values):
         value, name = getattr(values, field_.name), prefix + field_.name
         own = field_.metadata.get("resume", policy)
-        if dataclasses.is_dataclass(value):
-            out |= _policies(value, f"{name}.", own)
-        else:
-            out[name] = own
+        inner = (
+            _policies(value, f"{name}.", own) if dataclasses.is_dataclass(value) else {name: own}
+        )
+        out |= inner
     return out
 
 

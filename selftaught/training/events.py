@@ -2,8 +2,8 @@
 
 | event | facts | when |
 |---|---|---|
-| begin, end | part | around prepare, split, pretrain, begin, finetune, model, score, evaluate, report |
-| alone | work | rank 0 begins prepare, split, sources, begin, scores, metrics or report |
+| begin, end | part | around each of `PARTS` of `training.run`, prepare, begin and model |
+| alone | work | rank 0 begins what it does alone: split, begin, scores, metrics, report |
 | step | stage, step, engine, batch, files | before an optimizer step, with its batch |
 | batch | name, number | before a batch of inference, counted from 0 |
 | progress | name, done, total | after a step, or a batch of inference that is shown |
@@ -20,7 +20,7 @@ class OnEvent(Protocol):
     """Called with an event's name and its facts."""
 
     def __call__(self, event: str, **facts: Any) -> None:
-        """Hear one event."""
+        """Hear of one event."""
 
 
 def ignore(event: str, **facts: Any) -> None:

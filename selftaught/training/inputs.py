@@ -23,6 +23,7 @@ from selftaught.errors import InputError
 from selftaught.training.bad_files import BadFiles
 from selftaught.training.config import DataConfig
 from selftaught.training.engine import Batch
+from selftaught.training.stop import StopRun
 
 if TYPE_CHECKING:
     from selftaught.training.config import Config
@@ -149,17 +150,24 @@ class Images:
         pool = alike if len(alike) else training
         return stand_ins(self.seed, stage, epoch, sample, pool).tolist()
 
-    def skipped(
-        self, stage: str, step: int | None, problems: Sequence[Problem], device: torch.device
-    ) -> None:
-        """Take note of what a batch skipped; all ranks call it equally often.
+    def note(self, stage: str, step: int | None, problems: Sequence[Problem]) -> None:
+        """Remember what a batch of this rank skipped, until `share`."""
+        if self.bad_files is not None and self.config.bad_files == "skip":
+            self.bad_files.note(stage, step, problems)
+
+    @property
+    def pending(self) -> bool:
+        """Whether this rank has noted what the others have not heard of."""
+        return self.bad_files is not None and self.bad_files.pending
+
+    def share(self) -> None:
+        """Let all ranks hear of what was skipped; all call it.
 
         Raises:
             InputError: too many images are bad, over all ranks.
         """
-        if self.bad_files is not None and self.config.bad_files == "skip":
-            self.bad_files.note(stage, step, problems)
-            self.bad_files.settle(device)
+        if self.bad_files is not None:
+            self.bad_files.share()
 
 
 def _device() -> torch.device:
@@ -210,7 +218,7 @@ def training_batches(
     low, high = input_range
     per_epoch = steps_per_epoch(len(rows), batch_size, drop_last=True)
     for step, batch in enumerate(pipeline.batches(requests()), first_step):
-        images.skipped(stage, step, batch.problems, device)
+        images.note(stage, step, batch.problems)
         # The published stages saw inputs 255 times apart; ours declare a range and keep to it.
         # On a GPU this would wait for the step before.
         if batch.views.device.type == "cpu":
@@ -305,9 +313,13 @@ def infer(
             if len(batch.ids):
                 outputs = compute(batch.views[:, 0].to(run.device))
                 parts.append({"row": batch.ids, **{k: _to_cpu(v) for k, v in outputs.items()}})
-        run.images.skipped(name, None, problems, run.device)
-        if run.stopper.requested(run.device):
-            raise run.stopper.exit()
+        run.images.note(name, None, problems)
+        # The one look at each other of a batch.
+        words = distributed.gather_row([run.stopper.code, run.images.pending], run.device)
+        if code := max(int(code) for code, _ in words):
+            raise StopRun(code)
+        if any(pending for _, pending in words):
+            run.images.share()
         if show:
             speed = min(number * batch_size * world, len(rows)) / (time.monotonic() - began + 1e-9)
             run.reporter.advance(name, number, steps, images_per_s=speed)

@@ -11,6 +11,7 @@ checkpoint is weights, optimizer and `step`, and a resumed run repeats an uninte
 import math
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,22 @@ from selftaught.training.stop import Stopper, StopRun
 from selftaught.training.watch import Watch
 
 SECONDS_BETWEEN_SAVES = 60.0
+
+
+class Word(NamedTuple):
+    """What all ranks hear of one rank in a step, in numbers: its loss and gradient, what it asks
+    for (exit code of a signal, a save, to list skipped files), and what its machine does.
+    """
+
+    loss: float
+    norm: float
+    stop: float
+    save: float
+    skipped: float
+    images_per_s: float
+    data_wait: float
+    own_s: float
+    peak_memory_gib: float
 
 
 def train(
@@ -84,18 +101,21 @@ def train(
             for player in task.players:
                 loss = _gradient(engine, parts, player, watch)
                 own = torch.stack([loss, engine.gradient_norm(player).double()])
-                # The only wait of a step: for the device, and for the other ranks. What is agreed
-                # on is whether numbers are bad, whether to stop and whether to save.
-                words = distributed.gather_row(own, [stopper.code, due, *watch.own().values()])
-                if not all(math.isfinite(loss) and math.isfinite(norm) for loss, norm, *_ in words):
-                    report_bad_numbers(engine, parts, own, step, stage.files, player)
+                facts = [stopper.code, due, stage.pending, *watch.own().values()]
+                # The only wait of a step, for the device and for the other ranks.
+                words = [Word(*row) for row in distributed.gather_row(facts, own.device, own)]
+                mine = words[distributed.rank()]
+                if not all(math.isfinite(word.loss + word.norm) for word in words):
+                    report_bad_numbers(
+                        engine, parts, mine.loss, mine.norm, step, stage.files, player
+                    )
+                if any(word.skipped for word in words):
+                    stage.share()
                 engine.step(plan.rate(step), player)
             watch.done(step)
             step += 1
-            stopping = max(int(code) for _, _, code, *_ in words)
-            everyone = [watch.named(seconds) for _, _, _, _, *seconds in words]
-            losses = [loss for loss, *_ in words]
-            figures["loss_sum"] += losses[distributed.rank()]
+            stopping = max(int(word.stop) for word in words)
+            figures["loss_sum"] += mine.loss
             figures["loss_steps"] += 1
             if plan.logged(step - 1):
                 reporter.log(
@@ -103,22 +123,22 @@ def train(
                     stage=plan.stage,
                     epoch=plan.epoch(step),
                     step=step,
-                    loss=sum(losses) / len(losses),
+                    loss=sum(word.loss for word in words) / len(words),
                     lr=plan.rate(step - 1),
-                    **watch.summary(everyone, False),
+                    **watch.summary(words, False),
                 )
             if epoch_done:
                 figures["closing"] = task.close_epoch()
-                figures["machines"] = watch.summary(everyone, True)
+                figures["machines"] = watch.summary(words, True)
                 if step == plan.steps:
                     watch.report(figures["machines"])
-            if any(due for _, _, _, due, *_ in words) or stopping or step == plan.steps:
+            if any(word.save for word in words) or stopping or step == plan.steps:
                 save(engine, folder, step, figures)
                 saved_at = time.monotonic()
             if stopping:
                 raise StopRun(stopping)
             reporter.advance(
-                plan.stage, step, plan.steps, loss=losses[0], **watch.progress(everyone)
+                plan.stage, step, plan.steps, loss=words[0].loss, **watch.progress(words)
             )
             if epoch_done:
                 engine.sync_buffers()  # all ranks observe one model

@@ -51,5 +51,12 @@ class Stage(Protocol):
     def observe_epoch(self, epoch: int, step: int) -> dict[str, Any]:
         """Figures of the task, which it does not change (validation, guards); after the save."""
 
+    @property
+    def pending(self) -> bool:
+        """Whether this rank skipped files that the others have not heard of."""
+
+    def share(self) -> None:
+        """Let all ranks hear of skipped files; all call it."""
+
     def files(self, ids: Tensor) -> list[str]:
         """Paths of samples, for messages."""

@@ -128,7 +128,9 @@ def score(run: Run) -> None:
 
     def write() -> None:
         table = _table(run, outputs, rows, calibration)
-        features = {k: v.float().contiguous() for k, v in outputs.items() if k in ("h", "z")}
+        features: dict[str, Tensor] = {
+            name: outputs[name].float().contiguous() for name in ("h", "z") if name in outputs
+        }
         if features:
             path = run.folder / "embeddings.safetensors"
             write_atomic(path, lambda temporary: save_file(features, temporary))

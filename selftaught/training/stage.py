@@ -168,6 +168,15 @@ class TrainingStage:
             device=self.run.device,
         )
 
+    @property
+    def pending(self) -> bool:
+        """Whether this rank skipped files that the others have not heard of."""
+        return self.run.images.pending
+
+    def share(self) -> None:
+        """Let all ranks hear of skipped files; all call it."""
+        self.run.images.share()
+
     def files(self, ids: Tensor) -> list[str]:
         """Paths of samples."""
         return self.run.images.paths(ids)

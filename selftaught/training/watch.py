@@ -163,23 +163,19 @@ class Watch:
             "peak_memory_gib": peak_memory_gib(self.device),
         }
 
-    def named(self, values: Sequence[float]) -> dict[str, float]:
-        """The values of some rank's `own` by name."""
-        return dict(zip(FIGURES, values, strict=True))
-
-    def progress(self, everyone: list[dict[str, float]]) -> dict[str, float]:
+    def progress(self, everyone: Sequence[Any]) -> dict[str, float]:
         """What the bar shows: all ranks' speed and the first rank's wait."""
-        speed = sum(one["images_per_s"] for one in everyone)
-        return {"images_per_s": speed, "data_wait": everyone[0]["data_wait"]}
+        speed = sum(one.images_per_s for one in everyone)
+        return {"images_per_s": speed, "data_wait": everyone[0].data_wait}
 
-    def summary(self, everyone: list[dict[str, float]], ranks: bool) -> dict[str, Any]:
+    def summary(self, everyone: Sequence[Any], ranks: bool) -> dict[str, Any]:
         """Figures for metrics.jsonl out of every rank's own.
 
         Args:
-            everyone: `own` of every rank.
+            everyone: of every rank, an object with the figures of `own` as attributes.
             ranks: whether to list each rank's figures too.
         """
-        columns = {name: [one[name] for one in everyone] for name in everyone[0]}
+        columns = {name: [getattr(one, name) for one in everyone] for name in FIGURES}
         total = sum(columns["images_per_s"])
         figures: dict[str, Any] = {
             "images_per_s": total,

@@ -5,15 +5,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from selftaught.training.finetune import FinetuneStage, initial_centers
+from selftaught.training.pretext import PretextStage
 
 from selftaught import distributed
 from selftaught.training import stages
 from selftaught.training.config import FinetuneConfig, PretextConfig
 from selftaught.training.engine import make_engine
-from selftaught.training.finetune import FinetuneStage, initial_centers
 from selftaught.training.inputs import Embedded, embed
 from selftaught.training.loop import train
-from selftaught.training.pretext import PretextStage
 from selftaught.training.progress import Reporter
 from selftaught.training.stop import Stopper
 from selftaught.training.tasks import FinetuneTask, PretextTask

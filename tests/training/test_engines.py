@@ -5,10 +5,10 @@ import importlib.util
 
 import pytest
 import torch
+from selftaught.training.config_checks import check
 
 from selftaught.errors import InputError
 from selftaught.training.config import Config
-from selftaught.training.config_checks import check
 from selftaught.training.engine import TorchEngine
 from selftaught.training.optim import Lars, make_optimizer
 from tests.ranks import results_of, start_ranks

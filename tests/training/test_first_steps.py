@@ -8,12 +8,12 @@ import json
 
 import pytest
 import torch
+from selftaught.training.pretext import PretextStage
 
 from selftaught.training import stages
 from selftaught.training.config import FinetuneConfig, PretextConfig
 from selftaught.training.engine import TorchEngine
 from selftaught.training.loop import Schedule, train
-from selftaught.training.pretext import PretextStage
 from selftaught.training.progress import Reporter
 from selftaught.training.stop import Stopper
 from selftaught.training.tasks import FinetuneTask, PretextTask

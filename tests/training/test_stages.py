@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from selftaught.training.finetune import initial_centers
+from selftaught.training.stages import new_embedder, total_steps
 
 from selftaught.training import pretext
-from selftaught.training.finetune import initial_centers
 from selftaught.training.loop import Schedule
-from selftaught.training.stages import new_embedder, total_steps
 from selftaught.training.stop import Stopper
 from selftaught.training.tasks import FinetuneTask
 
