@@ -21,6 +21,10 @@ from selftaught.errors import InputError, MachineError
 from selftaught.peers import FAILED, WRONG, Peers
 
 Group = Any  # torch.distributed.ProcessGroup; None means the default group
+# torch 2.14 renamed it, and warns on every rank that calls it by its old name.
+_ALL_GATHER = next(
+    (name for name in ("all_gather_single", "all_gather_into_tensor") if hasattr(dist, name)), ""
+)
 
 
 def is_initialized() -> bool:
@@ -318,7 +322,7 @@ def gather(local: Tensor, group: Group = None) -> Tensor:
         return local.detach()
     everyone = local.new_empty((ranks * local.shape[0], *local.shape[1:]))
     with _blocking():
-        dist.all_gather_into_tensor(everyone, local.detach().contiguous(), group=group)
+        getattr(dist, _ALL_GATHER)(everyone, local.detach().contiguous(), group=group)
     return everyone
 
 

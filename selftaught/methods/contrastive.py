@@ -72,7 +72,7 @@ class NTXent(Task):
     def loss(self, z1: Tensor, z2: Tensor, semi_label: Tensor) -> Tensor:
         """NT-Xent of embeddings (B, D) of both views."""
         group = distributed.world_group()
-        return ntxent_loss(z1, z2, self.options.temperature, group=group)
+        return ntxent_loss(z1, z2, self.options.temperature, group=group, check_values=False)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """H and z of images."""
@@ -91,7 +91,8 @@ class SupCon(NTXent):
         # Class 0 = known abnormal; label -1 = no class: only the other view is positive.
         labels = torch.where(semi_label == KNOWN_ABNORMAL, 0, -1)
         group = distributed.world_group()
-        return supcon_loss(z1, z2, labels, self.options.temperature, group=group)
+        temperature = self.options.temperature
+        return supcon_loss(z1, z2, labels, temperature, group=group, check_values=False)
 
 
 TASKS = {"ntxent": NTXent, "supcon": SupCon}
