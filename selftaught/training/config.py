@@ -312,11 +312,11 @@ def build(values: Mapping[str, Any]) -> Config:
     Raises:
         InputError: a value out of range, or of a kind that no setting takes.
     """
-    methods = {
-        stage: load((values.get(stage) or {}).get("method") or default).Options
-        for stage, default in STAGES.items()
+    sections = {
+        stage: {"method": default, **(values.get(stage) or {})} for stage, default in STAGES.items()
     }
-    return _build(Config, values, "", methods)
+    methods = {stage: load(section["method"]).Options for stage, section in sections.items()}
+    return _build(Config, {**values, **sections}, "", methods)
 
 
 def _build(

@@ -32,8 +32,10 @@ SECONDS_BETWEEN_SAVES = 60.0
 
 
 class Word(NamedTuple):
-    """What all ranks hear of one rank in a step, in numbers: its loss and gradient, what it asks
-    for (exit code of a signal, a save, to list skipped files), and what its machine does.
+    """What all ranks hear of one rank in a step, all of it numbers.
+
+    Its loss and gradient, what it asks for (exit code of a signal, a save, to list skipped files)
+    and what its machine does.
     """
 
     loss: float
