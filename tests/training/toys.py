@@ -1,5 +1,6 @@
 """Tasks and stages small enough to follow by hand, and a loop around them."""
 
+import contextlib
 import json
 
 import torch
@@ -9,6 +10,7 @@ from selftaught import distributed
 from selftaught.methods import Options, Task
 from selftaught.models.network import Network
 from selftaught.training.config import EngineConfig
+from selftaught.training.context import Run
 from selftaught.training.events import ignore
 from selftaught.training.loop import train
 from selftaught.training.progress import Reporter
@@ -95,13 +97,13 @@ class Given:
         return [f"image-{i}.png" for i in ids.tolist()]
 
 
-def learn(folder, task, stage, *, optimizer="sgd", on_event=ignore, stopper=None, **options):
+def learn(folder, task, stage, *, optimizer="sgd", weight_decay=0.0, on_event=ignore, **options):
     """Train a task, from the newest checkpoint in `folder` on; the task it became."""
     folder.mkdir(exist_ok=True)
     config = EngineConfig(**{"precision": "fp32", **options})
-    engine = make_engine(task, config, optimizer=optimizer, weight_decay=0.0)
+    engine = make_engine(task, config, optimizer=optimizer, weight_decay=weight_decay)
     with Reporter(folder, on_event) as reporter:
-        train(engine, stage, folder / "c", reporter, stopper or Stopper(), config)
+        train(engine, stage, folder / "c", reporter, Stopper(), config)
     return task
 
 
@@ -109,3 +111,18 @@ def lines(folder, kind=None):
     """What metrics.jsonl holds, of one kind or all."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line for line in found if kind in (None, line["kind"])]
+
+
+@contextlib.contextmanager
+def run_of(config, images, folder, on_event=ignore):
+    """What travels through a run in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with Reporter(folder, on_event) as reporter:
+        yield Run(
+            config=config,
+            folder=folder,
+            images=images,
+            device=torch.device("cpu"),
+            reporter=reporter,
+            stopper=Stopper(),
+        )
