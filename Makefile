@@ -3,24 +3,48 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What every package is installed as; empty for the newest of each (`make newest`).
+CONSTRAINTS := constraints.txt
+PIP := $(BIN)/pip install --quiet
+PINNED := $(CONSTRAINTS:%=--constraint %)
+PINNED_BUILD := $(CONSTRAINTS:%=--build-constraint %)
 # What is tested of faults outside tests/faults, beside its subject.
 FAULTS := tests/faults tests/test_whole_run_dicom.py tests/test_whole_run_ranks.py \
 	tests/test_whole_run_prepare.py tests/data/prepare/test_faults.py
 
-.PHONY: demo test test-slow lint format faults bench gpu clean
+.PHONY: demo test newest constraints test-slow lint format faults bench gpu clean
 
-$(STAMP): setup.py pyproject.toml $(wildcard csrc/cpu/*)
+$(STAMP): setup.py pyproject.toml $(CONSTRAINTS) $(wildcard csrc/cpu/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade "pip>=24" "setuptools>=77" wheel
-	$(BIN)/pip install --quiet --editable ".[all]"
+	$(PIP) --upgrade $(PINNED) "pip>=25.3" setuptools wheel
+	$(PIP) $(PINNED) $(PINNED_BUILD) --editable ".[all]"
 	touch $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python -m selftaught.kernels.native
 	$(BIN)/selftaught demo --out demo
 
+# One process of one thread for every core, each file in one of them: its fixtures are dear.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" \
+		--numprocesses logical --dist loadfile
+
+# The tests on what PyPI gives today, then every package that is not the one in constraints.txt.
+newest:
+	rm -rf .venv-newest
+	status=0; $(MAKE) test VENV=.venv-newest CONSTRAINTS= || status=$$?; \
+	echo "Newer than in constraints.txt:"; \
+	sed 's/ *;.*//' constraints.txt > .venv-newest/pinned; \
+	.venv-newest/bin/pip freeze --all --exclude-editable | tr A-Z_ a-z- | \
+		grep -vxFf .venv-newest/pinned; exit $$status
+
+# Resolved for every supported Python. pip's own constraints are uv's when UV_CONSTRAINT names them.
+constraints:
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(PIP) uv
+	printf 'pip\nsetuptools\nwheel\n' | $(BIN)/uv pip compile --universal --python-version 3.10 \
+		--no-python-downloads --upgrade --all-extras --no-annotate \
+		--custom-compile-command "make constraints" --output-file constraints.txt setup.py -
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout=3600
@@ -56,4 +80,4 @@ gpu: $(STAMP)
 	$(BIN)/python -m benchmarks.training_step
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo
+	rm -rf $(VENV) .venv-newest build dist *.egg-info demo

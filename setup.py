@@ -12,9 +12,9 @@ from setuptools.errors import BaseError, CCompilerError
 LINUX_X86 = 'platform_system == "Linux" and platform_machine == "x86_64"'
 ELSEWHERE = 'platform_system != "Linux" or platform_machine != "x86_64"'
 
-CORE = ["torch>=2.11", "numpy>=1.26"]
+CORE = ["torch>=2.11", "numpy>=1.26.4"]
 TRAIN = [
-    "torchvision",
+    "torchvision>=0.26",
     # One module, two wheels: the GPU wheel also runs without a GPU but exists for one platform.
     f"faiss-gpu>=1.15; {LINUX_X86}",
     f"faiss-cpu>=1.13; {ELSEWHERE}",
@@ -22,7 +22,7 @@ TRAIN = [
     "scikit-image>=0.24",
     "pandas>=2.2",
     "pyarrow>=16",
-    "pydicom>=3.0",
+    "pydicom>=3.0.1",
     "pillow>=11",
     "safetensors>=0.5",
     "jsonargparse[signatures]>=4.40",
@@ -41,11 +41,12 @@ GPU = [
 ]
 DEV = [
     "pytest>=8",
-    "pytest-timeout",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "ruff==0.17.*",
     "mypy>=1.15",
     # Peers that the losses are compared with in the tests; never imported by the package.
-    "lightly>=1.5",
+    "lightly>=1.5.18",
     "pytorch-metric-learning>=2.8",
     "open_clip_torch>=3.0",
 ]

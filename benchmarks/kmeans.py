@@ -19,7 +19,7 @@ from benchmarks.record import write
 from selftaught.search import kmeans
 
 # (rows, centres, width, iterations); the first is the gate of the design.
-SHAPES = [(20_000, 100, 128, 20), (20_000, 100, 128, 50), (100_000, 100, 128, 10)]
+SHAPES = [(20_000, 100, 128, 20), (20_000, 100, 128, 50)]
 ROUNDS = 7
 REST = 0.05  # seconds until idle OpenMP threads of the provider before stop spinning
 
@@ -44,11 +44,8 @@ def inertia(x, centers):
     return total
 
 
-def ours(backend):
-    def run(x, start, iterations):
-        return kmeans(x, len(start), initial=start, iterations=iterations, backend=backend).centers
-
-    return run
+def ours(x, start, iterations):
+    return kmeans(x, len(start), initial=start, iterations=iterations).centers
 
 
 def resident(x, start, iterations):
@@ -136,13 +133,10 @@ PEERS = {
 
 def providers(shape):
     """Name to function; a peer that cannot run here is named on the terminal and left out."""
-    found = {"selftaught native": ours("native"), "torch": plain}
+    found = {"selftaught": ours, "torch": plain}
     if torch.cuda.is_available():
-        found["selftaught native, rows on the GPU"] = resident
-    found |= present(PEERS, math.prod(shape))
-    if "faiss" in found:
-        found["selftaught faiss"] = ours("faiss")
-    return found
+        found["selftaught, rows on the GPU"] = resident
+    return found | present(PEERS, math.prod(shape))
 
 
 def measure(kind, shape):
@@ -168,7 +162,7 @@ def measure(kind, shape):
     times = interleaved(work, ROUNDS, warm=0)
     for values in times.values():
         values[:] = [value - REST for value in values]
-    base = inertias.get("scikit-learn", inertias["selftaught native"])
+    base = inertias.get("scikit-learn", inertias["selftaught"])
     return [
         {
             "kernel": "kmeans",

@@ -392,24 +392,3 @@ def communication_device(group: Group = None) -> torch.device:
     if world_size(group) > 1 and dist.get_backend(group) == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
-
-
-def max_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
-    """Largest `tensor` over the ranks, elementwise and in place, without gradient."""
-    if world_size(group) > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
-    return tensor
-
-
-def exchange(tensor: Tensor, group: Group = None) -> Tensor:
-    """Entry i of the first dimension goes to rank i; entry j of the result came from rank j.
-
-    Args:
-        tensor: (ranks, ...), the same shape on every rank.
-        group: process group, None for the default one.
-    """
-    if world_size(group) == 1:
-        return tensor
-    arrived = torch.empty_like(tensor)
-    dist.all_to_all_single(arrived, tensor.contiguous(), group=group)
-    return arrived

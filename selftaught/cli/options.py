@@ -161,9 +161,7 @@ def _with_file(
     other = [name for name in flatten(given) if name not in known and _of_other_methods(name)]
     if not other:
         return list(arguments)
-    kept = {
-        key: dict(value) if isinstance(value, Mapping) else value for key, value in given.items()
-    }
+    kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in given.items()}
     for name in other:
         stage, option = name.split(".")[:2]
         kept[stage].pop(option, None)

@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from selftaught.errors import InputError
-from selftaught.files import standing, write_folder
+from selftaught.files import Content, standing, write_folder
 from selftaught.models import first_format
 from selftaught.models.calibration import Calibration
 from selftaught.models.network import Network
@@ -118,7 +118,7 @@ def save_model(
     digest = hashlib.sha256(weights).hexdigest()
     document["sha256"] = {WEIGHTS: digest, "facts": _digest(document)}
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-    contents = {WEIGHTS: weights, FACTS: text}
+    contents: dict[str, Content] = {WEIGHTS: weights, FACTS: text}
     return write_folder(Path(folder), contents, replaces=first_format.FILES, size=len(weights))
 
 

@@ -1,13 +1,6 @@
-"""k-means, occupancy of centres and exact nearest neighbours, on one device or over ranks."""
+"""k-means, and the mean distance to the nearest neighbours."""
 
 from selftaught.search.kmeans import KMeansResult, kmeans
-from selftaught.search.neighbours import NeighbourScores, knn, knn_score, knn_score_with_report
+from selftaught.search.neighbours import knn_score
 
-__all__ = [
-    "KMeansResult",
-    "NeighbourScores",
-    "kmeans",
-    "knn",
-    "knn_score",
-    "knn_score_with_report",
-]
+__all__ = ["KMeansResult", "kmeans", "knn_score"]

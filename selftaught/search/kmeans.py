@@ -1,222 +1,170 @@
-"""k-means on all the rows, on one device or sharded over ranks."""
+"""k-means on all rows: greedy k-means++, then Lloyd's iterations on the nearest-centre op."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from selftaught.search import assign
-from selftaught.search.chunks import Rows
-from selftaught.search.direct import squared_to
-from selftaught.search.exact_knn import squared_knn
-from selftaught.search.exact_sums import (
-    limits,
-    mean_of_rows,
-    moved_to_grid,
-    peak,
-    scale_for,
-    summing_dtype,
-    total_of,
-)
-from selftaught.search.flat import Array, checked
-from selftaught.search.lloyd import EMPTY_POLICIES, counted, lloyd
-from selftaught.search.seeding import plus_plus
-from selftaught.search.shards import Ranks, Shard, ranks_of
+from selftaught.kernels import ops
 
-BLOCK = 1 << 16
-FINE = 40  # numbers from 2^-40 to 2^40 have squares and sums of them that float32 holds
+LARGEST = 1e17  # float32 holds the square of this times any usual width
+BLOCK = 1024  # rows in float64 at a time, which stay in the cache
+Rows = Tensor | np.ndarray
 
 
 class KMeansResult(NamedTuple):
     """Centres and what belongs to them, on the device of the rows.
 
     Attributes:
-        centers: (k, D) float32, every one nearest to at least one sample unless `empty="keep"`.
-        assignment: (N,) int64, the nearest centre of each sample of this rank (lowest number on
-            ties).
-        counts: (k,) int64, samples of all ranks per centre.
-        inertia: weighted sum over all ranks of squared distances to the nearest centre, by direct
-            differences in float64.
+        centers: (K', D) in the dtype of the rows, float32 for half precision; K' <= K, because a
+            centre that no row is nearest to is left out.
+        labels: (N,) int64, the nearest centre of each row (lowest number on ties).
+        counts: (K',) int64, rows per centre, at least 1.
+        inertia: sum of squared distances to the nearest centre.
     """
 
     centers: Tensor
-    assignment: Tensor
+    labels: Tensor
     counts: Tensor
     inertia: float
 
 
-class _Data(NamedTuple):
-    """A shard, its rows before they were moved, and the common origin (D,) float64.
+def checked(values: Rows, name: str) -> Tensor:
+    """`values` as a finite (N, D) float32 or float64 tensor, contiguous, where they are.
 
-    Rows, origin and weights are in the units of the caller times powers of two, `unit` and
-    `weight_unit`.
+    Raises:
+        ValueError: not a matrix, no rows or columns, not floating point, not finite, or so large
+            that squares overflow in float32.
     """
-
-    shard: Shard
-    original: Tensor
-    origin: Tensor
-    unit: float
-    weight_unit: float
-
-
-def _check_options(k: int, iterations: int, restarts: int, seed: int, empty: str) -> None:
-    counts = {"k": k, "iterations": iterations, "restarts": restarts}
-    for name, value, least in [*((n, v, 1) for n, v in counts.items()), ("seed", seed, 0)]:
-        if value < least:
-            raise ValueError(f"{name}={value}: must be at least {least}")
-    if empty not in EMPTY_POLICIES:
-        raise ValueError(f"empty: got {empty!r}, allowed are {', '.join(EMPTY_POLICIES)}")
-
-
-def _check_weights(weights: Tensor | Array | None, rows: int, device: torch.device) -> Any:
-    if weights is None:
-        return None
-    values = torch.as_tensor(weights).detach().to(device)
-    if values.shape != (rows,):
-        raise ValueError(f"weights: shape {tuple(values.shape)}, must be ({rows},), one for a row")
-    values = values.double()
-    good = values.isfinite() & (values >= 0)
-    if not bool(good.all()):
-        row = int((~good).int().argmax())
+    if isinstance(values, np.ndarray) and not values.flags.writeable:
+        values = values.copy()  # torch warns of memory that it may not write, as in mapped files
+    x = torch.as_tensor(values).detach()
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"{name}: shape {tuple(x.shape)}, must be (N, D), both at least 1")
+    if not x.is_floating_point():
+        raise ValueError(f"{name}: {x.dtype}, must be floating point")
+    x = (x if x.dtype in (torch.float32, torch.float64) else x.float()).contiguous()
+    low, high = torch.aminmax(x)
+    if not (low >= -LARGEST and high <= LARGEST):  # false for NaN too
+        row = int((~(x.abs() <= LARGEST)).any(dim=1).int().argmax())
         raise ValueError(
-            f"weights: row {row} is {float(values[row]):g}, must be finite and not negative"
+            f"{name}: row {row} holds a value that is not finite or not within +-{LARGEST:g}"
         )
-    return values
+    return x
 
 
-def _unit(largest: Tensor, dtype: torch.dtype) -> float:
-    """Power of two that brings `largest` near 1 where squares might leave the range, else 1."""
-    exponent = int(torch.frexp(largest.max())[1])
-    if abs(exponent) <= FINE:
-        return 1.0
-    return 2.0 ** min(-exponent, round(-math.log2(torch.finfo(dtype).tiny)))
+def _centred(x: Tensor) -> tuple[Tensor, Tensor, float]:
+    """(x - origin) * unit within +-1, the origin (D,) and the unit, a power of two.
 
-
-def _open(
-    x: Rows,
-    weights: Any,
-    device: torch.device | None,
-    ranks: Ranks,
-    start: Tensor | None = None,
-) -> _Data:
-    """This rank's rows checked and moved to their common mean; raises on all ranks or on none."""
-    problem, original, weight = "", torch.empty(0, 0), None
-    try:
-        original = checked(x, "x", empty=ranks.count > 1, device=device)
-        weight = _check_weights(weights, len(original), original.device)
-    except ValueError as error:
-        problem = str(error)
-    ranks.agree(problem)
-    double = original.dtype == torch.float64
-    kinds = ranks.everyone((original.shape[1], weight is not None, len(original), double))
-    if len({kind[:2] for kind in kinds}) > 1:
-        raise ValueError(f"x: widths and weights differ between ranks: {kinds}")
-    if any(kind[2] and kind[3] for kind in kinds):
-        original = original.double()  # as other ranks' rows are
-    elif double and ranks.count > 1:
-        original = original.float()  # an empty part
-    numbers = [kind[2] for kind in kinds]
-    rows = sum(numbers)
-    if not rows:
-        raise ValueError(f"x: shape {tuple(original.shape)} on every rank, must hold a row")
-    weight_unit = 1.0
-    if weight is not None:
-        heaviest = peak(weight[:, None], ranks)
-        if not bool(heaviest > 0):
-            raise ValueError("weights: all are 0, at least one must be positive")
-        weight_unit = _unit(heaviest, weight.dtype)
-        weight = weight * weight_unit
-    low, high = limits(original, ranks)
-    unit = _unit(high - low, original.dtype)
-    if start is not None and unit > 1:  # but a start far from the rows must stay in the range
-        unit = max(1.0, min(unit, 2.0 ** (FINE - int(torch.frexp(start.abs().max())[1]))))
-    if unit != 1:
-        original, low, high = original * unit, low * unit, high * unit
-    largest = torch.maximum(high, -low)
-    # Rounded to the rows' dtype, so that moving small integers moves them exactly.
-    origin = mean_of_rows(original, largest, rows, ranks).to(original.dtype).double()
-    scale = scale_for(
-        torch.maximum(high - origin, origin - low), rows, summing_dtype(original.device)
-    )
-    shard = Shard(
-        x=moved_to_grid(original, origin, scale),
-        scale=scale,
-        weights=weight,
-        first=sum(numbers[: ranks.own]),
-        rows=rows,
-        ranks=ranks,
-    )
-    return _Data(shard, original, origin, unit, weight_unit)
-
-
-def _exactly(data: _Data, rows: Tensor, centers: Tensor, backend: str) -> Tensor:
-    """Nearest of the moved float64 `centers` to some original `rows`, in float64 if possible."""
-    parts = []
-    for part in rows.split(BLOCK):
-        moved = part.double() - data.origin
-        if backend == "faiss" and len(part):
-            numbers = squared_knn(moved.numpy(), centers.numpy(), 1, backend)[1][:, 0]
-            parts.append(torch.from_numpy(numbers.copy()))
-        elif part.device.type == "cpu":
-            parts.append(assign.native(moved, centers))
-        else:  # GPUs are slow in float64, and the kernels there have none
-            parts.append(assign.native(moved.float(), centers))
-    return torch.cat(parts)
-
-
-def _nearest(data: _Data, centers: Tensor, backend: str, again: assign.Assign) -> Tensor:
-    """Nearest of the float64 `centers` to the original rows, as `_exactly` finds them.
-
-    Where float32 leaves no doubt its answer is taken: a row and a centre are each off by at most
-    half a unit of it, and a row by half a step of the grid, so a gap of twice that is one.
+    The values are rounded to multiples of 2^-b, b = 52 - log2 N, so fine that float32 loses next
+    to nothing and so coarse that float64 adds N of them exactly: in any order, on any device.
     """
-    moved = centers - data.origin
-    if not isinstance(again, assign.Again):
-        return _exactly(data, data.original, moved, backend)
-    index, gap = again.with_gaps(moved.float())
-    x, scale = data.shard.x, data.shard.scale
-    lengths = torch.linalg.vector_norm(x, dim=1).double() + moved.norm(dim=1).max()
-    # Four times over for the rounding of lengths; what is as small as the last term may underflow.
-    margin = 2.0**-22 * lengths + 2 * (1 / scale).norm() + 2.0**-60 * x.shape[1]
-    unsure = torch.nonzero(~(gap > margin))[:, 0]
-    if len(unsure):
-        index[unsure] = _exactly(data, data.original[unsure], moved, backend)
-    return index
+    origin = x.mean(0)
+    moved = x - origin
+    largest = max(-float(moved.min()), float(moved.max()))
+    unit = 2.0 ** min(-math.frexp(largest)[1], 126) if largest else 1.0
+    steps = 2.0 ** (52 - len(x).bit_length())
+    return moved.mul_(unit).mul_(steps).round_().div_(steps), origin, unit
 
 
-def _finish(
-    data: _Data, centers: Tensor, backend: str, empty: str, again: assign.Assign
-) -> KMeansResult:
-    """Round the centres to what is returned, then assign exactly and drop empty ones."""
-    shard = data.shard
-    centers = ((centers + data.origin) / data.unit).float()
-    while True:
-        places = centers.double() * data.unit
-        index = _nearest(data, places, backend, again)
-        filled = counted(shard, index, len(centers)) > 0
-        if empty == "keep" or bool(filled.all()):
+def _plus_plus(x: Tensor, k: int, rng: np.random.Generator) -> Tensor:
+    """Up to k distinct rows (k', D) of `x`; fewer only where fewer are distinct.
+
+    Each is the best of 2 + log k drawn in proportion to the squared distance to the rows chosen
+    before (Arthur and Vassilvitskii 2007, the trials as in its Sec. 5).
+    """
+    x, trials = x.double(), 2 + int(math.log(k))
+    norms = x.square().sum(1)
+    nearest = torch.ones_like(norms)
+    chosen: list[int] = []
+    while len(chosen) < k:
+        running = np.cumsum(nearest.cpu().numpy())
+        if running[-1] == 0:
             break
-        centers = centers[filled]
-    squared = squared_to(data.original, places, index)
-    if shard.weights is not None:
-        squared = squared * shard.weights
-    counts = shard.ranks.total(torch.bincount(index, minlength=len(centers)))
-    inertia = total_of(squared, shard.rows, shard.ranks) / data.unit / data.unit / data.weight_unit
-    return KMeansResult(centers, index, counts, inertia)
+        marks = rng.random(trials if chosen else 1) * running[-1]
+        drawn = torch.from_numpy(np.searchsorted(running, marks, side="right")).to(x.device)
+        lengths = norms[:, None] + norms[drawn]
+        squared = torch.addmm(lengths, x, x[drawn].T, alpha=-2)
+        # What rounding alone could leave of equal rows is no distance.
+        squared[squared < x.shape[1] * 2.0**-52 * lengths] = 0
+        if chosen:
+            squared = torch.minimum(squared, nearest[:, None])
+        best = int(squared.sum(0).argmin())
+        chosen.append(int(drawn[best]))
+        nearest = squared[:, best]
+    return x[chosen]
 
 
-def _starts(data: _Data, k: int, seed: int, restarts: int, start: Tensor | None) -> list[Tensor]:
-    if start is None:
-        seeds = np.random.SeedSequence(seed).spawn(restarts)
-        return [plus_plus(data.shard, k, np.random.default_rng(s)) for s in seeds]
-    if start.shape != (k, data.shard.x.shape[1]) or restarts != 1:
-        raise ValueError(
-            f"initial: shape {tuple(start.shape)} with restarts={restarts}, "
-            f"must be ({k}, {data.shard.x.shape[1]}) with restarts=1"
-        )
-    return [start.double() * data.unit - data.origin]
+def _nearest(x: Tensor, centers: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Squared distance (N,) to the nearest of the `active` centres (None: of all), its index."""
+    return ops.nearest_center(x, centers, active, "auto", "auto")
+
+
+def _nearest_again(
+    x: Tensor, centers: Tensor, changed: Tensor, squared: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Nearest centre of every row, where `squared` and `labels` were so before some `changed`.
+
+    Only those are compared, and all of them for rows whose own centre went farther away.
+    """
+    if 2 * int(changed.sum()) > len(centers):
+        return _nearest(x, centers)
+    if not changed.any():
+        return squared, labels
+    near, index = _nearest(x, centers, changed)
+    unsure = torch.nonzero(changed[labels] & (near >= squared))[:, 0]
+    nearer = (near < squared) | ((near == squared) & (index < labels))
+    squared, labels = torch.where(nearer, near, squared), torch.where(nearer, index, labels)
+    if len(unsure):
+        squared[unsure], labels[unsure] = _nearest(x.index_select(0, unsure), centers)
+    return squared, labels
+
+
+def _move(sums: Tensor, x: Tensor, rows: Tensor, before: Tensor, now: Tensor) -> None:
+    """Take `rows` (M,) of `x` out of the `sums` (K, D) of labels `before` and into those `now`."""
+    threads = torch.get_num_threads()
+    # torch wakes threads for every small block, which then spin against those of the op.
+    torch.set_num_threads(1)
+    try:
+        for part in rows.split(BLOCK):
+            values = x.index_select(0, part).double()
+            sums.index_add_(0, now[part], values)
+            sums.index_add_(0, before[part], values, alpha=-1)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _lloyd(x: Tensor, centers: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """At most `iterations` updates from `centers` (K, D) float64, fewer once no row moves.
+
+    A centre that loses its last row takes the row farthest from its own centre, as scikit-learn's.
+
+    Returns:
+        Centres (K, D) float64, and every row's squared distance to, and index of, the nearest.
+    """
+    k = len(centers)
+    sums = x.new_zeros(k + 1, x.shape[1], dtype=torch.float64)  # last: rows without a centre yet
+    before = torch.full((len(x),), k, device=x.device)
+    places = centers.to(x.dtype)
+    squared, labels = _nearest(x, places)
+    for _ in range(iterations):
+        now, counts = labels, torch.bincount(labels, minlength=k)
+        if not counts.all():
+            empty = torch.nonzero(counts == 0)[:, 0]
+            farthest = squared.argsort(descending=True, stable=True)[: len(empty)]
+            farthest = farthest[squared[farthest] > 0]
+            now = labels.index_copy(0, farthest, empty[: len(farthest)])
+            counts = torch.bincount(now, minlength=k)
+        moved = torch.nonzero(now != before)[:, 0]
+        if not len(moved):
+            break
+        _move(sums, x, moved, before, now)
+        centers = torch.where(counts[:, None] > 0, sums[:k] / counts[:, None], centers)
+        last, places, before = places, centers.to(x.dtype), now
+        squared, labels = _nearest_again(x, places, (places != last).any(1), squared, labels)
+    return centers, squared, labels
 
 
 @torch.no_grad()
@@ -228,61 +176,51 @@ def kmeans(
     iterations: int = 50,
     restarts: int = 1,
     initial: Rows | None = None,
-    allow_fewer: bool = False,
-    weights: Tensor | Array | None = None,
-    empty: str = "farthest",
-    backend: str = "auto",
-    group: Any = None,
 ) -> KMeansResult:
-    """Lloyd's k-means from a greedy k-means++ start, over every sample (no subsampling).
+    """Lloyd's k-means from a greedy k-means++ start, over every row (no subsampling).
 
-    The result depends on the data, `seed`, `backend` and the kind of device only: neither on the
-    number of threads nor, with a `group`, on how the rows are divided over its ranks. With fewer
-    than k distinct samples, or when a centre owns no sample in the end, it has fewer than k
-    centres.
+    The same rows and seed give the same bits on the same kind of device, whatever the number of
+    threads. Where fewer than k rows are distinct, there are only so many centres.
 
     Args:
-        x: (N, D) floats, tensor on any device or array; with a group this rank's part of the rows,
-            which may be of any size or empty. The work is done where the rows are.
-        k: number of centres.
+        x: (N, D) floats, a tensor on any device or an array; the work is done where the rows are.
+        k: number of centres, 1 to N.
         seed: of the starts.
-        iterations: at most this many updates per start; stops early when no sample moves.
+        iterations: at most this many updates per start; stops early when no row moves.
         restarts: starts; the one with the least inertia is returned.
         initial: (k, D) start to use instead of k-means++; `restarts` must then be 1.
-        allow_fewer: accept N < k and return up to N centres.
-        weights: (N,) how much each sample counts, at least 0; None: all count 1.
-        empty: what becomes of a centre that no sample is nearest to during the iterations.
-            "farthest": it moves to the sample farthest from its own centre; "split": it halves the
-            largest cluster; "keep": it stays, in the result too; "drop": it goes.
-        backend: "native", the fused nearest-centre op; "faiss", on the CPU; "auto", the faster.
-        group: process group, or "world", whose ranks hold the rows; None: this process alone.
-
-    Returns:
-        Centres, counts and inertia, the same on every rank; assignment of this rank's samples.
 
     Raises:
-        ValueError: k, iterations or restarts below 1, N < k without `allow_fewer`, a start of
-            another shape, weights negative or all 0, data empty, not floating point or not finite.
-            With a group every rank raises.
-        InputError: `backend="faiss"` and faiss is missing.
+        ValueError: k, iterations or restarts below 1, N < k, a start of another shape, data
+            empty, not floating point or not finite.
     """
-    _check_options(k, iterations, restarts, seed, empty)
-    asked = torch.as_tensor(x)
-    kind = assign.choose(backend, asked.device, asked.shape[-1] if asked.ndim else 0)
-    ranks = ranks_of(group)
-    keep_there = kind == "native" and asked.device.type in ("cpu", "cuda")
-    device = asked.device if keep_there else torch.device("cpu")
-    given = None if initial is None else checked(initial, "initial", device=device)
-    data = _open(x, weights, device, ranks, given)
-    if data.shard.rows < k and not allow_fewer:
-        raise ValueError(f"k={k}: only {data.shard.rows} samples, must be at most their number")
+    for name, value, least in (
+        ("k", k, 1), ("iterations", iterations, 1), ("restarts", restarts, 1), ("seed", seed, 0)
+    ):  # fmt: skip
+        if value < least:
+            raise ValueError(f"{name}={value}: must be at least {least}")
+    rows = checked(x, "x")
+    if len(rows) < k:
+        raise ValueError(f"k={k}: only {len(rows)} rows, must be at most their number")
+    moved, origin, unit = _centred(rows)
+    if initial is None:
+        seeds = np.random.SeedSequence(seed).spawn(restarts)
+        starts = [_plus_plus(moved, k, np.random.default_rng(one)) for one in seeds]
+    else:
+        start = checked(initial, "initial").to(rows.device)
+        if start.shape != (k, rows.shape[1]) or restarts != 1:
+            raise ValueError(
+                f"initial: shape {tuple(start.shape)} with restarts={restarts}, "
+                f"must be ({k}, {rows.shape[1]}) with restarts=1"
+            )
+        starts = [(start.double() - origin.double()) * unit]
     best: KMeansResult | None = None
-    for start in _starts(data, k, seed, restarts, given):
-        again = assign.repeated(kind, data.shard.x, len(start))
-        centers = lloyd(data.shard, start, iterations, again, empty)
-        found = _finish(data, centers, kind, empty, again)
-        if best is None or found.inertia < best.inertia:
-            best = found
+    for start in starts:
+        centers, squared, labels = _lloyd(moved, start, iterations)
+        inertia = float(squared.sum(dtype=torch.float64)) / unit / unit
+        if best is None or inertia < best.inertia:
+            filled, labels, counts = labels.unique(return_inverse=True, return_counts=True)
+            placed = (centers[filled] / unit + origin.double()).to(rows.dtype)
+            best = KMeansResult(placed, labels, counts, inertia)
     assert best is not None
-    centers, assignment, counts = (t.to(asked.device) for t in best[:3])
-    return KMeansResult(centers, assignment, counts, best.inertia)
+    return best

@@ -1,215 +1,179 @@
-"""Nearest neighbours and the mean distance to them: exact, over ranks, or through IVF."""
+"""Mean distance to the nearest rows: FAISS proposes, exact distances decide, a bound certifies."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from selftaught.search import candidates, ivf
-from selftaught.search.chunks import Database, Rows, is_table, parts
-from selftaught.search.exact_knn import squared_knn
-from selftaught.search.flat import Array, matrix
-from selftaught.search.partial_knn import mean_distance, sharded_scores, squared_in_parts
-from selftaught.search.shards import Ranks, ranks_of
+from selftaught.search.kmeans import Rows, checked
 
-METHODS = ("exact", "ivf")
-QUERIES = 16_384
-
-
-class NeighbourScores(NamedTuple):
-    """Scores, and how far they can be trusted.
-
-    Attributes:
-        scores: (Q,) float32 on the CPU.
-        method: "exact" or "ivf".
-        sampled: queries compared with the exact search; 0 for "exact", which is certain.
-        recall: share of the sampled queries' k nearest rows that were found.
-        largest_error: largest relative error of a sampled query's score.
-    """
-
-    scores: torch.Tensor
-    method: str
-    sampled: int
-    recall: float
-    largest_error: float
+Array = np.ndarray
+TOLERANCE = 1e-6  # of a squared distance: a missing neighbour that is no nearer changes no score
+UNDERFLOW = 2.0**-60  # of the k-th squared distance; float32 loses some that are far smaller
+GPU_NEIGHBOURS = 2048  # the most that FAISS finds on a GPU
+BLOCK_VALUES = 1 << 22  # distances of queries to all rows at a time
+CACHED_VALUES = 1 << 17  # of gathered rows at a time
 
 
-def knn(
-    queries: Rows, database: Rows, k: int, *, backend: str = "auto"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k nearest rows of `database` to each query, exactly.
-
-    FAISS or matrix products propose candidates on centred data; the distances returned are direct
-    differences in float64, and a query whose candidates could have missed a row is searched again
-    in float64, in the end against all rows directly. So results depend neither on which queries
-    are asked together, nor on threads, nor on a common offset of the data. Equal distances are
-    ordered by row number.
-
-    Args:
-        queries: (Q, D) floats, tensor on any device or array.
-        database: (N, D) floats, tensor or array, which may be memory-mapped.
-        k: 1 to N.
-        backend: what proposes candidates: "native" (torch), "faiss", or "auto": FAISS, but torch
-            for few queries on a CPU and where faiss is missing. It changes the time only.
-
-    Returns:
-        Euclidean (not squared) distances (Q, k) float32 in ascending order, and row numbers
-        (Q, k) int64; tensors on the CPU.
-
-    Raises:
-        ValueError: k outside 1..N, widths differ, no rows, not floating point, not finite.
-        InputError: `backend="faiss"` and faiss is missing.
-    """
-    proposing, asked = candidates.available(backend), matrix(queries, "queries")
-    if not 1 <= k <= max(1, len(database)):
-        raise ValueError(f"k={k}: must be 1 to {len(database)}, the number of database rows")
-    squared, rows = squared_in_parts(asked, lambda: parts(database, asked.shape[1]), k, proposing)
-    return torch.from_numpy(np.sqrt(squared).astype(np.float32)), torch.from_numpy(rows)
-
-
-def _exact_scores(asked: Array, database: Database, k: int, backend: str) -> Array:
-    # An iterable is read once, so all queries meet each part; a table is read for each batch.
-    step = QUERIES if is_table(database) else max(1, len(asked))
-    batches = [
-        squared_in_parts(
-            asked[start : start + step], lambda: parts(database, asked.shape[1]), k, backend
-        )[0]
-        for start in range(0, len(asked), step)
-    ]
-    return np.concatenate([mean_distance(squared) for squared in batches])
-
-
-def _over_ranks(queries: Rows, database: Database, k: int, backend: str, ranks: Ranks) -> Array:
-    """`sharded_scores` with arguments checked on every rank before any of them goes on."""
-    problem, asked, rows = "", np.empty((0, 0), np.float32), 0
+def load_faiss() -> Any:
+    """The faiss module, None where it or its CUDA libraries are not installed."""
     try:
-        asked = matrix(queries, "queries", empty=True)
-        if not is_table(database):
-            raise ValueError(
-                f"database: {type(database).__name__}, must be a tensor or an array with a group: "
-                "it is read once for each batch of queries"
-            )
-        rows = sum(len(part) for _, part in parts(database, asked.shape[1], empty=True))
-    except ValueError as error:
-        problem = str(error)
-    ranks.agree(problem)
-    everyone = ranks.everyone((asked.shape[1], rows))
-    if len({width for width, _ in everyone}) > 1:
-        raise ValueError(f"queries: widths differ between ranks: {[one for one, _ in everyone]}")
-    total = sum(number for _, number in everyone)
-    if not total:
-        raise ValueError("database: has no rows on any rank, must hold at least 1")
-
-    def own() -> Any:
-        return parts(database, asked.shape[1], empty=True)
-
-    return sharded_scores(asked, own, rows, min(k, total), ranks, backend)
+        import faiss
+    except (ImportError, RuntimeError):
+        return None
+    return faiss
 
 
-def _ivf_scores(
-    asked: Array, database: Database, k: int, lists: int | None, probes: int | None, sample: int
-) -> NeighbourScores:
-    if not is_table(database):
-        raise ValueError('database: must be a tensor or an array with method="ivf"')
-    table = matrix(database, "database")
-    if table.shape[1] != asked.shape[1]:
-        raise ValueError(
-            f"queries: width {asked.shape[1]}, must be the database's width {table.shape[1]}"
-        )
-    k = min(k, len(table))
-    squared, rows = ivf.squared_ivf(asked, table, k, *ivf.check(lists, probes, len(table)))
-    scores = mean_distance(squared)
-    chosen = np.unique(np.linspace(0, len(asked) - 1, min(sample, len(asked))).astype(np.int64))
-    certain, nearest = squared_knn(asked[chosen], table, k)
-    pairs = zip(rows[chosen], nearest, strict=True)
-    recall = float(np.mean([len(np.intersect1d(*pair)) / k for pair in pairs]))
-    truth = mean_distance(certain)
-    error = np.abs(scores[chosen] - truth) / np.maximum(truth, np.finfo(np.float32).tiny)
-    return NeighbourScores(torch.from_numpy(scores), "ivf", len(chosen), recall, float(error.max()))
+@contextmanager
+def _one_thread(faiss: Any) -> Iterator[None]:
+    threads = faiss.omp_get_max_threads()  # of the calling thread alone
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
 
 
-def knn_score_with_report(
-    queries: Rows,
-    database: Database,
-    k: int = 100,
-    *,
-    method: str = "exact",
-    backend: str = "auto",
-    group: Any = None,
-    lists: int | None = None,
-    probes: int | None = None,
-    sample: int = 256,
-) -> NeighbourScores:
-    """`knn_score`, and for "ivf" its recall and error against the exact search on some queries.
+def _in_threads(faiss: Any, work: Callable[[slice], Any], rows: int) -> list[Any]:
+    """Results of `work` on parts of so many rows, each in a thread in which FAISS starts no others.
 
-    Args:
-        queries: as in `knn_score`.
-        database: as in `knn_score`.
-        k: as in `knn_score`.
-        method: as in `knn_score`.
-        backend: as in `knn_score`.
-        group: as in `knn_score`.
-        lists: for "ivf", cells of the database; None: about 4 sqrt(N).
-        probes: for "ivf", cells searched for a query; None: 8 or 5 % of them.
-        sample: for "ivf", queries, evenly spread, that are searched exactly too; at least 1.
-
-    Returns:
-        Scores and their report.
-
-    Raises:
-        ValueError: as in `knn_score`; lists, probes or sample out of range.
-        InputError: as in `knn_score`.
+    FAISS's own idle threads spin: beside torch's on as many cores, two were measured 5 to 10 times
+    slower than one.
     """
-    for name, value in (("k", k), ("sample", sample)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: must be at least 1")
-    if method not in METHODS:
-        raise ValueError(f"method: got {method!r}, allowed are {', '.join(METHODS)}")
-    ranks, proposing = ranks_of(group), candidates.available(backend)
-    if method == "ivf":
-        if group is not None:
-            raise ValueError('group: must be None with method="ivf"')
-        return _ivf_scores(matrix(queries, "queries"), database, k, lists, probes, sample)
-    if ranks.count > 1:
-        scores = _over_ranks(queries, database, k, proposing, ranks)
-    else:
-        scores = _exact_scores(matrix(queries, "queries"), database, k, proposing)
-    return NeighbourScores(torch.from_numpy(scores), "exact", 0, 1.0, 0.0)
+    count = torch.get_num_threads()
+    size = min(4096, max(64, -(-rows // count)))
+
+    def run(start: int) -> Any:
+        with _one_thread(faiss):
+            return work(slice(start, start + size))
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(0, rows, size)))
 
 
-def knn_score(
-    queries: Rows,
-    database: Database,
-    k: int = 100,
-    *,
-    method: str = "exact",
-    backend: str = "auto",
-    group: Any = None,
-) -> torch.Tensor:
+def _by_faiss(faiss: Any, queries: Array, table: Array, m: int) -> tuple[Array, Array]:
+    """Squared distances (Q, m) and rows of the m nearest, nearest first, by float32 products."""
+    if faiss.get_num_gpus() and m <= GPU_NEIGHBOURS:
+        device = torch.cuda.current_device() if torch.cuda.is_available() else 0
+        return faiss.knn_gpu(faiss.StandardGpuResources(), queries, table, m, device=device)
+    found = _in_threads(faiss, lambda part: faiss.knn(queries[part], table, m), len(queries))
+    squared, rows = zip(*found, strict=True)
+    return np.concatenate(squared), np.concatenate(rows)
+
+
+def _by_torch(queries: Array, table: Array, m: int, *, direct: bool) -> tuple[Array, Array]:
+    """The same in float64; `direct`: by differences, right to rounding but slower."""
+    rows, mode = torch.from_numpy(table).double(), "donot_use_mm_for_euclid_dist"
+    lengths = rows.square().sum(1)
+    found = []
+    for part in torch.from_numpy(queries).double().split(max(1, BLOCK_VALUES // len(table))):
+        if direct:
+            squared = torch.cdist(part, rows, compute_mode=mode).square()
+        else:
+            squared = torch.addmm(lengths, part, rows.T, alpha=-2) + part.square().sum(1)[:, None]
+        found.append(torch.topk(squared, m, largest=False))
+    numbers = torch.cat([one.indices for one in found]).numpy()
+    return torch.cat([one.values for one in found]).numpy(), numbers
+
+
+def _exactly(faiss: Any, queries: Array, table: Array, rows: Array) -> Array:
+    """Squared distance (Q, M) of every query to its `rows` (Q, M), by direct differences.
+
+    FAISS gets float32, which does: a difference of two is rounded once, whatever their offset.
+    """
+    m, width = rows.shape[1], table.shape[1]
+    if faiss:
+        out = np.empty(rows.shape, np.float32)
+
+        def work(part: slice) -> None:
+            arrays = (out[part], queries[part], table, rows[part])
+            pointers = [faiss.swig_ptr(array) for array in arrays]
+            faiss.fvec_L2sqr_by_idx(*pointers, width, len(arrays[0]), m)
+
+        _in_threads(faiss, work, len(queries))
+        return out.astype(np.float64)
+    found, step = [], max(1, CACHED_VALUES // (m * width))
+    for start in range(0, len(queries), step):
+        part = slice(start, start + step)
+        difference = table[rows[part]].astype(np.float64) - queries[part, None]
+        found.append(np.einsum("qmd,qmd->qm", difference, difference))
+    return np.concatenate(found)
+
+
+def _scores(asked: Array, table: Array, k: int) -> Array:
+    """Mean distances (Q,) float64, by the first proposer that is certain for a query.
+
+    A row that is not proposed has an approximate squared distance of at least the farthest
+    proposal's. Only rows with |x| <= |q| + r can lie within the k-th distance r, and for those sums
+    of D products are wrong by at most D + 16 roundings of (|q| + |x|)^2. Where the farthest
+    proposal is beyond r^2 by that, no neighbour is missing.
+    """
+    faiss = load_faiss() if table.dtype == np.float32 else None
+    m = k + max(4, k // 8)
+    # Any origin is right; the median stays amid the data when a few rows are far out.
+    sample = table[:: -(-len(table) // 128)]
+    origin = np.median(sample, axis=0)
+    near, places = asked, table
+    if np.square(origin).sum() > np.square(sample - origin).sum(axis=1).mean():
+        near, places = asked - origin, table - origin
+    norms = np.linalg.norm(near.astype(np.float64), axis=1)
+    proposers: list[tuple[str, float]] = [("direct", 0.0)]
+    if m < len(table):
+        proposers = [("double", 2.0**-53), *proposers]
+        proposers = [("faiss", 2.0**-24), *proposers] if faiss else proposers
+    scores, pending = np.empty(len(asked)), np.arange(len(asked))
+    for name, rounding in proposers:
+        if name == "faiss":
+            found = _by_faiss(faiss, near[pending], places, m)
+        elif name == "double":
+            double = table.astype(np.float64) - origin
+            found = _by_torch(asked[pending].astype(np.float64) - origin, double, m, direct=False)
+        else:
+            found = _by_torch(asked[pending], table, k, direct=True)
+        single = faiss if name == "faiss" else None
+        exact = np.sort(_exactly(single, asked[pending], table, found[1]), axis=1)[:, :k]
+        error = (table.shape[1] + 16) * rounding * (2 * norms[pending] + np.sqrt(exact[:, -1])) ** 2
+        sure = found[0][:, -1] - error >= (1 - TOLERANCE) * exact[:, -1]
+        if name == "faiss":
+            sure &= exact[:, -1] > UNDERFLOW
+        sure |= name == "direct"
+        scores[pending[sure]] = np.sqrt(exact[sure]).mean(axis=1)
+        pending = pending[~sure]
+        if not len(pending):
+            break
+    return scores
+
+
+@torch.no_grad()
+def knn_score(queries: Rows, database: Rows, k: int = 100) -> Tensor:
     """Mean Euclidean distance to the k nearest rows: the paper's 100-NN ablation (Table 1).
 
-    With fewer than k rows in the database, all of them count: the score then is the mean distance
-    to every normal image and comparable only with scores against the same database. No list of
-    neighbours outlives its batch of queries.
+    Right to 1e-6 of the mean computed in float64, whatever rows are asked together and whatever
+    offset the data has in common. With fewer than k rows in the database all of them count: the
+    score is then comparable only with scores against the same database.
 
     Args:
-        queries: (Q, D) floats, features `h` of the images to score; with a group this rank's part.
-        database: (N, D) floats, features of normal training images: a tensor or an array, which may
-            be memory-mapped, or an iterable of such; read in parts of 1 GiB. With a group this
-            rank's part, of any size or empty, and no iterable.
+        queries: (Q, D) floats, features `h` of the images to score; a tensor or an array.
+        database: (N, D) floats, features of normal training images.
         k: at least 1.
-        method: "exact", or "ivf": FAISS's inverted lists, faster and not certain; see
-            `knn_score_with_report`. Not with a group.
-        backend: what proposes candidates of the exact search: "native", "faiss", or "auto".
-        group: process group, or "world", whose ranks hold the database; None: this process alone.
-            Scores do not depend on how the rows are divided.
 
     Returns:
         (Q,) float32 on the CPU, higher = more abnormal.
 
     Raises:
-        ValueError: as for `knn`, k below 1, an unknown option. With a group every rank raises.
-        InputError: as for `knn`; "ivf" without faiss.
+        ValueError: k below 1, widths that differ, no rows, not floating point or not finite.
     """
-    found = knn_score_with_report(queries, database, k, method=method, backend=backend, group=group)
-    return found.scores
+    if k < 1:
+        raise ValueError(f"k={k}: must be at least 1")
+    asked, table = checked(queries, "queries").cpu(), checked(database, "database").cpu()
+    if asked.shape[1] != table.shape[1]:
+        raise ValueError(
+            f"queries: width {asked.shape[1]}, must be the database's width {table.shape[1]}"
+        )
+    kind = torch.promote_types(asked.dtype, table.dtype)
+    scores = _scores(asked.to(kind).numpy(), table.to(kind).numpy(), min(k, len(table)))
+    return torch.from_numpy(scores).float()

