@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from selftaught.cli.options import build_parser, parse, read_config
+from selftaught.cli.options import read_config
+from selftaught.cli.parser import build_parser, parse
 from selftaught.errors import InputError
 
 # Metal on long bones can be seen at 64 pixels; a hairline fracture cannot.

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from selftaught.cli.options import build_parser, parse
 from selftaught.cli.outputs import check_out
+from selftaught.cli.parser import build_parser, parse
 from selftaught.errors import InputError
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 
 from selftaught import methods
-from selftaught.cli.explain import explain, refuse_holes
+from selftaught.cli.parser import build_parser, parse
 from selftaught.data.augment import Preset
 from selftaught.errors import InputError
 from selftaught.training.config import (
@@ -21,42 +21,6 @@ from selftaught.training.config import (
     preset_overrides,
     read_yaml,
 )
-
-
-def build_parser(command: str, description: str) -> ArgumentParser:
-    """A parser that raises instead of exiting, with --config and --print_config."""
-    parser = ArgumentParser(
-        prog=f"selftaught {command}",
-        description=description,
-        exit_on_error=False,
-        # An abbreviation would let a misspelt option pass for another one.
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="config", help="YAML file of options")
-    return parser
-
-
-def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    """Parse, with one line of explanation where that fails.
-
-    Raises:
-        InputError: an option is unknown or its value is not allowed.
-    """
-    from argparse import ArgumentError
-
-    try:
-        # The contract's short form of the one option that is about safety.
-        short = {"--allow-outside": "--data.allow_outside=true"}
-        options = parser.parse_args([short.get(word, word) for word in arguments])
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise InputError(explain(str(error), parser)) from error
-    refuse_holes(options, parser.get_defaults())
-    return options
-
-
-def same_file(a: Path, b: Path) -> bool:
-    """Whether writing `a` would replace `b`."""
-    return a.exists() and b.exists() and a.samefile(b)
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str:
@@ -161,7 +125,9 @@ def _with_file(
     other = [name for name in flatten(given) if name not in known and _of_other_methods(name)]
     if not other:
         return list(arguments)
-    kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in given.items()}
+    kept = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in given.items()
+    }
     for name in other:
         stage, option = name.split(".")[:2]
         kept[stage].pop(option, None)

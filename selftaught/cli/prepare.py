@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selftaught.cli.options import build_parser, parse
+from selftaught.cli.parser import build_parser, parse
 from selftaught.environment import launched
 from selftaught.errors import InputError
 

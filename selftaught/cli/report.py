@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from selftaught.cli.options import build_parser, parse
+from selftaught.cli.parser import build_parser, parse
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from selftaught.cli.options import build_parser, parse, same_file
 from selftaught.cli.outputs import check_out
+from selftaught.cli.parser import build_parser, parse, same_file
 from selftaught.errors import InputError
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from selftaught.cli.options import build_parser, parse, same_file
 from selftaught.cli.outputs import check_out, check_replace
+from selftaught.cli.parser import build_parser, parse, same_file
 from selftaught.errors import InputError
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from selftaught.cli.options import build_parser, parse
+from selftaught.cli.parser import build_parser, parse
 from selftaught.errors import InputError
 
 
