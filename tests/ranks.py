@@ -1,5 +1,9 @@
-"""Runs a function on several gloo ranks of this machine and gives back what each returned."""
+"""Runs a function on several gloo ranks of this machine and gives back what each returned.
 
+Ranks are forked from one process that has imported what takes seconds to import.
+"""
+
+import multiprocessing
 import os
 import pickle
 import socket
@@ -10,6 +14,31 @@ from pathlib import Path
 import torch
 
 from selftaught import distributed
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        "tests.faults.no_gpu",
+        "pytest",
+        "tests.faults.ranks",
+        "tests.faults.injected",
+        "tests.thin",
+        "selftaught.cli.run",
+        "selftaught.training.run",
+        "selftaught.data.prepare.job",
+        # Imported by a run when it comes to need them, seconds each.
+        "deepspeed",
+        "torch._dynamo",
+        "torch.utils.tensorboard",
+        "torch.utils.flop_counter",
+        "jsonargparse",
+        "faiss",
+        "matplotlib.pyplot",
+        "sklearn.metrics",
+        "sklearn.manifold",
+        "scipy.stats",
+    ]
+)
 
 
 def free_port() -> int:
@@ -41,10 +70,9 @@ def _work(rank, world, port, folder, function, arguments):
 
 def start_ranks(world, function, *arguments):
     """Processes that run `function(*arguments)`, and where they leave what it returns."""
-    context = torch.multiprocessing.get_context("spawn")
     folder, port = tempfile.mkdtemp(), free_port()
     processes = [
-        context.Process(
+        CONTEXT.Process(
             target=_work, args=(rank, world, port, folder, function, arguments), daemon=True
         )
         for rank in range(world)

@@ -1,9 +1,12 @@
 """Modules import only from groups to their left (design: architecture, "Layers")."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
+
+from selftaught import methods
 
 PACKAGE = Path(__file__).resolve().parents[1] / "selftaught"
 GROUPS = [
@@ -18,6 +21,10 @@ GROUPS = [
 # Generated films stand beside the rest: made of the first group, known to the commands alone.
 BESIDE = "phantoms"
 TORCH_DISTRIBUTED_ONLY_IN = "distributed.py"
+# What works with any method, and so names none.
+KNOW_NO_METHOD = ("training", "detector.py", "evaluation", "cli")
+# Names of methods that are values of other options too: a stem, and no carrier, mask or masks.
+WORDS = {"imagenet", "none"}
 
 
 def level(part: str) -> int:
@@ -55,6 +62,64 @@ def test_modules_import_only_to_their_left():
             if not allowed(part, pieces[1]):
                 wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
     assert not wrong
+
+
+def files_of(parts):
+    for part in parts:
+        path = PACKAGE / part
+        yield from [path] if path.is_file() else path.rglob("*.py")
+
+
+def test_nothing_but_methods_names_a_method():
+    wrong = []
+    for path in files_of(KNOW_NO_METHOD):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and node.value in set(methods.names()) - WORDS:
+                wrong.append(f"{path.relative_to(PACKAGE)}:{node.lineno} says {node.value!r}")
+            if isinstance(node, ast.Compare) and asks_for_a_method(node):
+                wrong.append(f"{path.relative_to(PACKAGE)}:{node.lineno} asks which method it is")
+    assert not wrong
+
+
+def asks_for_a_method(node):
+    """Whether a comparison is one of `something.method`, or of `method`, with a given name."""
+    sides = [node.left, *node.comparators]
+    asked = [getattr(side, "attr", getattr(side, "id", "")) for side in sides]
+    constants = [one for side in sides for one in ast.walk(side) if isinstance(one, ast.Constant)]
+    return "method" in asked and any(one.value in methods.names() for one in constants)
+
+
+def imported_at_once(tree: ast.AST):
+    """Names that are imported as soon as a module is, not in a function or for types alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        else:
+            yield from imported_at_once(node)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    files = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    modules = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    graph = {}
+    for name, path in modules.items():
+        asked = set(imported_at_once(ast.parse(path.read_text(encoding="utf-8"))))
+        # A name is a module of its own, or one of the module before its last dot.
+        asked = {one if one in modules else one.rpartition(".")[0] for one in asked}
+        graph[name] = {one for one in asked if one in modules and one != name}
+    try:
+        list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        raise AssertionError(" <- ".join(error.args[1])) from None
 
 
 def test_every_module_belongs_to_a_group():

@@ -60,7 +60,7 @@ def test_threshold_and_percentile_come_from_normal_validation_images(finished):
 
 def test_a_finished_run_started_again_changes_nothing(finished):
     manifest, run = finished
-    before = {n: (run / n).read_bytes() for n in ("scores.csv", "model/encoder.safetensors")}
+    before = {n: (run / n).read_bytes() for n in ("scores.csv", "model/weights.safetensors")}
     assert main(["run", *options(manifest, run)]) == 0
     assert main(["run", "--out", str(run)]) == 0
     assert before == {name: (run / name).read_bytes() for name in before}

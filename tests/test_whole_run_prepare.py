@@ -12,7 +12,7 @@ from selftaught.cli.main import main
 from selftaught.data.manifest import read_manifest
 from selftaught.phantoms import write_set
 from selftaught.training import folder
-from tests.faults.injected import SHARD, At, KillIn, send
+from tests.faults.injected import At, KillIn, KillOnceThere, send
 from tests.faults.ranks import start
 from tests.tiny import options, write_images
 
@@ -22,8 +22,7 @@ RESULTS = (
     "prepared/pack/pack.json",
     "prepared/pack/index.csv",
     "split.csv",
-    "model/encoder.safetensors",
-    "model/centers.safetensors",
+    "model/weights.safetensors",
     "scores.csv",
     "embeddings.safetensors",
     "metrics.json",
@@ -84,7 +83,7 @@ def test_killed_in_every_stage_it_ends_with_the_same_bits(
     words = arguments(tree, run)
     kills = {
         "prepared/work": KillIn("prepare", 0.3),
-        "prepared/work/00000.json": KillIn(SHARD),
+        "prepared/work/00000.json": KillOnceThere(run / "prepared/work/00000.json"),
         "checkpoints/pretext/step-00000004": At(0, "pretext", 5, send, signal.SIGKILL),
         "checkpoints/finetune/step-00000002": At(0, "finetune", 3, send, signal.SIGKILL),
     }

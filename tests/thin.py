@@ -5,6 +5,8 @@ from unittest import mock
 import torchvision
 from torchvision.models.resnet import BasicBlock, ResNet
 
+WIDTH = 64
+
 
 class ThinResNet(ResNet):
     def _make_layer(self, block, planes, blocks, *more, **named):
@@ -13,10 +15,10 @@ class ThinResNet(ResNet):
 
 def thin_resnet18(weights=None):
     network = ThinResNet(BasicBlock, [2, 2, 2, 2])
-    network.fc.in_features = 64
+    network.fc.in_features = WIDTH
     return network
 
 
-def patches():
+def patch():
     """What makes every resnet18 a thin one, to be started or entered."""
-    return [mock.patch.object(torchvision.models, "resnet18", thin_resnet18)]
+    return mock.patch.object(torchvision.models, "resnet18", thin_resnet18)

@@ -1,4 +1,7 @@
-"""A command's parser, and its errors in one line."""
+"""Parsers of the commands: they raise instead of exiting, and say in one line what is wrong.
+
+They need no torch, whose import takes as long as preparing many films.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

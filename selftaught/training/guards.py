@@ -42,16 +42,6 @@ def check_spread(now: float, initial: float) -> list[str]:
     return []
 
 
-def check_centers(active: int, initial: int, epoch: int) -> list[str]:
-    """Fewer than two centres left after the first epoch of a multi-centre run."""
-    if epoch == 0 and initial > 1 and active < 2:
-        return [
-            f"{active} of {initial} centres is left after the first epoch: the multi-centre model "
-            "has become uni-modal; compare the input range of both stages and the embedding spread"
-        ]
-    return []
-
-
 def check_scores(scores: Tensor) -> list[str]:
     """Scores that do not tell images apart.
 

@@ -345,9 +345,9 @@ def _to_cpu(values: Tensor) -> Tensor:
     return values.cpu()
 
 
-def open_plain(images: Images, augment: Augment) -> Pipeline:
+def open_plain(images: Images, augment: Augment, share: float = 0.5) -> Pipeline:
     """One deterministic view per image, prepared and scaled as `augment` says."""
-    return images.open("plain", plain(augment), views=1)
+    return images.open("plain", plain(augment), views=1, share=share)
 
 
 def open_evaluation(config: "Config", images: Images, share: float = 0.5) -> Pipeline:

@@ -129,14 +129,16 @@ class TrainingStage:
             accumulate=parts,
             save_every=run.config.engine.save_every,
         )
-        self.training_views = images.open(
-            role, options.augment, views=task.views, training=self.rows, masks=task.masks
-        )
-        self.plain_views = open_plain(images, options.augment)
         # The last stage scores; it is validated on what it will be scored on.
         self.scores = role == list(STAGES)[-1] and task.scorer() is not None
         augmented = self.scores and run.config.data.evaluation_views == "augmented"
-        self.validation = open_evaluation(run.config, images) if augmented else self.plain_views
+        share = 1 / (3 if augmented else 2)
+        self.training_views = images.open(
+            role, options.augment, task.views, training=self.rows, masks=task.masks, share=share
+        )
+        self.plain_views = self.validation = open_plain(images, options.augment, share)
+        if augmented:
+            self.validation = open_evaluation(run.config, images, share)
         labelled = images.frame["label"].notna().to_numpy()
         rows = images.rows("val")
         self.validation_rows = rows[labelled[rows]]

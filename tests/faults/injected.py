@@ -1,39 +1,75 @@
-"""Faults and other things injected into a rank: called in it with its number before it starts."""
+"""Faults and other things injected into a rank.
+
+Each is called in its rank with the rank's number before it starts; what it returns hears the run's
+events (`selftaught.training.events`).
+"""
 
 import hashlib
-import importlib
 import json
 import os
 import signal
 import threading
 import time
+from pathlib import Path
+
+# The parts of a whole run, in order. `begin` is k-means, a part of fine-tuning.
+PARTS = (
+    *("prepare", "split", "pretrain", "begin", "finetune"),
+    *("model", "score", "evaluate", "report"),
+)
+# What rank 0 does while the others wait, in order.
+LONE_WORK = ("split", "begin", "scores", "metrics", "report")
 
 
-class SignalDuring:
+class Fault:
+    """Hears the events of one rank, or of all.
+
+    Args:
+        rank: who hears; None: all do.
+    """
+
+    def __init__(self, rank=None):
+        self.rank = rank
+
+    def __call__(self, rank):
+        return self.hear if self.rank in (None, rank) else None
+
+    def hear(self, event, **facts):
+        raise NotImplementedError
+
+
+def send(number):
+    """The signal to this process itself, told to stdout."""
+    print(f"sent at {time.time()}", flush=True)
+    os.kill(os.getpid(), number)
+
+
+class SignalDuring(Fault):
     """Sends a signal to rank `rank` while rank 0 works alone, for a minute unless it is ended.
 
     Args:
-        work: a key of `LONE_WORK`.
+        number: of the signal.
+        rank: who gets it.
+        work: one of `LONE_WORK`.
         folder: where rank 0 tells the other that it began.
     """
 
     def __init__(self, number, rank, work, folder):
-        self.number, self.rank, self.began = number, rank, folder / f"{work} began"
-        self.module, self.name = LONE_WORK[work]
+        self.number, self.rank, self.work, self.began = number, rank, work, folder / f"{work} began"
 
     def __call__(self, rank):
         self.began.unlink(missing_ok=True)
-        if rank == 0:
-            setattr(importlib.import_module(self.module), self.name, self.work)
         if rank == self.rank:
             threading.Thread(target=self.send, daemon=True).start()
+        return self.hear
 
-    def work(self, *_, **__):
-        self.began.touch()
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            time.sleep(0.02)
-        raise AssertionError("not ended")
+    def hear(self, event, **facts):
+        if (event, facts.get("work")) == ("alone", self.work):
+            self.began.touch()
+            end = time.monotonic() + 60
+            while time.monotonic() < end:
+                time.sleep(0.02)
+            raise AssertionError("not ended")
 
     def send(self):
         while not self.began.exists():
@@ -41,111 +77,91 @@ class SignalDuring:
         send(self.number)
 
 
-LONE_WORK = {
-    "split": ("selftaught.training.beginning", "make_split"),
-    "k-means": ("selftaught.training.finetune", "kmeans"),
-    "neighbours": ("selftaught.training.run", "knn_score"),
-    "metrics": ("selftaught.training.run", "evaluate"),
-    "report": ("selftaught.training.run", "write_report"),
-}
-# The parts of a whole run, in order, and the functions that do them.
-STAGES = {
-    "prepare": ("selftaught.training.run", "use_prepared"),
-    "split": ("selftaught.training.run", "split_images"),
-    "pretext": ("selftaught.training.pretext", "train"),
-    "centres": ("selftaught.training.finetune", "initial_centers"),
-    "finetune": ("selftaught.training.finetune", "train"),
-    "model": ("selftaught.training.run", "_write_model"),
-    "score": ("selftaught.training.run", "score"),
-    "metrics": ("selftaught.training.run", "write_metrics"),
-    "report": ("selftaught.training.run", "write_report"),
-}
-SHARD = "shard of prepare"
-
-
-def _around(stage, before, after):
-    """Call `before` and `after` around the function that does `stage`."""
-    module, name = (STAGES | {SHARD: ("selftaught.data.prepare.job", "work_shard")})[stage]
-    module = importlib.import_module(module)
-    function = getattr(module, name)
-
-    def surrounded(*arguments, **named):
-        before()
-        try:
-            return function(*arguments, **named)
-        finally:
-            after()
-
-    setattr(module, name, surrounded)
-
-
-class Timed:
-    """Writes the seconds that each stage takes to `path` (JSON)."""
+class Timed(Fault):
+    """Writes the seconds that each part takes to `path` (JSON)."""
 
     def __init__(self, path):
-        self.path = path
+        super().__init__()
+        self.path, self.seconds, self.since = path, dict.fromkeys(PARTS, 0.0), {}
 
-    def __call__(self, rank):
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-        for stage in STAGES:
-            _around(stage, self.begin, lambda stage=stage: self.end(stage))
-
-    def begin(self):
-        self.since = time.monotonic()
-
-    def end(self, stage):
-        self.seconds[stage] += time.monotonic() - self.since
-        self.path.write_text(json.dumps(self.seconds))
+    def hear(self, event, **facts):
+        if event == "begin":
+            self.since[facts["part"]] = time.monotonic()
+        if event == "end":
+            self.seconds[facts["part"]] += time.monotonic() - self.since[facts["part"]]
+            self.path.write_text(json.dumps(self.seconds))
 
 
-class KillIn:
-    """Kill -9 of the process and those it started, in a stage.
-
-    Args:
-        stage: a key of `STAGES`, or `SHARD`.
-        seconds: from its first beginning to the kill, which comes at its end at the latest.
-    """
-
-    def __init__(self, stage, seconds=3600.0):
-        self.stage, self.seconds = stage, seconds
+class Kill(Fault):
+    """Kill -9 of the process and those it started."""
 
     def __call__(self, rank):
         os.setsid()
-        _around(self.stage, self.arm, self.kill)
-
-    def arm(self):
-        threading.Thread(target=self.wait_and_kill, daemon=True).start()
-
-    def wait_and_kill(self):
-        time.sleep(self.seconds)
-        self.kill()
+        return super().__call__(rank)
 
     def kill(self):
         os.killpg(os.getpid(), signal.SIGKILL)
 
 
-class At:
+class KillIn(Kill):
+    """Kill in a part of a run.
+
+    Args:
+        part: one of `PARTS`.
+        seconds: from its first beginning to the kill, which comes at its end at the latest.
+    """
+
+    def __init__(self, part, seconds=3600.0):
+        super().__init__()
+        self.part, self.seconds = part, seconds
+
+    def hear(self, event, **facts):
+        if facts.get("part") != self.part:
+            return
+        if event == "begin":
+            threading.Thread(target=self.wait_and_kill, daemon=True).start()
+        if event == "end":
+            self.kill()
+
+    def wait_and_kill(self):
+        time.sleep(self.seconds)
+        self.kill()
+
+
+class KillOnceThere(Kill):
+    """Kill as soon as a file exists."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    def __call__(self, rank):
+        threading.Thread(target=self.wait_and_kill, daemon=True).start()
+        return super().__call__(rank)
+
+    def hear(self, event, **facts):
+        if (event, facts.get("part")) == ("end", "prepare"):
+            self.kill()
+
+    def wait_and_kill(self):
+        while not self.path.exists():
+            time.sleep(0.001)
+        self.kill()
+
+
+class At(Fault):
     """Calls `act` in rank `rank` when the loop called `loop` has done `done` steps."""
 
     def __init__(self, rank, loop, done, act, *arguments):
-        self.rank, self.loop, self.done, self.act, self.arguments = rank, loop, done, act, arguments
+        super().__init__(rank)
+        self.loop, self.done, self.act, self.arguments = loop, done, act, arguments
 
-    def __call__(self, rank):
-        from selftaught.training.progress import Reporter
-
-        if rank != self.rank:
-            return
-        advance = Reporter.advance
-
-        def advance_and_act(reporter, name, done, total, **figures):
-            advance(reporter, name, done, total, **figures)
-            if (name, done) == (self.loop, self.done):
-                self.act(*self.arguments)
-
-        Reporter.advance = advance_and_act
+    def hear(self, event, **facts):
+        if event == "progress" and (facts["name"], facts["done"]) == (self.loop, self.done):
+            self.act(*self.arguments)
 
 
-class InValidation:
+class InValidation(Fault):
     """The signal `number` to rank `rank` in a validation of fine-tuning.
 
     Args:
@@ -156,72 +172,36 @@ class InValidation:
     """
 
     def __init__(self, number, rank, turn=0, batch=1):
-        self.number, self.rank, self.turn, self.batch = number, rank, turn, batch
+        super().__init__(rank)
+        self.number, self.turn, self.batch, self.turns = number, turn, batch, -1
 
-    def __call__(self, rank):
-        if rank != self.rank:
-            return
-        from selftaught.training.finetune import FinetuneStage
-
-        from selftaught.training.inputs import Images
-
-        self.turns, self.batches = -1, 0
-        scores, skipped = FinetuneStage._validation_scores, Images.skipped
-
-        def begin(stage):
-            self.turns, self.batches = self.turns + 1, 0
-            return scores(stage)
-
-        def look(images, stage, *arguments):
-            if stage == "validation":
-                if (self.turns, self.batches) == (self.turn, self.batch):
-                    send(self.number)
-                self.batches += 1
-            skipped(images, stage, *arguments)
-
-        FinetuneStage._validation_scores, Images.skipped = begin, look
+    def hear(self, event, **facts):
+        if event == "batch" and facts["name"] == "validation":
+            self.turns += facts["number"] == 0
+            if (self.turns, facts["number"]) == (self.turn, self.batch):
+                send(self.number)
 
 
-def send(number):
-    """The signal to this process itself, told to stdout."""
-    print(f"sent at {time.time()}", flush=True)
-    os.kill(os.getpid(), number)
-
-
-class EachStep:
-    """Calls `at` before every optimizer step of a rank."""
-
-    def __call__(self, rank):
-        from selftaught.training import loop
-
-        optimize = loop.optimize
-
-        def look_and_optimize(engine, batch, lr, parts, files, step, watch):
-            self.at(step, engine, batch, files)
-            return optimize(engine, batch, lr, parts, files, step, watch)
-
-        loop.optimize = look_and_optimize
-
-    def at(self, step, engine, batch, files):
-        raise NotImplementedError
-
-
-class Recording(EachStep):
+class Recording(Fault):
     """Writes what each step is given, image by image, to a file for each rank in `folder`."""
 
     def __init__(self, folder):
+        super().__init__()
         self.folder = folder
 
     def __call__(self, rank):
         self.folder.mkdir(exist_ok=True)
         self.path = self.folder / f"{rank}"
-        super().__call__(rank)
+        return self.hear
 
-    def at(self, step, engine, batch, files):
+    def hear(self, event, **facts):
+        if event != "step":
+            return
+        batch, names = facts["batch"], facts["files"](facts["batch"]["ids"])
         with self.path.open("a") as handle:
-            for name, views in zip(files(batch["ids"]), batch["views"], strict=True):
+            for name, views in zip(names, batch["views"], strict=True):
                 digest = hashlib.sha256(views.numpy().tobytes()).hexdigest()
-                print(step, name, len(views), digest, file=handle)
+                print(facts["step"], name, len(views), digest, file=handle)
 
     def lines(self):
         """What all ranks were given, sorted."""
@@ -230,7 +210,7 @@ class Recording(EachStep):
         )
 
 
-class BadNumber(EachStep):
+class BadNumber(Fault):
     """Rank `rank` meets a number that is not finite.
 
     Args:
@@ -242,18 +222,16 @@ class BadNumber(EachStep):
     """
 
     def __init__(self, rank, step, stage="pretext", part=0, parts=1):
-        self.rank, self.step, self.stage, self.part, self.parts = rank, step, stage, part, parts
+        super().__init__(rank)
+        self.step, self.stage, self.part, self.parts = step, stage, part, parts
 
-    def __call__(self, rank):
-        if rank == self.rank:
-            super().__call__(rank)
-
-    def at(self, step, engine, batch, files):
-        if step == self.step and type(engine.task).__name__ == f"{self.stage.title()}Task":
+    def hear(self, event, **facts):
+        if event == "step" and (facts["stage"], facts["step"]) == (self.stage, self.step):
             self.passes = 0
+            batch, files = facts["batch"], facts["files"]
             chunk = batch["ids"].chunk(self.parts)[self.part]
             print("images " + " ".join(files(chunk)), flush=True)
-            self.spoil(engine, batch, files)
+            self.spoil(facts["engine"], batch, files)
 
     def here(self):
         """Whether this forward pass is one of that micro-batch."""
@@ -280,8 +258,8 @@ class BadLoss(BadNumber):
     def spoil(self, engine, batch, files):
         forward = engine.forward
 
-        def divided_by_zero(batch):
-            out = forward(batch)
+        def divided_by_zero(batch, player):
+            out = forward(batch, player)
             return out | {"loss": out["loss"] / 0} if self.here() else out
 
         engine.forward = divided_by_zero

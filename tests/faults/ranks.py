@@ -1,42 +1,16 @@
 """Ranks of `selftaught run` as a launcher starts them.
 
-The ranks are forked from one process that has imported torch, so that a start costs no seconds.
 Unless they are to be `whole`, their encoder is a thin one and their report has empty pictures:
 everything else, from the first option to the exit code, is what a user starts.
 """
 
-import multiprocessing
+import functools
 import os
 import time
 import traceback
 from pathlib import Path
 
-from tests.ranks import free_port
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "tests.faults.no_gpu",
-        "pytest",
-        "tests.faults.ranks",
-        "tests.faults.injected",
-        "tests.thin",
-        "selftaught.cli.run",
-        "selftaught.training.run",
-        "selftaught.data.prepare.job",
-        # Imported by a run when it comes to need them, seconds each.
-        "deepspeed",
-        "torch._dynamo",
-        "torch.utils.tensorboard",
-        "torch.utils.flop_counter",
-        "jsonargparse",
-        "faiss",
-        "matplotlib.pyplot",
-        "sklearn.metrics",
-        "sklearn.manifold",
-        "scipy.stats",
-    ]
-)
+from tests.ranks import CONTEXT, free_port
 
 
 class Started:
@@ -61,7 +35,10 @@ class Started:
 
 
 def start(folder, arguments, world, fault=None, port=None, whole=False, command="run"):
-    """`selftaught run` on `world` ranks; `fault(rank)` runs in each of them first."""
+    """`selftaught run` on `world` ranks.
+
+    `fault(rank)` is called in each of them first; what it returns hears the run's events.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     faults = [one for one in (None if whole else be_lean, fault) if one]
@@ -94,8 +71,9 @@ def _rank(rank, world, port, folder, words, faults):
 
     torch.set_num_threads(1)
     try:
-        for fault in faults:
-            fault(rank)
+        listeners = [listener for fault in faults if (listener := fault(rank))]
+        if listeners:
+            listen(listeners)
         code = main(words)
     except BaseException:
         traceback.print_exc()
@@ -104,12 +82,22 @@ def _rank(rank, world, port, folder, words, faults):
     os._exit(code)
 
 
+def listen(listeners):
+    """Let the commands' runs tell `listeners` their events."""
+    from selftaught.training import run
+
+    def tell(event, **facts):
+        for listener in listeners:
+            listener(event, **facts)
+
+    run.run = functools.partial(run.run, on_event=tell)
+
+
 def be_lean(rank):
     """A thin encoder, and pictures that nobody draws."""
     from matplotlib.figure import Figure
 
     from tests import thin
 
-    for patch in thin.patches():
-        patch.start()
+    thin.patch().start()
     Figure.savefig = lambda *_, **__: None

@@ -22,8 +22,7 @@ SKIP = {
     "finetune.epochs": 2,
 }
 RESULTS = (
-    "model/encoder.safetensors",
-    "model/centers.safetensors",
+    "model/weights.safetensors",
     "scores.csv",
     "embeddings.safetensors",
     "metrics.json",
@@ -101,8 +100,8 @@ def test_a_skipped_image_is_listed_counted_and_has_no_score(broken):
 def test_a_killed_run_goes_on_to_the_same_bits(broken, tmp_path):
     manifest, _, expected = broken
     arguments = options(manifest, tmp_path / "run", **(SKIP | {"data.workers": 0}))
-    for stage in ("pretext", "finetune"):
-        assert start(tmp_path / "0", arguments, 1, KillIn(stage, 0.3)).end() == [-9]
+    for part in ("pretrain", "finetune"):
+        assert start(tmp_path / "0", arguments, 1, KillIn(part, 0.3)).end() == [-9]
     finish(tmp_path / "0", arguments, 1)
     for name in RESULTS:
         assert (tmp_path / "run" / name).read_bytes() == (expected / name).read_bytes(), name

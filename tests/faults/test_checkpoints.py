@@ -11,7 +11,7 @@ import torch
 
 from selftaught.training import checkpoint
 from selftaught.training.checkpoint import Checkpoint
-from tests.faults.ranks import CONTEXT
+from tests.ranks import CONTEXT
 from tests.training.test_loop import Steps
 from tests.training.test_loop import run as run_loop
 

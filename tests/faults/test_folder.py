@@ -1,13 +1,15 @@
 """What a user owns outlives a run: foreign, shared, deleted, read-only and linked folders."""
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from selftaught.cli.main import main
-from selftaught.training import checkpoint, finetune, folder
+from selftaught.training import checkpoint, folder
 from tests.faults.injected import At
 from tests.faults.ranks import start
 from tests.tiny import options, write_images
@@ -26,7 +28,7 @@ def content(place):
 
 @pytest.mark.parametrize(
     "names",
-    [("notes.txt",), ("split.csv",), ("config.yaml",), ("model/encoder.safetensors", ".lock")],
+    [("notes.txt",), ("split.csv",), ("config.yaml",), ("model/weights.safetensors", ".lock")],
 )
 def test_a_folder_with_foreign_files_is_refused_and_stays_as_it_is(
     manifest, tmp_path, capsys, names
@@ -160,7 +162,7 @@ def test_a_damaged_best_epoch_is_told_and_the_last_one_serves(manifest, tmp_path
     arguments = options(manifest, run, **{"pretext.epochs": 1, "finetune.epochs": 1})
     assert main(["pretrain", *arguments]) == 0
     assert main(["finetune", *arguments]) == 0
-    weights = (run / "model-best" / "encoder.safetensors").read_bytes()
+    weights = (run / "model-best" / "weights.safetensors").read_bytes()
     kept = run / "checkpoints" / "best"
     shutil.copytree(kept, tmp_path / "whole")
     for damage, file in (
@@ -175,7 +177,7 @@ def test_a_damaged_best_epoch_is_told_and_the_last_one_serves(manifest, tmp_path
         said = capsys.readouterr()
         assert "damaged file; model-best is not written" in said.out + said.err
         assert not (run / "model-best").exists()
-        assert (run / "model" / "encoder.safetensors").read_bytes() == weights, "one epoch only"
+        assert (run / "model" / "weights.safetensors").read_bytes() == weights, "one epoch only"
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +198,7 @@ def test_a_damaged_last_checkpoint_of_a_run_that_has_its_model_is_made_again(fin
     newest = sorted((copy / "checkpoints" / "finetune").glob("step-*"))[-1]
     flip(newest / "weights.safetensors")
     assert main(["run", "--out", str(copy)]) == 0
-    for name in ("scores.csv", "model/encoder.safetensors", "model-best/encoder.safetensors"):
+    for name in ("scores.csv", "model/weights.safetensors", "model-best/weights.safetensors"):
         assert (copy / name).read_bytes() == (finished / name).read_bytes()
 
 
@@ -237,10 +239,17 @@ def test_an_edited_copy_of_the_settings_serves_another_run(copy, manifest, tmp_p
 
 def test_the_best_epoch_is_what_was_kept_and_not_what_was_logged(copy):
     kept = copy / "checkpoints" / "best"
-    assert finetune._best_before(kept, 99) >= 0
-    assert finetune._best_before(kept, 0) == -1.0, "of steps that are done again"
+    facts = json.loads((kept / "best.json").read_text())
+
+    def replaced_by(epoch, value):
+        checkpoint.keep_best(kept, {"w": torch.ones(1)}, epoch, value)
+        return json.loads((kept / "best.json").read_text()) != facts
+
+    assert not replaced_by(facts["epoch"] + 1, facts["val_auroc"])
     flip(kept / "weights.safetensors")
-    assert finetune._best_before(kept, 99) == -1.0
+    assert replaced_by(facts["epoch"] + 1, 0.0), "a damaged one is no best epoch"
+    facts = json.loads((kept / "best.json").read_text())
+    assert replaced_by(facts["epoch"], -1.0), "of steps that are done again"
 
 
 def test_no_decision_depends_on_the_clock():

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tests.faults.injected import STAGES, KillIn, Timed
+from tests.faults.injected import PARTS, KillIn, Timed
 from tests.faults.ranks import start
 from tests.tiny import options, write_images
 
@@ -13,9 +13,8 @@ RESULTS = (
     "prepared/manifest.csv",
     "prepared/pack/pack.json",
     "split.csv",
-    "model/encoder.safetensors",
-    "model/centers.safetensors",
-    "model-best/encoder.safetensors",
+    "model/weights.safetensors",
+    "model-best/weights.safetensors",
     "scores.csv",
     "embeddings.safetensors",
     "metrics.json",
@@ -32,7 +31,7 @@ pytestmark = pytest.mark.timeout(900)
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """An uninterrupted run: its manifest, its files and the seconds of its stages."""
+    """An uninterrupted run: its manifest, its files and the seconds of its parts."""
     folder = tmp_path_factory.mktemp("reference")
     manifest = write_images(folder / "images")
     finish(folder, options(manifest, folder / "run", **SMALL), Timed(folder / "seconds.json"))
@@ -50,8 +49,8 @@ def finish(folder, arguments, fault=None):
     assert started.end() == [0], started.said(0)
 
 
-def kill_in(stage, seconds, folder, arguments):
-    started = start(folder, arguments, 1, KillIn(stage, seconds))
+def kill_in(part, seconds, folder, arguments):
+    started = start(folder, arguments, 1, KillIn(part, seconds))
     assert started.end() == [-9], started.said(0)
 
 
@@ -70,26 +69,26 @@ def test_another_run_with_other_workers_gives_the_same_bits(reference, tmp_path)
     assert_ends_with_the_same_bits(arguments, run, tmp_path / "process", expected)
 
 
-def test_one_run_killed_in_stage_after_stage_ends_with_the_same_bits(reference, tmp_path):
+def test_one_run_killed_in_part_after_part_ends_with_the_same_bits(reference, tmp_path):
     manifest, expected, seconds = reference
     arguments = options(manifest, tmp_path / "run", **SMALL)
     generator = random.Random(1)
-    for stage in ("prepare", "split", "pretext", "finetune", "score"):
-        moment = generator.uniform(0, 1) * seconds[stage]
-        kill_in(stage, moment, tmp_path / "process", arguments)
+    for part in ("prepare", "split", "pretrain", "finetune", "score"):
+        moment = generator.uniform(0, 1) * seconds[part]
+        kill_in(part, moment, tmp_path / "process", arguments)
     assert_ends_with_the_same_bits(arguments, tmp_path / "run", tmp_path / "process", expected)
 
 
-# Every stage twice, the two that learn three times.
-KILLS = [*STAGES, *STAGES, "pretext", "finetune"]
+# Every part twice, the two that learn three times.
+KILLS = [*PARTS, *PARTS, "pretrain", "finetune"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(KILLS)), ids=lambda n: f"{n + 1}-{KILLS[n]}")
-def test_a_kill_at_a_random_moment_of_any_stage(reference, tmp_path, number):
+def test_a_kill_at_a_random_moment_of_any_part(reference, tmp_path, number):
     manifest, expected, seconds = reference
-    stage, process = KILLS[number], tmp_path / "process"
-    moment = random.Random(100 + number).uniform(0, 1) * seconds[stage]
+    part, process = KILLS[number], tmp_path / "process"
+    moment = random.Random(100 + number).uniform(0, 1) * seconds[part]
     arguments = options(manifest, tmp_path / "run", **SMALL)
-    kill_in(stage, moment, process, arguments)
+    kill_in(part, moment, process, arguments)
     assert_ends_with_the_same_bits(arguments, tmp_path / "run", process, expected)

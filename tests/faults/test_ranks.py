@@ -16,8 +16,7 @@ from tests.faults.ranks import start
 from tests.tiny import options, write_images
 
 RESULTS = (
-    "model/encoder.safetensors",
-    "model/centers.safetensors",
+    "model/weights.safetensors",
     "scores.csv",
     "embeddings.safetensors",
     "metrics.json",
@@ -68,11 +67,10 @@ LOOPS = [
     "split",
     "pretext",
     "centres",
-    "k-means",
+    "begin",
     "finetune",
     "score",
-    "pretext features",
-    "neighbours",
+    "scores",
     "metrics",
     "report",
 ]
@@ -131,7 +129,7 @@ def test_one_run_stopped_in_every_way_ends_with_the_same_bits(whole, tmp_path):
     stop_with("SIGINT", 1, "finetune", 5, ranks, arguments)
     set_clock_back(run)
     stop_with("SIGTERM", 0, "score", 4, ranks, arguments)
-    stop_with("SIGUSR1", 1, "neighbours", 0, ranks, arguments)
+    stop_with("SIGUSR1", 1, "scores", 0, ranks, arguments)
     go_on(ranks, arguments)
     assert_equal(results(run), results(expected))
 

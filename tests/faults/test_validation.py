@@ -13,9 +13,8 @@ from tests.tiny import options, write_images
 RESULTS = (
     "checkpoints/best/weights.safetensors",
     "checkpoints/best/best.json",
-    "model/encoder.safetensors",
-    "model/centers.safetensors",
-    "model-best/encoder.safetensors",
+    "model/weights.safetensors",
+    "model-best/weights.safetensors",
     "scores.csv",
     "metrics.json",
 )

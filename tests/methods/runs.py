@@ -1,6 +1,5 @@
 """Runs of single stages that are small enough to be done for every method."""
 
-import contextlib
 import dataclasses
 
 import numpy as np
@@ -17,7 +16,7 @@ from selftaught.training.inputs import Images
 from selftaught.training.progress import Reporter
 from selftaught.training.stage import train_stage
 from selftaught.training.stop import Stopper
-from tests.thin import patches
+from tests import thin
 from tests.tiny import write_images
 
 SIZE, IMAGES = 32, 24
@@ -88,9 +87,7 @@ def train(root, folder, name, *, frame=None, on_event=None, precision="fp32", **
 def write(folder):
     """The images of `split_table`, and weights for methods that start from some."""
     write_images(folder, IMAGES)
-    with contextlib.ExitStack() as stack:
-        for patch in patches():
-            stack.enter_context(patch)
+    with thin.patch():
         weights = Network(seed=9).embedder().encoder.layers.state_dict()
     torch.save(weights, folder / "weights.pt")
     return folder

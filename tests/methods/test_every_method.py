@@ -1,6 +1,5 @@
 """What every method promises: a new file in methods/ is tested by being there."""
 
-import contextlib
 import dataclasses
 import typing
 
@@ -10,19 +9,17 @@ import torch
 
 from selftaught import methods
 from selftaught.errors import InputError
+from tests import thin
 from tests.methods import runs
 from tests.ranks import run_ranks
-from tests.thin import patches
 
 NAMES = methods.names()
 
 
 @pytest.fixture(autouse=True)
-def thin():
+def thin_encoder():
     torch.set_num_threads(1)
-    with contextlib.ExitStack() as stack:
-        for patch in patches():
-            stack.enter_context(patch)
+    with thin.patch():
         yield
 
 
@@ -33,9 +30,7 @@ def root(tmp_path_factory):
 
 def weights_of_all(root, folder, names):
     found = {}
-    with contextlib.ExitStack() as stack:
-        for patch in patches():
-            stack.enter_context(patch)
+    with thin.patch():
         for name in names:
             checkpoint = runs.train(
                 root, folder / name, name, precision="fp64", epochs=1, optimizer="sgd"

@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
+from selftaught import methods
 from selftaught.training.config import Config, DataConfig, EngineConfig
 from selftaught.training.inputs import Images
+from tests import thin
 from tests.tiny import write_images
 
 SIZE = 32
@@ -34,10 +36,14 @@ def config(tmp_path):
         out=str(tmp_path / "run"),
         seed=3,
         data=DataConfig(image_size=SIZE, workers=0),
+        finetune=methods.options("spheres", centers=3),
         engine=EngineConfig(precision="fp32"),
     )
 
 
 @pytest.fixture(autouse=True)
-def two_threads():
+def small():
+    """One thread, and a thin encoder."""
     torch.set_num_threads(1)
+    with thin.patch():
+        yield

@@ -8,13 +8,13 @@ from torch import nn
 from selftaught import distributed
 from selftaught.losses import ntxent_loss
 from selftaught.training.config import EngineConfig
-from selftaught.training.engine import make_engine
-from selftaught.training.tasks import Task
+from selftaught.training.stage import make_engine
+from tests.training.toys import Toy
 
 STEPS, ROWS = 20, 16
 
 
-class Small(Task):
+class Small(Toy):
     """Convolution, batch norm with and without parameters, a global contrastive loss."""
 
     def __init__(self):
@@ -33,18 +33,22 @@ class Small(Task):
             for parameter in self.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
 
-    def forward(self, batch):
+    def forward(self, batch, player="all"):
         z1, z2 = (self.embedder(batch["views"][:, i]) for i in range(2))
         contrast = ntxent_loss(z1, z2, 0.5, group=distributed.world_group())
         return {"loss": contrast + 0.1 * (z1**2).mean()}
 
 
+def whole(step):
+    """The global batch of a step."""
+    generator = torch.Generator().manual_seed(100 + step)
+    return {"views": torch.randn(ROWS, 2, 1, 8, 8, generator=generator)}
+
+
 def shares(step, accumulate):
     """This rank's micro-batches of a step: its slice of each global micro-batch."""
-    generator = torch.Generator().manual_seed(100 + step)
-    views = torch.randn(ROWS, 2, 1, 8, 8, generator=generator)
     ranks, rank = distributed.world_size(), distributed.rank()
-    return [{"views": part.chunk(ranks)[rank]} for part in views.chunk(accumulate)]
+    return [{"views": p.chunk(ranks)[rank]} for p in whole(step)["views"].chunk(accumulate)]
 
 
 def build(optimizer, config):

@@ -13,9 +13,9 @@ class Network(nn.Module):
     def __init__(self):
         super().__init__()
         resnet = torchvision.models.resnet18(weights=None)
-        resnet.fc = nn.Identity()
+        width, resnet.fc = resnet.fc.in_features, nn.Identity()
         self.encoder = resnet
-        self.head = nn.Sequential(nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 128))
+        self.head = nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 128))
 
     def forward(self, grey):
         return self.head(self.encoder(grey.repeat(1, 3, 1, 1)))

@@ -27,7 +27,7 @@ def batches(images, augment, steps, first=0, workers=0):
     images = dataclasses.replace(images, config=dataclasses.replace(images.config, workers=workers))
     rows = images.training_rows("finetune")
     with images.open("finetune", augment, 1, training=rows) as pipeline:
-        yield from training_batches(
+        for batch in training_batches(
             images,
             pipeline,
             rows,
@@ -38,7 +38,10 @@ def batches(images, augment, steps, first=0, workers=0):
             steps=steps,
             input_range=augment.input_range,
             device=torch.device("cpu"),
-        )
+        ):
+            if images.pending:  # as the loop does
+                images.share()
+            yield batch
 
 
 def test_batches_stay_full_with_the_same_known_labels(skipping, config):

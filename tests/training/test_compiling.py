@@ -1,4 +1,4 @@
-"""torch.compile of the encoder: on ranks with synchronised norms, and where it does not work."""
+"""torch.compile of the backbone: on ranks with synchronised norms, and where it does not work."""
 
 import signal
 
@@ -7,15 +7,11 @@ import torch
 
 from selftaught.errors import InputError
 from selftaught.training import compiling
-from selftaught.training.config import EngineConfig
-from selftaught.training.engine import make_engine
-from selftaught.training.loop import train
-from selftaught.training.progress import Reporter
-from selftaught.training.stop import Stopper
 from tests.faults.injected import At, send
 from tests.faults.ranks import start
 from tests.ranks import run_ranks
 from tests.tiny import options, write_images
+from tests.training.toys import learn, lines
 
 from . import test_watch as cases
 
@@ -32,34 +28,27 @@ class Shares(cases.Steps):
             yield batch | {"views": batch["views"] * (1 + self.rank) - self.rank}
 
 
-def learn(folder):
+def both_ways(folder):
     """Both ways: losses, weights and statistics of this rank."""
     from selftaught import distributed
 
     out = {}
     for name, compile_ in (("eager", False), ("compiled", True)):
-        place = folder / name
-        place.mkdir(exist_ok=True)
-        config = EngineConfig(precision="fp32", compile=compile_)
-        engine = make_engine(cases.Fit(), config, optimizer="sgd", weight_decay=0.0)
-        stage = Shares(distributed.rank())
-        with Reporter(place) as reporter:
-            train(engine, stage, place / "c" / "pretext", reporter, Stopper(), config)
-        out[name] = {key: value.clone() for key, value in engine.task.state_dict().items()}
+        task = learn(folder / name, cases.Fit(), Shares(distributed.rank()), compile=compile_)
+        out[name] = {key: value.clone() for key, value in task.state_dict().items()}
     return out
 
 
 @pytest.mark.slow
 def test_two_ranks_with_shared_norms_learn_the_same(tmp_path):
-    ranks = run_ranks(2, learn, tmp_path)
+    ranks = run_ranks(2, both_ways, tmp_path)
     losses = {
-        name: [line["loss"] for line in cases.of_kind(cases.lines(tmp_path / name), "step")]
+        name: [line["loss"] for line in lines(tmp_path / name, "step")]
         for name in ("eager", "compiled")
     }
     assert len(losses["eager"]) == 4
     assert losses["compiled"] == pytest.approx(losses["eager"], rel=1e-5)
-    (note,) = (e for e in cases.of_kind(cases.lines(tmp_path / "compiled"), "note")
-               if "compile_s" in e)  # fmt: skip
+    (note,) = (e for e in lines(tmp_path / "compiled", "note") if "compile_s" in e)
     assert note["compile_s"] > 0
     for found in ranks:
         for name, value in found["eager"].items():
@@ -93,7 +82,7 @@ def test_other_errors_of_a_compiled_pass_stay_what_they_are(tmp_path, monkeypatc
         cases.run(tmp_path / "run", compile=True)
 
 
-RESULTS = ("model/encoder.safetensors", "model/centers.safetensors", "scores.csv", "metrics.json")
+RESULTS = ("model/weights.safetensors", "scores.csv", "metrics.json")
 # At rates that leave rounding what it is.
 SHORT = {"pretext.epochs": 2, "pretext.lr": 5e-7, "finetune.epochs": 2, "finetune.lr": 5e-7}
 SLOW = (pytest.mark.slow, pytest.mark.timeout(1800))
@@ -115,13 +104,13 @@ def whole(tmp_path_factory):
     manifest = write_images(folder / "images")
     said = run(manifest, folder / "run")
     for stage in ("pretext", "finetune"):
-        assert f"{stage}: torch.compile of the encoder: forward and backward" in said
+        assert f"{stage}: torch.compile of the backbone: forward and backward" in said
     return manifest, folder / "run"
 
 
 def stop_and_go_on(manifest, place, stage):
     run(manifest, place, code=143, fault=At(0, stage, 3, send, signal.SIGTERM))
-    assert f"{stage}: torch.compile of the encoder" in run(manifest, place)
+    assert f"{stage}: torch.compile of the backbone" in run(manifest, place)
 
 
 def assert_same_bits(place, expected):
@@ -145,8 +134,7 @@ def test_a_compiled_run_learns_as_one_that_is_not(whole, tmp_path):
     manifest, compiled = whole
     run(manifest, tmp_path / "run", compile_=False)
     losses = [
-        [line["loss"] for line in cases.of_kind(cases.lines(place), "step")]
-        for place in (compiled, tmp_path / "run")
+        [line["loss"] for line in lines(place, "step")] for place in (compiled, tmp_path / "run")
     ]
     assert len(losses[1]) > 10
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

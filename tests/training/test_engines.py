@@ -1,15 +1,13 @@
 """Every engine on any number of ranks moves the weights as one process does."""
 
-import dataclasses
 import importlib.util
 
 import pytest
 import torch
-from selftaught.training.config_checks import check
 
 from selftaught.errors import InputError
-from selftaught.training.config import Config
-from selftaught.training.engine import TorchEngine
+from selftaught.training.config import build
+from selftaught.training.ddp import TorchEngine
 from selftaught.training.optim import Lars, make_optimizer
 from tests.ranks import results_of, start_ranks
 
@@ -227,12 +225,11 @@ def test_clipping_scales_the_update():
 
 
 def settings(**changes):
-    config = Config(out="r")
+    values = {"out": "r"}
     for name, value in changes.items():
         group, option = name.split("__")
-        inner = dataclasses.replace(getattr(config, group), **{option: value})
-        config = dataclasses.replace(config, **{group: inner})
-    return config
+        values.setdefault(group, {})[option] = value
+    return build(values)
 
 
 @pytest.mark.parametrize(
@@ -260,17 +257,17 @@ def settings(**changes):
 )
 def test_settings_that_cannot_work_are_refused(changes, message):
     with pytest.raises(InputError) as error:
-        check(settings(**changes))
+        settings(**changes)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_settings_that_work_are_accepted():
-    check(settings(engine__precision="fp64"))
-    check(settings(engine__kind="deepspeed", engine__zero_stage=0, engine__precision="fp64"))
-    check(settings(pretext__optimizer="lars", finetune__optimizer="lars"))
-    check(settings(engine__kind="deepspeed", engine__zero_stage=0, pretext__optimizer="lars"))
-    check(settings(engine__profile="10-12", engine__clip=1.0, engine__peak_tflops=989.0))
+    settings(engine__precision="fp64")
+    settings(engine__kind="deepspeed", engine__zero_stage=0, engine__precision="fp64")
+    settings(pretext__optimizer="lars", finetune__optimizer="lars")
+    settings(engine__kind="deepspeed", engine__zero_stage=0, pretext__optimizer="lars")
+    settings(engine__profile="10-12", engine__clip=1.0, engine__peak_tflops=989.0)
     with pytest.raises(ValueError, match="allowed: adam, sgd, lars"):
         make_optimizer("lamb", [torch.nn.Parameter(torch.ones(1))], 0.0)
 

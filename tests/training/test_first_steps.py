@@ -4,45 +4,18 @@ In float64, where Adam's sign-like first steps do not turn a rounding difference
 """
 
 import dataclasses
-import json
 
 import pytest
 import torch
-from selftaught.training.pretext import PretextStage
 
-from selftaught.training import stages
-from selftaught.training.config import FinetuneConfig, PretextConfig
-from selftaught.training.engine import TorchEngine
-from selftaught.training.loop import Schedule, train
-from selftaught.training.progress import Reporter
-from selftaught.training.stop import Stopper
-from selftaught.training.tasks import FinetuneTask, PretextTask
+from selftaught import methods
+from selftaught.models.network import Network
+from selftaught.training.stage import TrainingStage
+from tests.training.toys import Given, learn, lines, run_of
 
 from . import plain
 
 STEPS = 5
-
-
-class Recorded:
-    """A stage that feeds fixed batches and does nothing between epochs."""
-
-    def __init__(self, name, batches, lr):
-        self.schedule = Schedule(
-            stage=name, epochs=1, steps_per_epoch=len(batches), lr=lr, milestones=()
-        )
-        self._batches = batches
-
-    def batches(self, first_step):
-        return iter(self._batches[first_step:])
-
-    def close_epoch(self):
-        return {}
-
-    def observe_epoch(self, epoch, step):
-        return {}
-
-    def files(self, ids):
-        return [str(i) for i in ids.tolist()]
 
 
 def plain_network(embedder):
@@ -55,38 +28,33 @@ def plain_network(embedder):
     return network.train()
 
 
-def losses_of(run, stage):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [e["loss"] for e in lines if e["kind"] == "step" and e["stage"] == stage]
+def task_of(options):
+    return methods.load(options.method)(options, Network(seed=5)).double()
 
 
-def draw_batches(config, images, name, options, views):
+def draw_batches(config, images, folder, role, task):
     """The toolkit's own batches, as tensors."""
-    task = PretextTask(stages.new_embedder(config, 0), temperature=1.0, method="ntxent")
-    with Reporter(images.root) as reporter:
-        stage = PretextStage(config, options, name, images, task, reporter, Stopper())
+    with run_of(config, images, folder) as run:
+        stage = TrainingStage(run, role, task)
         batches = [batch for batch, _ in zip(stage.batches(0), range(STEPS), strict=False)]
         stage.close()
-    for batch in batches:
-        batch["views"] = batch["views"].double()
     assert len(batches) == STEPS
-    assert batches[0]["views"].shape[1] == views
-    return batches
+    for step, batch in enumerate(batches):
+        assert (batch["epoch"], batch["step"], batch["masks"]) == (0, step, None)
+        assert batch["views"].shape[1] == task.views
+    return [
+        {name: batch[name] for name in ("semi_label", "ids")} | {"views": batch["views"].double()}
+        for batch in batches
+    ]
 
 
-def train_recorded(task, name, batches, options, run):
-    run.mkdir(parents=True)
-    engine = TorchEngine(task, weight_decay=options.weight_decay, precision="fp32")
-    with Reporter(run) as reporter:
-        stage = Recorded(name, batches, options.lr)
-        train(engine, stage, run / "checkpoints", reporter, Stopper())
-    return losses_of(run, name)
-
-
-def assert_same(found, expected, embedder, network):
+def assert_repeats(folder, task, batches, network, expected):
+    stage = Given(lambda step: dict(batches[step]), STEPS, lr=1e-4)
+    learn(folder / "learnt", task, stage, optimizer="adam", weight_decay=1e-6, precision="fp64")
+    found = [line["loss"] for line in lines(folder / "learnt", "step")]
     assert found == pytest.approx(expected, rel=1e-9)
     for ours, theirs in zip(
-        [*embedder.parameters(), *embedder.buffers()],
+        [*task.embedder.parameters(), *task.embedder.buffers()],
         [*network.parameters(), *network.buffers()],
         strict=True,
     ):
@@ -94,28 +62,24 @@ def assert_same(found, expected, embedder, network):
 
 
 def test_pretext_stage_repeats_plain_pytorch(config, images, tmp_path):
-    options = PretextConfig(batch_size=4, epochs=1, milestones=[], lr=1e-4)
-    config = dataclasses.replace(config, pretext=options)
-    batches = draw_batches(config, images, "pretext", options, views=2)
-    embedder = stages.new_embedder(config, 5).double()
-    task = PretextTask(embedder, temperature=0.5, method="ntxent")
+    options = methods.options("ntxent", batch_size=4, epochs=1, milestones=[], temperature=0.5)
+    config, task = dataclasses.replace(config, pretext=options), task_of(options)
+    batches = draw_batches(config, images, tmp_path, "pretext", task)
     network = plain_network(task.embedder)
     expected = plain.pretext_steps(
         network, [b["views"] for b in batches], lr=1e-4, weight_decay=1e-6, temperature=0.5
     )
-    found = train_recorded(task, "pretext", batches, options, tmp_path / "run")
-    assert_same(found, expected, embedder, network)
+    assert_repeats(tmp_path, task, batches, network, expected)
 
 
 def test_finetuning_stage_repeats_plain_pytorch(config, images, tmp_path):
-    options = FinetuneConfig(batch_size=4, epochs=1, milestones=[], lr=1e-4, eta=0.7)
-    config = dataclasses.replace(config, finetune=options)
-    batches = draw_batches(config, images, "finetune", options, views=1)
-    assert {-1, 0, 1} <= set(torch.cat([b["semi_label"] for b in batches]).tolist())
-    embedder = stages.new_embedder(config, 5).double()
-    network = plain_network(embedder)
+    options = methods.options("spheres", batch_size=4, epochs=1, milestones=[], eta=0.7, centers=6)
+    config, task = dataclasses.replace(config, finetune=options), task_of(options)
     centers = torch.randn(6, 128, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    task = FinetuneTask(embedder, centers, eta=0.7, gamma=0.05)
+    task.centers.copy_(centers)
+    batches = draw_batches(config, images, tmp_path, "finetune", task)
+    assert {-1, 0, 1} <= set(torch.cat([b["semi_label"] for b in batches]).tolist())
+    network = plain_network(task.embedder)
     expected = plain.finetune_steps(
         network,
         centers,
@@ -124,5 +88,4 @@ def test_finetuning_stage_repeats_plain_pytorch(config, images, tmp_path):
         weight_decay=1e-6,
         eta=0.7,
     )
-    found = train_recorded(task, "finetune", batches, options, tmp_path / "run")
-    assert_same(found, expected, embedder, network)
+    assert_repeats(tmp_path, task, batches, network, expected)

@@ -27,13 +27,6 @@ def test_spread_guard_gives_the_figure():
     assert "0.0009" in text
 
 
-def test_center_guard_looks_at_the_first_epoch_of_many_centres_only():
-    assert guards.check_centers(1, 100, 0)
-    assert not guards.check_centers(2, 100, 0)
-    assert not guards.check_centers(1, 100, 1)
-    assert not guards.check_centers(1, 1, 0)
-
-
 def test_equal_scores_are_a_collapse():
     assert guards.check_scores(torch.full((9,), 0.3))
     assert not guards.check_scores(torch.linspace(0, 1, 9))

@@ -1,49 +1,29 @@
-"""The loop between steps: saves, owed epoch lines, non-finite numbers."""
+"""The loop between steps: saves, owed epoch lines, non-finite numbers, what a step waits for."""
 
-import json
+import contextlib
+import inspect
 
 import pytest
 import torch
-from torch import nn
+import torch.distributed as dist
 
 from selftaught.errors import MachineError
 from selftaught.training import checkpoint
-from selftaught.training.engine import TorchEngine
-from selftaught.training.loop import Schedule, train
-from selftaught.training.progress import Reporter
-from selftaught.training.stop import Stopper, StopRun
-from selftaught.training.tasks import Task
+from selftaught.training.stop import StopRun
+from tests.ranks import run_ranks
+from tests.training.toys import Given, Line, Pair, learn, lines
 
 
-class Line(Task):
-    """Fits one weight to its inputs."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([2.0]))
-
-    def forward(self, batch):
-        return {"loss": ((self.weight * batch["views"]) ** 2).mean()}
-
-
-class Steps:
+class Steps(Given):
     """Two epochs of three steps; `interrupt` is raised once while observing that epoch."""
 
     def __init__(self, interrupt=None, poison=None):
-        self.schedule = Schedule(
-            stage="pretext", epochs=2, steps_per_epoch=3, lr=0.1, milestones=(1,), save_every=100
-        )
-        self.interrupt, self.poison, self.closed = interrupt, poison, 0
+        super().__init__(self.step, 3, epochs=2, milestones=(1,), save_every=100)
+        self.interrupt, self.poison = interrupt, poison
 
-    def batches(self, first_step):
-        for step in range(first_step, self.schedule.steps):
-            value = float("nan") if step == self.poison else 1.0 + step
-            ids = torch.arange(2) + 2 * step
-            yield {"views": torch.full((2, 1), value), "ids": ids}
-
-    def close_epoch(self):
-        self.closed += 1
-        return {"centers": 7}
+    def step(self, number):
+        value = float("nan") if number == self.poison else 1.0 + number
+        return {"views": torch.full((2, 1), value), "ids": torch.arange(2) + 2 * number}
 
     def observe_epoch(self, epoch, step):
         if epoch == self.interrupt:
@@ -51,22 +31,9 @@ class Steps:
             raise StopRun(143)
         return {"spread": 1.0}
 
-    def files(self, ids):
-        return [f"image-{i}.png" for i in ids.tolist()]
-
 
 def run(folder, stage):
-    task = Line()
-    engine = TorchEngine(task, weight_decay=0.0, precision="fp32")
-    folder.mkdir(exist_ok=True)
-    with Reporter(folder) as reporter:
-        train(engine, stage, folder / "c", reporter, Stopper())
-    return task.weight.item()
-
-
-def epochs(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [e for e in lines if e["kind"] == "epoch"]
+    return learn(folder, Line(), stage, optimizer="adam").weight.item()
 
 
 def test_a_signal_while_observing_saves_and_the_owed_line_is_written_on_resume(tmp_path):
@@ -75,9 +42,9 @@ def test_a_signal_while_observing_saves_and_the_owed_line_is_written_on_resume(t
     with pytest.raises(StopRun):
         run(place, Steps(interrupt=0))
     assert checkpoint.newest(place / "c")[0].step == 3
-    assert epochs(place) == []
+    assert lines(place, "epoch") == []
     assert run(place, Steps()) == expected
-    for ours, theirs in zip(epochs(place), epochs(tmp_path / "whole"), strict=True):
+    for ours, theirs in zip(lines(place, "epoch"), lines(tmp_path / "whole", "epoch"), strict=True):
         for name in ("epoch", "step", "loss", "lr", "centers", "spread"):
             assert ours[name] == theirs[name]
 
@@ -90,7 +57,85 @@ def test_a_number_that_is_none_stops_before_the_update_and_names_the_files(tmp_p
 def test_a_finished_stage_does_nothing_more(tmp_path):
     expected = run(tmp_path, Steps())
     before = (tmp_path / "metrics.jsonl").read_text()
-    again = Steps()
-    assert run(tmp_path, again) == expected
-    assert again.closed == 0
+    again = learn(tmp_path, Line(), Steps(), optimizer="adam")
+    assert (again.weight.item(), again.closed) == (expected, 0)
     assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+# Long enough that some steps have no line in metrics.jsonl.
+LONG, UNLOGGED = 100, (20, 22, 24)
+
+
+def long_stage():
+    return Given(lambda step: {"views": torch.full((4, 1), 1.0)}, LONG, lr=1e-3)
+
+
+class Counting:
+    """Counts calls by step: of the functions of `owner` that `wanted` names."""
+
+    def __init__(self, owner, wanted):
+        self.owner, self.wanted, self.seen, self.depth = owner, wanted, [], 0
+
+    def hear(self, event, **facts):
+        if event == "step":
+            self.seen.append([])
+
+    def __enter__(self):
+        self.kept = {name: getattr(self.owner, name) for name in self.wanted}
+        for name, function in self.kept.items():
+            setattr(self.owner, name, self.counted(name, function))
+        return self
+
+    def counted(self, name, function):
+        def call(*arguments, **named):
+            if self.seen and not self.depth:
+                self.seen[-1].append(name)
+            self.depth += 1  # one collective that is made of others is one
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.depth -= 1
+
+        return call
+
+    def __exit__(self, *_):
+        for name, function in self.kept.items():
+            setattr(self.owner, name, function)
+
+
+COLLECTIVES = ("all_", "broadcast", "barrier", "monitored", "gather", "scatter", "reduce", "send")
+COLLECTIVES += ("recv", "isend", "irecv", "batch_isend")
+
+
+def collectives(folder):
+    """Names of the collectives of each step but the last, beside DDP's averages of gradients."""
+    wanted = [
+        name
+        for name, function in vars(dist).items()
+        if inspect.isfunction(function) and name.startswith(COLLECTIVES)
+    ]
+    assert "all_reduce" in wanted and "all_gather_object" in wanted and "barrier" in wanted
+    with Counting(dist, wanted) as counting:
+        learn(folder, Line(), long_stage(), on_event=counting.hear)
+    return counting.seen[:-1]
+
+
+def test_a_step_of_several_ranks_has_one_collective_beside_the_gradients(tmp_path):
+    for seen in run_ranks(2, collectives, tmp_path):
+        assert len(seen) == LONG - 1
+        assert {len(names) for names in seen} == {1}, seen[:3]
+    logged = {line["step"] - 1 for line in lines(tmp_path, "step")}
+    assert logged >= set(range(20)) and not logged & set(UNLOGGED)
+
+
+# What waits for a device that holds the tensor.
+WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__")
+
+
+@pytest.mark.parametrize(("task", "width", "waits"), [(Line, 1, 1), (Pair, 7, 2)])
+def test_each_update_waits_for_the_device_once(tmp_path, task, width, waits):
+    stage = Given(lambda step: {"views": torch.ones(4, width)}, LONG, lr=1e-3)
+    with contextlib.ExitStack() as stack:
+        counting = stack.enter_context(Counting(torch.Tensor, WAITS))
+        learn(tmp_path, task(), stage, on_event=counting.hear, clip=1.0)
+    assert {tuple(names) for names in counting.seen[:-1]} == {("tolist",) * waits}

@@ -11,14 +11,9 @@ from torch import nn
 from selftaught import distributed
 from selftaught.errors import MachineError
 from selftaught.training import compiling
-from selftaught.training.config import EngineConfig
-from selftaught.training.engine import TorchEngine
-from selftaught.training.loop import Schedule, train
-from selftaught.training.progress import Reporter
-from selftaught.training.stop import Stopper
-from selftaught.training.tasks import Task
 from selftaught.training.watch import count_flops
 from tests.ranks import run_ranks
+from tests.training.toys import Given, Toy, learn, lines
 
 SIZE, ROWS = 16, 6
 
@@ -36,58 +31,47 @@ class Embedder(nn.Module):
         return h, self.head(h)
 
 
-class Fit(Task):
+class Fit(Toy):
     def __init__(self, slow=0.0, broken_at=None):
         super().__init__()
         torch.manual_seed(0)
         self.embedder = Embedder()
         self.slow, self.broken_at, self.calls = slow, broken_at, 0
 
-    def forward(self, batch):
+    def forward(self, batch, player="all"):
         time.sleep(self.slow)
         if self.calls == self.broken_at:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
         self.calls += 1
         return {"loss": (self.embedder(batch["views"][:, 0])[1] ** 2).mean()}
 
+    def features(self, images):
+        return self.embedder(images)
 
-class Steps:
+    def backbone(self):
+        return self.embedder.encoder
+
+
+class Steps(Given):
+    """Every rank's own images, and a wait for them."""
+
     def __init__(self, steps=4, wait=0.0):
-        self.schedule = Schedule(
-            stage="pretext", epochs=1, steps_per_epoch=steps, lr=0.01, milestones=()
-        )
+        super().__init__(self.views, steps, lr=0.01)
         self.wait = wait
+
+    def views(self, step):
+        generator = torch.Generator().manual_seed(step)
+        return {"views": torch.randn(ROWS, 2, 1, SIZE, SIZE, generator=generator)}
 
     def batches(self, first):
         for step in range(first, self.schedule.steps):
             time.sleep(self.wait)
-            generator = torch.Generator().manual_seed(step)
-            views = torch.randn(ROWS, 2, 1, SIZE, SIZE, generator=generator)
-            yield {"views": views, "ids": torch.arange(ROWS)}
-
-    def close_epoch(self):
-        return {}
-
-    def observe_epoch(self, epoch, step):
-        return {}
-
-    def files(self, ids):
-        return []
+            yield self.views(step) | {"ids": torch.arange(ROWS)}
 
 
 def run(folder, task=None, stage=None, **options):
-    folder.mkdir(exist_ok=True)
-    engine = TorchEngine(task or Fit(), optimizer="sgd", weight_decay=0.0, precision="fp32")
-    with Reporter(folder) as reporter:
-        train(
-            engine, stage or Steps(), folder / "c" / "pretext", reporter, Stopper(),
-            EngineConfig(**options),
-        )  # fmt: skip
+    learn(folder, task or Fit(), stage or Steps(), sync_batch_norm="off", **options)
     return lines(folder)
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def of_kind(entries, kind):
@@ -104,7 +88,7 @@ def on_two_ranks(folder, slow_rank, in_forward):
 def test_the_slowest_rank_is_named(tmp_path, slow_rank, in_forward):
     run_ranks(2, on_two_ranks, tmp_path, slow_rank, in_forward)
     entries = lines(tmp_path)
-    for entry in of_kind(entries, "step")[1:] + of_kind(entries, "epoch"):
+    for entry in of_kind(entries, "step")[2:] + of_kind(entries, "epoch"):
         assert entry["slowest_rank"] == slow_rank
     epoch = of_kind(entries, "epoch")[0]
     ranks = epoch["ranks"]
@@ -133,16 +117,16 @@ def test_every_line_says_speed_wait_and_memory(tmp_path):
 
 
 def test_flops_are_those_of_the_formulas():
-    embedder = Embedder()
+    task = Fit()
     conv = 2 * 9 * 3 * SIZE * SIZE  # multiply-adds of 3 channels from one, 3 x 3 taps
     linear = 2 * 3 * SIZE * SIZE * 5
     # Forward, gradient by weights, and gradient by inputs, which the first layer does not need.
     expected = 2 * conv + 3 * linear
     views = torch.randn(4, 2, 1, SIZE, SIZE)
-    assert count_flops(embedder, views) == 2 * expected
-    assert embedder.training
-    assert count_flops(embedder, views[:, :1]) == expected
-    assert all(p.grad is None for p in embedder.parameters())
+    assert count_flops(task, views) == 2 * expected
+    assert task.training
+    assert count_flops(task, views[:, :1]) == expected
+    assert all(p.grad is None for p in task.parameters())
 
 
 def test_mfu_is_counted_work_by_the_named_peak(tmp_path):
