@@ -21,7 +21,8 @@ from selftaught.data.images.pack_writer import Packable, write_pack
 from selftaught.data.pipeline import Pipeline, has_dali
 from selftaught.data.plan import batch_at, steps_per_epoch
 from selftaught.training.config import DataConfig
-from selftaught.training.inputs import Images, infer, open_plain, training_batches
+from selftaught.training.inference import infer
+from selftaught.training.inputs import Images, open_plain, training_batches
 
 SIZE, N, SEED = 32, 23, 5
 EXECUTORS = [
