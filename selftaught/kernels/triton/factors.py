@@ -112,7 +112,8 @@ def find_factors(
             if SLOPE:
                 positive = tl.load(row_positive + place, mask=there, other=0.0)
                 positive = (positive.to(tl.float64) * log2e()).to(tl.float32)
-        room = clamped(TOP - 1 - exponent((bound + most_column) * common), 0, 40)
+        # The tensor comes first: a constant less a tensor is a constant to the interpreter.
+        room = clamped(-exponent((bound + most_column) * common) + TOP - 1, 0, 40)
         scale = power_of_two(room)
         tl.store(of_rows + place, scale, mask=there)
         tl.store(of_rows + R + place, _over_total(weight, total) * scale, mask=there)

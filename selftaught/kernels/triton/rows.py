@@ -76,7 +76,7 @@ def make_operands(
         bound = tl.load(measured + 1)
         scale = power_of_two(tl.full((), 0, tl.int32))
         if SCALED:
-            scale = power_of_two(clamped(TOP_PLACES - exponent(tl.load(measured)), -100, 100))
+            scale = power_of_two(clamped(-exponent(tl.load(measured)) + TOP_PLACES, -100, 100))
     if tl.program_id(0) == 0:
         tl.store(stats, scale)
         tl.store(stats + 1, bound)

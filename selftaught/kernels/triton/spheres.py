@@ -14,6 +14,7 @@ from torch import Tensor
 
 from selftaught.kernels.triton import nearest_center as kernels
 from selftaught.kernels.triton import nearest_gradient as gradients
+from selftaught.kernels.triton.tuning import generation
 
 DIRECT_MEAN = 1024  # centres up to which every program of `prepare` sums all of them by itself
 SUMMED = 256  # centres summed by one program above that
@@ -84,19 +85,20 @@ class _Found(NamedTuple):
     center: Tensor
 
 
-def blocks(count: int, width: int, number: int, vectors: bool) -> _Blocks:
+def blocks(count: int, width: int, number: int, vectors: bool, generation: int) -> _Blocks:
     """Tile sizes for K centres of width D in a tier; the same at every N.
 
-    `vectors` says whether rows can be read 16 entries at a time. Where they cannot, they take more
-    addresses, and a tile of 64 centres would spill on sm_80.
+    `vectors` says whether rows can be read 16 entries at a time; where they cannot, they take more
+    addresses. A tile of 64 centres would then spill on sm_80, and in tier 3 spills there always.
     """
     padded = max(16, triton.next_power_of_2(width))
     short = number == 1
     held = short and padded <= HELD_WIDTH
+    wide = vectors and (number < 3 or generation > 8)
     return _Blocks(
         HELD=held,
         BN=64,
-        BK=min(64 if vectors else 32, max(16, triton.next_power_of_2(count))),
+        BK=min(64 if wide else 32, max(16, triton.next_power_of_2(count))),
         BD=padded if held else min(padded, 64 if short else 32),
         BW=min(padded, 32),
     )
@@ -162,7 +164,7 @@ def _assign(
     (many, width), count = x.shape, centers.shape[0]
     level = _TIERS[x.dtype]
     vectors = _in_vectors(x) and _in_vectors(centers)
-    shape = blocks(count, width, level.number, vectors)
+    shape = blocks(count, width, level.number, vectors, generation(x.device))
     squared = x.new_empty(many, dtype=torch.float32)
     index = x.new_empty(many, dtype=torch.int64)
     loss = squared if mad is None else torch.empty_like(squared)

@@ -71,8 +71,8 @@ SHAPES = {
     ("sum", 10, 128, False): Shape(128, 128, 0, 0, 8, 3),
     ("sum", 10, 256, False): Shape(128, 128, 0, 0, 8, 2),
     ("sum", 10, 0, False): Shape(128, 128, 64, 0, 8, 3),
-    ("sum", 10, 64, True): Shape(128, 128, 0, 0, 8, 3),
-    ("sum", 10, 128, True): Shape(128, 64, 0, 0, 4, 2),
+    ("sum", 10, 64, True): Shape(128, 64, 0, 0, 8, 3),
+    ("sum", 10, 128, True): Shape(128, 64, 0, 0, 8, 2),
     ("sum", 10, 0, True): Shape(128, 128, 32, 0, 8, 3),
     ("weight", 10, 128, False): Shape(128, 64, 0, 128, 8, 3),
     ("weight", 10, 256, False): Shape(128, 64, 0, 256, 8, 2),
@@ -91,10 +91,13 @@ def padded(width: int) -> int:
     return -(-width // CHUNK) * CHUNK
 
 
+def generation_of(major: int) -> int:
+    """8, 9 or 10: whose instructions and shared memory a compute capability has."""
+    return 8 if major == 12 else min(max(major, 8), 10)
+
+
 def table_shape(kernel: str, generation: int, width: int, split: bool) -> Shape:
-    """The table's shape for operands `width` wide on GPUs of a generation (8, 9, 10, ...)."""
-    # Compute capability 12 has the instructions and the shared memory of 8.
-    generation = 8 if generation == 12 else min(max(generation, 8), 10)
+    """The table's shape for operands `width` wide on GPUs of a generation: 8, 9 or 10."""
     keys = [(kernel, generation, most, split) for most in (64, 128, 256) if width <= most]
     shape = next(SHAPES[key] for key in (*keys, (kernel, generation, 0, split)) if key in SHAPES)
     chunk = min(shape.chunk or width, width)

@@ -13,7 +13,7 @@ from triton.runtime.errors import OutOfResources
 
 from selftaught.files import write_atomic
 from selftaught.kernels.triton.pairs import Pair
-from selftaught.kernels.triton.tables import CHUNK, HELD, Shape, table_shape
+from selftaught.kernels.triton.tables import CHUNK, HELD, Shape, generation_of, table_shape
 
 VARIABLE = "SELFTAUGHT_AUTOTUNE"
 
@@ -32,8 +32,11 @@ def _known() -> dict[str, list[int]]:
 
 
 @cache
-def _generation(device: torch.device) -> int:
-    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
+def generation(device: torch.device) -> int:
+    """The device's generation; see `tables.generation_of`."""
+    return (
+        generation_of(torch.cuda.get_device_capability(device)[0]) if device.type == "cuda" else 9
+    )
 
 
 def candidates(kernel: str, default: Shape, width: int) -> list[Shape]:
@@ -57,8 +60,8 @@ def _time(shape: Shape, launch: Callable[[Shape], object]) -> float:
 
 def default_shape(kernel: str, pair: Pair) -> Shape:
     """The table's shape for this pair."""
-    generation = _generation(pair.operands[0].device)
-    return table_shape(kernel, generation, pair.width, pair.split)
+    of_device = generation(pair.operands[0].device)
+    return table_shape(kernel, of_device, pair.width, pair.split)
 
 
 def best(kernel: str, pair: Pair, launch: Callable[[Shape], object]) -> Shape:
