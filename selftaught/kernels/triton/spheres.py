@@ -99,7 +99,7 @@ def blocks(count: int, width: int, number: int, vectors: bool, generation: int) 
         HELD=held,
         BN=64,
         BK=min(64 if wide else 32, max(16, triton.next_power_of_2(count))),
-        BD=padded if held else min(padded, 64 if short else 32),
+        BD=padded if held else min(padded, 64 if short and vectors else 32),
         BW=min(padded, 32),
     )
 

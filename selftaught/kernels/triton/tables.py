@@ -65,7 +65,7 @@ SHAPES = {
     ("weight", 9, 64, True): Shape(128, 64, 0, 64, 8, 2),
     ("weight", 9, 128, True): Shape(128, 32, 0, 128, 8, 2),
     ("weight", 9, 0, True): Shape(128, 32, 32, 128, 8, 3),
-    ("more", 9, 128, False): Shape(128, 64, 0, 128, 8, 3),
+    ("more", 9, 128, False): Shape(128, 64, 0, 128, 8, 2),
     ("more", 9, 0, False): Shape(128, 32, 32, 128, 8, 2),
     ("more", 9, 0, True): Shape(128, 32, 32, 64, 8, 2),
     ("sum", 10, 128, False): Shape(128, 128, 0, 0, 8, 3),
