@@ -13,7 +13,7 @@ from selftaught.kernels.contrastive import Contrastive
 from selftaught.kernels.cuda import plan
 from selftaught.kernels.reference.tiles import EagerTiles
 from selftaught.kernels.tiles import Classes, Excluded, Rows, Side
-from tests.kernels.cuda_library import Machine
+from tests.kernels.emulation import Machine
 from tests.losses.formulas import relative_error, views
 
 EAGER = EagerTiles()

@@ -12,7 +12,7 @@ class TestCuda(NearestCenterTable):
     @pytest.fixture(autouse=True)
     def on_the_machine(self, machine):
         self.machine, self.device = machine, machine.device.type
-        self.spheres = CudaSpheres(lambda: machine.library)
+        self.spheres = CudaSpheres()
 
     @pytest.fixture(autouse=True)
     def few_blocks(self, monkeypatch):

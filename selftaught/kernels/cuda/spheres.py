@@ -6,15 +6,14 @@ smallest distance, but for ties within rounding, whatever the dtype; `precision`
 Shapes: N rows, K centres, D width.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from selftaught.kernels.cuda import library as native
-from selftaught.kernels.cuda.library import Library, address
-from selftaught.kernels.cuda.passes import flat, processors
+from selftaught.kernels.cuda.library import address
+from selftaught.kernels.cuda.passes import flat
 from selftaught.kernels.cuda.plan import ceil_div
 
 NUMBERS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as library.cu counts them
@@ -69,14 +68,7 @@ def _labels(semi_labels: Tensor) -> Tensor:
 
 
 class CudaSpheres:
-    """Functions of `selftaught.kernels.reference.spheres` on the kernels of `csrc/cuda`.
-
-    Args:
-        library: gives the library; called when it is first needed.
-    """
-
-    def __init__(self, library: Callable[[], Library] = native.loaded) -> None:
-        self._library = library
+    """Functions of `selftaught.kernels.reference.spheres` on the kernels of `csrc/cuda`."""
 
     def _sums(self, centers: Tensor, active: Tensor | None) -> Tensor | None:
         """(parts, D + 1) sums of the centres and how many they are; None for few centres."""
@@ -91,11 +83,11 @@ class CudaSpheres:
             count=count,
             width=width,
         )
-        self._library().call("sum_centers", arguments, centers.device)
+        native.loaded().call("sum_centers", arguments, centers.device)
         return sums
 
     def _move(self, centers: Tensor, active: Tensor | None, exact: bool) -> _Moved:
-        library, device, (count, width) = self._library(), centers.device, centers.shape
+        library, device, (count, width) = native.loaded(), centers.device, centers.shape
         _, many, columns = library.assign_sizes()
         padded, places = ceil_div(width, columns) * columns, ceil_div(count, many) * many
         sums = self._sums(centers, active)
@@ -136,7 +128,7 @@ class CudaSpheres:
         index = torch.empty(rows, dtype=torch.int64, device=x.device)
         loss = None if mad is None else torch.empty_like(squared)
         if rows:
-            library = self._library()
+            library = native.loaded()
             moved = self._move(centers, active, x.dtype != torch.float32)
             tile = library.assign_sizes()[0]
             arguments = native.Assign(
@@ -154,7 +146,7 @@ class CudaSpheres:
                 padded=moved.origin.shape[0],
                 x_whole=_whole(x),
                 centers_whole=_whole(centers),
-                blocks=min(ceil_div(rows, tile), BLOCKS * processors(x.device)),
+                blocks=min(ceil_div(rows, tile), BLOCKS * library.processors(x.device)),
                 **_loss_settings(mad),
             )
             library.call("assign", arguments, x.device, NUMBERS[x.dtype], 0)
@@ -210,7 +202,7 @@ class CudaSpheres:
             splits=splits,
             **settings,
         )
-        self._library().call("nearest_by_centers", arguments, device, number, 0)
+        native.loaded().call("nearest_by_centers", arguments, device, number, 0)
         return parts.sum(0)
 
     def _backward(
@@ -245,7 +237,7 @@ class CudaSpheres:
             by_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
             if x.shape[0]:
                 arguments = native.NearestGradient(by_x=address(by_x), **settings)
-                self._library().call("nearest_by_rows", arguments, x.device, number, 0)
+                native.loaded().call("nearest_by_rows", arguments, x.device, number, 0)
         if needs[1]:
             by_centers = self._by_centers(x, of, index, settings, number).to(centers.dtype)
         return [by_x, by_centers]
