@@ -67,7 +67,7 @@ def _place(z: Tensor, temperature: Tensor | None, settings: Settings) -> Place:
     request = dispatch.Request(
         op=settings.op, device=z.device, dtype=z.dtype, width=int(z.shape[1])
     )
-    tiles = dispatch.implementation(request, settings.backend).TILES
+    tiles = dispatch.implementation(request, settings.backend).tiles
     group = settings.group
     return Place(
         tiles=tiles,

@@ -15,6 +15,7 @@ from selftaught.kernels.cuda import library as native
 from selftaught.kernels.cuda.library import address
 from selftaught.kernels.cuda.passes import flat
 from selftaught.kernels.cuda.plan import ceil_div
+from selftaught.kernels.spheres import Mad, Nearest
 
 NUMBERS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as library.cu counts them
 DIRECT_MEAN = 256  # centres up to which every block of `move_centers` adds all of them by itself
@@ -34,18 +35,6 @@ class _Moved(NamedTuple):
     added: Tensor
 
 
-class _Mad(NamedTuple):
-    labels: Tensor
-    eta: float
-    eps: float
-
-
-class _Found(NamedTuple):
-    loss: Tensor | None
-    squared: Tensor
-    center: Tensor
-
-
 def _rows(z: Tensor) -> Tensor:
     """The matrix with entries of a row side by side."""
     return z if z.stride(1) == 1 or z.shape[1] == 1 else z.contiguous()
@@ -57,18 +46,16 @@ def _whole(z: Tensor) -> bool:
     return all(place % ALIGNMENT == 0 for place in bytes_)
 
 
-def _loss_settings(mad: _Mad | None) -> dict[str, int | float | None]:
+def _loss_settings(mad: Mad | None) -> tuple[dict[str, int | float | None], Tensor | None]:
+    """The loss's fields of a struct, and the labels, which must outlive it."""
     if mad is None:
-        return {"labels": None, "eta": 0.0, "eps": 0.0}
-    return {"labels": address(mad.labels), "eta": mad.eta, "eps": mad.eps}
-
-
-def _labels(semi_labels: Tensor) -> Tensor:
-    return semi_labels.to(torch.int64).contiguous()
+        return {"labels": None, "eta": 0.0, "eps": 0.0}, None
+    labels = mad.labels.to(torch.int64).contiguous()
+    return {"labels": address(labels), "eta": mad.eta, "eps": mad.eps}, labels
 
 
 class CudaSpheres:
-    """Functions of `selftaught.kernels.reference.spheres` on the kernels of `csrc/cuda`."""
+    """`selftaught.kernels.spheres.Spheres` on the kernels of `csrc/cuda`."""
 
     def _sums(self, centers: Tensor, active: Tensor | None) -> Tensor | None:
         """(parts, D + 1) sums of the centres and how many they are; None for few centres."""
@@ -111,14 +98,15 @@ class CudaSpheres:
         library.call("move_centers", arguments, device)
         return result
 
-    def _assign(
+    def search(
         self,
         x: Tensor,
         centers: Tensor,
         active: Tensor | None,
-        mad: _Mad | None = None,
+        mad: Mad | None = None,
         counts: Tensor | None = None,
-    ) -> _Found:
+    ) -> Nearest:
+        """See `Spheres`."""
         if centers.shape[0] == 0:
             raise ValueError(f"centers: must have at least one row, got {tuple(centers.shape)}")
         x, centers = _rows(x), flat(centers)
@@ -127,6 +115,7 @@ class CudaSpheres:
         squared = torch.empty(rows, device=x.device)
         index = torch.empty(rows, dtype=torch.int64, device=x.device)
         loss = None if mad is None else torch.empty_like(squared)
+        settings, _labels = _loss_settings(mad)
         if rows:
             library = native.loaded()
             moved = self._move(centers, active, x.dtype != torch.float32)
@@ -147,44 +136,10 @@ class CudaSpheres:
                 x_whole=_whole(x),
                 centers_whole=_whole(centers),
                 blocks=min(ceil_div(rows, tile), BLOCKS * library.processors(x.device)),
-                **_loss_settings(mad),
+                **settings,
             )
             library.call("assign", arguments, x.device, NUMBERS[x.dtype], 0)
-        return _Found(loss, squared, index)
-
-    def nearest_center(
-        self, x: Tensor, centers: Tensor, active: Tensor | None, precision: str
-    ) -> tuple[Tensor, Tensor]:
-        """Squared distance to, and index of, the nearest centre; see `reference.spheres`."""
-        found = self._assign(x, centers, active)
-        return found.squared, found.center
-
-    def nearest_center_counts(
-        self, x: Tensor, centers: Tensor, active: Tensor | None, precision: str
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`nearest_center` and, from the same pass, (K,) int64 numbers of rows of each centre.
-
-        Rows with index -1 are counted nowhere.
-        """
-        counts = torch.zeros(centers.shape[0], dtype=torch.int64, device=x.device)
-        found = self._assign(x, centers, active, counts=counts)
-        return found.squared, found.center, counts
-
-    def mad(
-        self,
-        x: Tensor,
-        centers: Tensor,
-        semi_labels: Tensor,
-        active: Tensor | None,
-        eta: float,
-        eps: float,
-        precision: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses, squared distances and indices of the nearest centres; see `reference.spheres`."""
-        mad = _Mad(_labels(semi_labels), eta, eps)
-        found = self._assign(x, centers, active, mad)
-        assert found.loss is not None
-        return found.loss, found.squared, found.center
+        return Nearest(squared, index, loss)
 
     def _by_centers(
         self, x: Tensor, centers: Tensor, index: Tensor, settings: dict, number: int
@@ -205,19 +160,21 @@ class CudaSpheres:
         native.loaded().call("nearest_by_centers", arguments, device, number, 0)
         return parts.sum(0)
 
-    def _backward(
+    def gradients(
         self,
         grad: Tensor,
         x: Tensor,
         centers: Tensor,
-        squared: Tensor,
-        index: Tensor,
-        mad: _Mad | None,
+        nearest: Nearest,
+        mad: Mad | None,
         needs: list[bool],
     ) -> list[Tensor]:
+        """See `Spheres`."""
         x, grad, number = _rows(x), grad.float(), NUMBERS[x.dtype]
-        of, squared, index = flat(centers), squared.contiguous(), index.contiguous()
+        of, squared = flat(centers), nearest.squared.contiguous()
+        index = nearest.center.contiguous()
         by_x = by_centers = grad.new_empty(0)
+        loss_settings, _labels = _loss_settings(mad)
         settings = dict(
             grad=address(grad),
             x=address(x),
@@ -231,7 +188,7 @@ class CudaSpheres:
             width=x.shape[1],
             x_whole=_whole(x),
             centers_whole=_whole(of),
-            **_loss_settings(mad),
+            **loss_settings,
         )
         if needs[0]:
             by_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -241,36 +198,3 @@ class CudaSpheres:
         if needs[1]:
             by_centers = self._by_centers(x, of, index, settings, number).to(centers.dtype)
         return [by_x, by_centers]
-
-    def nearest_center_backward(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        centers: Tensor,
-        active: Tensor | None,
-        precision: str,
-        squared: Tensor,
-        index: Tensor,
-        needs: list[bool],
-    ) -> list[Tensor]:
-        """Gradients of sum(grad * squared distance) by x and centers."""
-        return self._backward(grad, x, centers, squared, index, None, needs)
-
-    def mad_backward(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        centers: Tensor,
-        semi_labels: Tensor,
-        active: Tensor | None,
-        eta: float,
-        eps: float,
-        precision: str,
-        loss: Tensor,
-        squared: Tensor,
-        index: Tensor,
-        needs: list[bool],
-    ) -> list[Tensor]:
-        """Gradients of sum(grad * loss) by x and centers."""
-        mad = _Mad(_labels(semi_labels), eta, eps)
-        return self._backward(grad, x, centers, squared, index, mad, needs)
