@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks.plot import draw
 from benchmarks.record import kept, write
-from selftaught.data.decode import read_grey
+from selftaught.data.images.decode import read_grey
 from selftaught.evaluation.metrics import auroc
 from selftaught.search import knn_score
 

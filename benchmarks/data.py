@@ -31,10 +31,10 @@ from benchmarks.data_peers import CUTOFF, RECIPE, SIZE, available
 from benchmarks.measure import median_ratio, seconds
 from benchmarks.plot import draw
 from benchmarks.record import kept, write
+from selftaught.data.images.pack_writer import Packable, write_pack
 from selftaught.data.pipeline import has_dali, open_pipeline
 from selftaught.data.pipeline.sample import contrast_limits
-from selftaught.data.prepare.shards import Packable, write_pack
-from selftaught.data.synthetic import radiograph, to_8bit
+from selftaught.phantoms import radiograph, to_8bit
 
 FILMS, BATCH, SOURCES = 12, 12, ("png", "jpeg", "pack")
 PREPARED = 480

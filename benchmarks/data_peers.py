@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from selftaught.data.augment import pretext_augment
-from selftaught.data.pipeline.pack import locate
+from selftaught.data.images.pack import locate
 from selftaught.data.pipeline.sample import autocontrast, load
 
 SIZE, CUTOFF = 512, 1.0

@@ -14,11 +14,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from selftaught.data.decode import read_grey
+from selftaught.data.images.decode import read_grey
 from selftaught.data.manifest import read_manifest
-from selftaught.data.perceptual import BITS, NEAR, SIDE, mirror
 from selftaught.data.preflight import check_images
-from selftaught.search.hamming import near_codes
+from selftaught.data.split.duplicates import BITS, NEAR, SIDE, mirror, near_codes
 
 FAR = 60  # bits; pairs up to there are listed to see where the next ones begin
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from selftaught.data.decode import read_grey
-from selftaught.data.limits import BadImage
-from selftaught.data.manifest_read import IMAGE_SUFFIXES
+from selftaught.data.images.decode import read_grey
+from selftaught.data.images.limits import BadImage
+from selftaught.data.manifest.read import IMAGE_SUFFIXES
 from selftaught.data.prepare.carrier import find_carrier
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.geometry import shrink, upright

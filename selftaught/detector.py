@@ -1,24 +1,26 @@
 """What a user ends with: a trained model that scores radiographs."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from selftaught import distributed, methods
 from selftaught.errors import InputError
-from selftaught.losses import nearest_center
-from selftaught.models import Embedder, load_model
+from selftaught.methods import Task
+from selftaught.models.calibration import Calibration
+from selftaught.models.files import StoredModel, first_line, read_model
+from selftaught.models.network import Network
+from selftaught.models.preprocessing import Preprocessing
 
-if TYPE_CHECKING:
-    from selftaught.data.augment import Augment
-
-PREPARATION = ("autocontrast", "order", "mask_scale")
+FEATURES = ("h", "z")
 SLACK = 1e-6  # of the input range: resampling in float32 may overshoot by rounding
 Paths = Sequence[str | PathLike[str]]
 Masks = Sequence[str | PathLike[str] | None]
@@ -36,42 +38,57 @@ def _listed(images: Paths | Tensor) -> Paths | Tensor:
 
 
 class Detector:
-    """Scores images by their distance to the nearest hypersphere centre (paper, Sec. 2.3).
+    """Scores images by a trained method; higher = more abnormal.
 
-    All methods take either paths of images (any format that training reads; preprocessed
-    deterministically as in training) or a tensor (N, 1, S, S) that already is network input,
-    where S is `image_size`. Results are tensors on the CPU, rows in the order of the images.
+    All methods take either paths of images or a tensor (N, 1, S, S) that already is network input,
+    where S is `image_size`. What training did with its films is done with files too: a raw film is
+    prepared (carrier, polarity, mask, size) where the training's films were, and brought to the
+    network's input as they were; a film of a prepared set is taken where the set's settings are
+    those of the training. What cannot be done is refused in one line. Results are tensors on the
+    CPU, rows in the order of the images.
 
     Attributes:
-        image_size: S, in pixels.
-        input_range: lowest and highest allowed value of a tensor, [0, 1].
-        centers: (K, D) float32.
-        facts: what was stored with the model: preprocessing, threshold, normal scores, training.
+        method: its name.
+        scorer: the network, images -> columns.
+        preprocessing: what films go through.
+        calibration: normal scores and threshold.
+        training: facts about the training.
+        device: where it computes.
         pipeline: who reads and prepares the files, as in `data.pipeline` of a run.
+        image_size: S, in pixels.
+        input_range: lowest and highest allowed value of a tensor, such as (0, 1).
     """
 
     def __init__(
         self,
-        embedder: Embedder,
-        centers: Tensor,
-        facts: dict,
+        task: Task,
+        preprocessing: Preprocessing,
+        calibration: Calibration,
+        training: Mapping[str, Any] | None = None,
         *,
         device: torch.device | str | None = None,
         pipeline: Executor = "auto",
     ) -> None:
-        """Wrap parts that are in memory; `Detector.load` reads them from a model folder."""
+        """Take over parts that are in memory; `Detector.load` reads them from a model folder.
+
+        Raises:
+            InputError: the method cannot score, or there is no such pipeline.
+        """
         if pipeline not in get_args(Executor):
             allowed = ", ".join(get_args(Executor))
             raise InputError(f"data.pipeline {pipeline!r}: allowed: {allowed}")
+        self.method = task.options.method
+        scorer = task.eval().scorer()
+        if scorer is None:
+            raise InputError(f"method {self.method} cannot score; allowed: a method with a scorer")
         default = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device or default)
-        self.embedder = embedder.to(self.device).eval().requires_grad_(False)
-        self.centers = centers.to(self.device, torch.float32)
-        self.facts = facts
+        self.scorer = scorer.to(self.device).eval().requires_grad_(False)
+        self.preprocessing, self.calibration = preprocessing, calibration
+        self.training = dict(training or {})
         self.pipeline: Executor = pipeline
-        self.image_size: int = facts["preprocessing"]["image_size"]
-        low, high = facts["preprocessing"]["input_range"]
-        self.input_range = (float(low), float(high))
+        self.image_size = preprocessing.image_size
+        self.input_range = preprocessing.input_range
 
     @classmethod
     def load(
@@ -82,6 +99,9 @@ class Detector:
         pipeline: Executor = "auto",
     ) -> "Detector":
         """Read a model folder.
+
+        A method of your own is imported by the dotted path in the folder's model.json, from
+        Python's path as it is, and runs its code: load such models only from people you trust.
 
         Args:
             folder: written by `save_model`, or a run folder, whose `model` is meant.
@@ -96,13 +116,19 @@ class Detector:
         folder = Path(folder)
         if not (folder / "model.json").exists() and (folder / "model").is_dir():
             folder = folder / "model"
-        return cls(*load_model(folder), device=device, pipeline=pipeline)
+        stored = read_model(folder, _expected)
+        with torch.random.fork_rng(devices=[]):
+            task = _built(stored)
+        task.load_state_dict(stored.state)
+        parts = stored.preprocessing, stored.calibration, stored.training
+        return cls(task, *parts, device=device, pipeline=pipeline)
 
     def score(
         self,
         images: Paths | Tensor,
         *,
         masks: Masks | None = None,
+        body_parts: Sequence[str] | None = None,
         batch_size: int = 32,
         bad_files: BadFiles = "fail",
     ) -> Tensor:
@@ -110,10 +136,14 @@ class Detector:
 
         Args:
             images: N paths, or a float tensor (N, 1, S, S) within `input_range`.
-            masks: N paths of body masks (None where there is none); only with paths.
+            masks: N paths of body masks (None where there is none); only with paths, and where the
+                model was trained with masks. Raw films of a model whose films were prepared have
+                theirs found where none is given, and films of prepared sets bring theirs.
+            body_parts: N names ("" where unknown), for films that are prepared by the published
+                rule of the carrier; others need none.
             batch_size: images at a time; changes results by rounding only.
-            bad_files: of paths that cannot be read: fail = the first one is an error; skip = each
-                is named in a warning and has no score.
+            bad_files: of paths that cannot be read or prepared: fail = the first one is an error;
+                skip = each is named in a warning and has no score.
 
         Returns:
             (N,) float32, higher = more abnormal; NaN for what was skipped.
@@ -121,27 +151,36 @@ class Detector:
         Raises:
             ValueError: a tensor of another shape or type, outside the range or not finite; masks
                 that do not match.
-            InputError: an image cannot be read, and such are not skipped.
+            InputError: an image cannot be read, and such are not skipped; or was prepared
+                otherwise than the training's.
         """
-        _, z, problems = self._embed(_listed(images), masks, batch_size, bad_files)
-        return self._scores(z, problems)[0]
+        return self._columns(images, masks, body_parts, batch_size, bad_files)[0]["score"]
 
     def embed(
         self,
         images: Paths | Tensor,
         *,
         masks: Masks | None = None,
+        body_parts: Sequence[str] | None = None,
         batch_size: int = 32,
         bad_files: BadFiles = "fail",
     ) -> tuple[Tensor, Tensor]:
-        """Features h (N, 512) and embeddings z (N, D), float32; arguments as for `score`."""
-        return self._embed(_listed(images), masks, batch_size, bad_files)[:2]
+        """Features h (N, W) and embeddings z (N, D), float32; arguments as for `score`.
+
+        Raises:
+            InputError: the method has no features; and as for `score`.
+        """
+        found = self._columns(images, masks, body_parts, batch_size, bad_files)[0]
+        if absent := [name for name in FEATURES if name not in found]:
+            raise InputError(f"method {self.method} has no features {absent[0]}; allowed: score")
+        return found["h"], found["z"]
 
     def explain(
         self,
         images: Paths | Tensor,
         *,
         masks: Masks | None = None,
+        body_parts: Sequence[str] | None = None,
         batch_size: int = 32,
         bad_files: BadFiles = "fail",
         progress: Callable[[int], object] = lambda count: None,
@@ -151,60 +190,52 @@ class Detector:
         Args:
             images: as for `score`.
             masks: as for `score`.
+            body_parts: as for `score`.
             batch_size: as for `score`.
             bad_files: as for `score`.
             progress: called after each batch with the number of images that are done.
 
         Returns:
             One row per image: `path` (str, "" for a tensor's rows), `score` (float32), `center`
-            (int64, number of the nearest centre), `percentile` (share of normal validation images
-            that score no higher, 0-100; NaN if the model has none) and `flagged` (Int8, 1 when
-            the score is above the stored threshold; missing if the model has none). With
-            `bad_files` skip also `problem` (str: which file of a skipped image cannot be read, and
-            why; "" for the others); all else of what was skipped is missing, and `center` Int64.
+            (int64, number of the nearest centre, where the method has centres), `percentile`
+            (share of normal validation images that score no higher, 0-100; NaN if the model has
+            none), `flagged` (Int8, 1 when the score is above the stored threshold; missing if the
+            model has none), then further columns of the method. With `bad_files` skip also
+            `problem` (str: which file of a skipped image cannot be used, and why; "" for the
+            others); all else of what was skipped is missing, and whole numbers are Int64.
         """
         images = _listed(images)
-        _, z, problems = self._embed(images, masks, batch_size, bad_files, progress)
-        score, center = self._scores(z, problems)
-        values = score.double().numpy()
-        normal, threshold = np.sort(self.facts["normal_scores"]), self.facts["threshold"]
-        percentile = np.full(len(values), np.nan)
-        if len(normal):
-            percentile = 100.0 * np.searchsorted(normal, values, side="right") / len(normal)
-            percentile[np.isnan(values)] = np.nan
-        flagged = [pd.NA] * len(values) if threshold is None else values > threshold
-        paths = [""] * len(values) if isinstance(images, Tensor) else [fspath(p) for p in images]
-        table = pd.DataFrame(
-            {
-                "path": pd.Series(paths, dtype=str),
-                "score": score.numpy(),
-                "center": center.numpy(),
-                "percentile": percentile,
-                "flagged": pd.array(flagged, dtype="boolean").astype("Int8"),
-            }
-        )
+        found, problems = self._columns(images, masks, body_parts, batch_size, bad_files, progress)
+        own = {n: v.numpy() for n, v in found.items() if n not in FEATURES and v.ndim == 1}
+        paths = [""] * len(images) if isinstance(images, Tensor) else [fspath(p) for p in images]
+        columns: dict[str, Any] = {"path": pd.Series(paths, dtype=str), "score": own.pop("score")}
+        if "center" in own:
+            columns["center"] = own.pop("center")
+        columns["percentile"] = self.calibration.percentiles(columns["score"])
+        columns["flagged"] = self.calibration.flagged(columns["score"])
+        table = pd.DataFrame({**columns, **own})
         if bad_files == "skip":
+            whole = [name for name in table if table[name].dtype == np.int64]
+            table = table.astype(dict.fromkeys(whole, "Int64"))
+            table.loc[list(problems), whole] = pd.NA
             table["problem"] = [problems.get(row, "") for row in range(len(table))]
-            table = table.astype({"center": "Int64"})
-            table.loc[list(problems), ["center", "flagged"]] = pd.NA
         return table
 
-    def _embed(
+    def _columns(
         self,
         images: Paths | Tensor,
         masks: Masks | None,
+        body_parts: Sequence[str] | None,
         batch_size: int,
         bad_files: BadFiles,
         progress: Callable[[int], object] = lambda count: None,
-    ) -> tuple[Tensor, Tensor, dict[int, str]]:
-        """What `embed` gives, rows of NaN for what was skipped, and why by row."""
+    ) -> tuple[dict[str, Tensor], dict[int, str]]:
+        """What the scorer gives, NaN and -1 in rows that were skipped, and why by row."""
+        images = _listed(images)
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
         if bad_files not in get_args(BadFiles):
             raise ValueError(f"bad_files={bad_files!r}: must be one of {get_args(BadFiles)}")
-        # Filled outside inference mode, so that the results may enter other computations.
-        h = torch.full((len(images), self.embedder.encoder.width), torch.nan)
-        z = torch.full((len(images), self.embedder.head.widths[-1]), torch.nan)
         problems: dict[int, str] = {}
         if isinstance(images, Tensor):
             self._check(images, masks)
@@ -212,29 +243,29 @@ class Detector:
             batches: Iterator[tuple[Tensor, Tensor]] = ((rows, images[rows]) for rows in numbers)
         else:
             skipped = problems if bad_files == "skip" else None
-            batches = self._read(images, masks, batch_size, skipped)
+            batches = self._read(images, masks, body_parts, batch_size, skipped)
+        found: dict[str, Tensor] = {}
         for number, (rows, batch) in enumerate(batches, 1):
             if len(rows):
-                with torch.inference_mode():
-                    h[rows], z[rows] = self.embedder(batch.to(self.device, torch.float32))
+                made = self._run(batch)
+                # Filled outside inference mode, so that the results may enter other computations.
+                found = found or {name: _missing(len(images), one) for name, one in made.items()}
+                for name, one in made.items():
+                    found[name][rows] = one
             progress(min(number * batch_size, len(images)))
-        return h, z, problems
+        if not found:
+            made = self._run(torch.zeros(1, 1, self.image_size, self.image_size))
+            found = {name: _missing(len(images), one) for name, one in made.items()}
+        return found, problems
 
-    def _scores(self, z: Tensor, problems: dict[int, str]) -> tuple[Tensor, Tensor]:
-        """`_nearest` of the rows without a problem; NaN and -1 for the others."""
-        if not problems:
-            return self._nearest(z)
-        good = torch.tensor([row not in problems for row in range(len(z))])
-        score, center = torch.full((len(z),), torch.nan), torch.full((len(z),), -1)
-        score[good], center[good] = self._nearest(z[good])
-        return score, center
-
-    def _nearest(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Distance (N,) float32 and number (N,) int64 of the nearest centre."""
-        if not len(z):
-            return torch.empty(0), torch.empty(0, dtype=torch.int64)
-        squared, center = nearest_center(z.to(self.device), self.centers)
-        return squared.sqrt().cpu(), center.cpu()
+    def _run(self, batch: Tensor) -> dict[str, Tensor]:
+        """What the scorer makes of images, on the CPU: float32, or int64."""
+        with torch.inference_mode():
+            made = self.scorer(batch.to(self.device, torch.float32))
+            return {
+                name: one.to("cpu", torch.float32 if one.is_floating_point() else torch.int64)
+                for name, one in made.items()
+            }
 
     def _check(self, images: Tensor, masks: Masks | None) -> None:
         """Refuse a tensor that is not this model's network input."""
@@ -262,6 +293,7 @@ class Detector:
         self,
         images: Paths,
         masks: Masks | None,
+        body_parts: Sequence[str] | None,
         batch_size: int,
         skipped: dict[int, str] | None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -269,17 +301,26 @@ class Detector:
 
         What cannot be read goes into `skipped`, by row, with the reason; None: it is an error.
         """
-        from selftaught.data.bad_files import Skipping
+        from selftaught.data.images.bad_files import Skipping
         from selftaught.data.pipeline import open_pipeline
+        from selftaught.models.films import as_trained
 
         if isinstance(images, (str, bytes, PathLike)):
             raise ValueError(f"images: {images!r} is one path, must be a list of paths")
         paths = [Path(path) for path in images]
         covers = None if masks is None else [None if m is None else Path(m) for m in masks]
-        if covers is not None and len(covers) != len(paths):
-            raise ValueError(f"masks: {len(covers)} for {len(paths)} images, must be as many")
-        if covers is None and self.facts["preprocessing"].get("masked"):
-            warnings.warn("trained on masked images, scoring without masks", stacklevel=3)
+        for name, given in (("masks", covers), ("body_parts", body_parts)):
+            if given is not None and len(given) != len(paths):
+                raise ValueError(f"{name}: {len(given)} for {len(paths)} images, must be as many")
+        films = as_trained(paths, covers, body_parts, self.preprocessing)
+        if not self.preprocessing.known and paths and distributed.is_main():
+            unmasked = self.preprocessing.masked and covers is None
+            warnings.warn(
+                "the model does not say how its films were prepared: scores mean something only "
+                "for films prepared alike"
+                + (", with masks, of which none are given" if unmasked else ""),
+                stacklevel=4,
+            )
         if not paths:
             return
         ids = np.arange(len(paths), dtype=np.int64)
@@ -288,9 +329,10 @@ class Detector:
             self.pipeline,
             paths=paths,
             device=self.device,
-            masks=covers,
+            masks=films.masks,
+            made=films.made,
             image_size=self.image_size,
-            augment=self._preparation(),
+            augment=self.preprocessing.augment(),
             seed=0,
             stage="plain",
             views=1,
@@ -305,15 +347,50 @@ class Detector:
                     skipped[problem.sample] = text
                 yield batch.ids, batch.views[:, 0]
 
-    def _preparation(self) -> "Augment":
-        """The stored preprocessing without randomness, checked against the stored range."""
-        from selftaught.data.augment import Augment
 
-        stored = self.facts["preprocessing"]
-        augment = Augment(**{name: stored[name] for name in PREPARATION if name in stored})
-        if augment.input_range != self.input_range:
-            raise InputError(
-                f"model: input_range {self.input_range}, but its preprocessing gives "
-                f"{augment.input_range}; pass tensors instead of paths"
-            )
-        return augment
+def _missing(rows: int, like: Tensor) -> Tensor:
+    """(rows, ...) of what stands for no value."""
+    nothing = torch.nan if like.is_floating_point() else -1
+    return torch.full((rows, *like.shape[1:]), nothing, dtype=like.dtype)
+
+
+def _expected(stored: StoredModel) -> Mapping[str, Tensor]:
+    """The state that the weights must fit, without memory, before anything is allocated."""
+    with torch.device("meta"):
+        return _built(stored).state_dict()
+
+
+def _built(stored: StoredModel) -> Task:
+    """The task of a stored model, not yet with its weights.
+
+    Raises:
+        InputError: there is no such method, or options or network are not such as it takes.
+    """
+    try:
+        kind = methods.load(stored.method)
+        options = _filled(kind.Options, {**stored.options, "method": stored.method})
+        network = Network.from_facts(stored.network)
+        if network.image_size != stored.preprocessing.image_size:
+            raise ValueError(f"network.image_size is {network.image_size!r}, the films' another")
+        return kind(options, network)
+    except InputError as error:
+        raise InputError(f"{stored.path}: {error}") from error
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:
+        reason = f"{stored.method} cannot be built: {first_line(error)}"
+        raise InputError(f"{stored.path}: {reason}") from error
+
+
+def _filled(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """A dataclass of settings from JSON values; what is missing has its default."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{values!r}; allowed: settings by name")
+    hints = get_type_hints(kind)
+    nested = {name for name in values if is_dataclass(hints.get(name))}
+    return kind(**{n: _filled(hints[n], v) if n in nested else v for n, v in values.items()})

@@ -7,7 +7,7 @@ the one-rank case and communicates nothing.
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -21,6 +21,10 @@ from selftaught.errors import InputError, MachineError
 from selftaught.peers import FAILED, WRONG, Peers
 
 Group = Any  # torch.distributed.ProcessGroup; None means the default group
+# torch 2.14 renamed it, and warns on every rank that calls it by its old name.
+_ALL_GATHER = next(
+    (name for name in ("all_gather_single", "all_gather_into_tensor") if hasattr(dist, name)), ""
+)
 
 
 def is_initialized() -> bool:
@@ -275,6 +279,22 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     return bool(seen.item())
 
 
+def gather_row(
+    values: Sequence[float], device: torch.device | str = "cpu", own: Tensor | None = None
+) -> list[list[float]]:
+    """A row of numbers from every rank, in rank order.
+
+    Args:
+        values: numbers of this rank, equally many on each.
+        device: that the group communicates on.
+        own: (M,) float64 on the device, which come before them; they are waited for.
+    """
+    if world_size() == 1:
+        return [[*([] if own is None else own.tolist()), *map(float, values)]]
+    row = torch.tensor([float(one) for one in values], dtype=torch.float64, device=device)
+    return gather((row if own is None else torch.cat([own, row]))[None]).tolist()
+
+
 def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
     """Sum of `tensor` over the ranks, in place, without gradient."""
     if world_size(group) > 1:
@@ -302,7 +322,7 @@ def gather(local: Tensor, group: Group = None) -> Tensor:
         return local.detach()
     everyone = local.new_empty((ranks * local.shape[0], *local.shape[1:]))
     with _blocking():
-        dist.all_gather_into_tensor(everyone, local.detach().contiguous(), group=group)
+        getattr(dist, _ALL_GATHER)(everyone, local.detach().contiguous(), group=group)
     return everyone
 
 

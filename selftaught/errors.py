@@ -1,4 +1,4 @@
-"""The two errors that end a command without a traceback."""
+"""The two errors that end a command without a traceback, and the check of an option."""
 
 
 class InputError(ValueError):
@@ -13,3 +13,13 @@ class MachineError(RuntimeError):
 
     The message is one line: what failed, what was saved and how to go on.
     """
+
+
+def require(option: str, value: object, allowed: str, fine: bool) -> None:
+    """Refuse an option's value.
+
+    Raises:
+        ValueError: `fine` is false; names option, value and what is allowed.
+    """
+    if not fine:
+        raise ValueError(f"{option} is {value!r}; allowed: {allowed}")

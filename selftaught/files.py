@@ -5,13 +5,15 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from selftaught.errors import InputError, MachineError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+# What a file is to hold, or a function that writes it to the path it is given.
+Content = bytes | str | Callable[[Path], object]
 
 
 @contextmanager
@@ -73,7 +75,7 @@ def fsync_file(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, write: bytes | str | Callable[[Path], object]) -> None:
+def write_atomic(path: Path, write: Content) -> None:
     """Replace `path` by new content in one step; a kill at any moment leaves old or new.
 
     Args:
@@ -91,17 +93,86 @@ def write_atomic(path: Path, write: bytes | str | Callable[[Path], object]) -> N
     temporary = path.with_name(f".{path.name}.tmp")
     with machine_errors(path, 0 if callable(write) else len(write)):
         try:
-            if isinstance(write, bytes):
-                temporary.write_bytes(write)
-            elif isinstance(write, str):
-                temporary.write_text(write, encoding="utf-8")
-            else:
-                write(temporary)
-            fsync_file(temporary)
+            _put(temporary, write)
             os.replace(temporary, path)
             fsync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_folder(
+    folder: Path,
+    contents: Mapping[str, Content],
+    *,
+    replaces: Collection[str] = (),
+    size: int = 0,
+) -> Path:
+    """Write a folder of files in one step; a kill at any moment leaves the old or the new one.
+
+    They are written beside it and renamed. An earlier folder waits as `.NAME.previous` between
+    the two renames: read `standing(folder)`.
+
+    Args:
+        folder: what to write; the folder that holds it is made where it is missing.
+        contents: of each file by name, written in this order: a function finds those before it
+            beside the path it is given.
+        replaces: further names that an earlier folder there may hold.
+        size: bytes of all, where known, for the line about a full disk.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        InputError: it is a file, or holds something that this does not replace.
+        MachineError: the disk is full or cannot be written; what was there is intact.
+    """
+    temporary, previous = _beside(folder, "tmp"), _beside(folder, "previous")
+    with machine_errors(folder, size):
+        if folder.is_file():
+            raise InputError(f"{folder}: is a file; allowed: a folder of this kind, or none")
+        if folder.exists():
+            there = {entry.name for entry in folder.iterdir()}
+            if others := sorted(there - set(contents) - set(replaces)):
+                raise InputError(
+                    f"{folder}: holds {others[0]!r}; allowed: a folder with nothing but "
+                    f"{', '.join(contents)}, or none"
+                )
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            for name, content in contents.items():
+                _put(temporary / name, content)
+            fsync_folder(temporary)
+            if folder.exists():
+                shutil.rmtree(previous, ignore_errors=True)
+                os.replace(folder, previous)
+            os.replace(temporary, folder)
+            fsync_folder(folder.parent)
+            shutil.rmtree(previous, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def standing(folder: Path) -> Path:
+    """A folder of `write_folder`, or the earlier one where a kill came between the renames."""
+    previous = _beside(folder, "previous")
+    return previous if previous.exists() and not folder.exists() else folder
+
+
+def _beside(folder: Path, kind: str) -> Path:
+    return folder.with_name(f".{folder.name}.{kind}")
+
+
+def _put(path: Path, content: Content) -> None:
+    """Write a file durably."""
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, str):
+        path.write_text(content, encoding="utf-8")
+    else:
+        content(path)
+    fsync_file(path)
 
 
 def sha256(path: Path) -> str:

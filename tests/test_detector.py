@@ -15,34 +15,44 @@ from selftaught.cli import score
 from selftaught.data.pipeline import has_dali, open_pipeline
 from selftaught.data.plan import PLAIN
 from selftaught.errors import InputError
-from selftaught.models import EncoderConfig, build_embedder, load_model, save_model
+from selftaught.methods import Options, Task
+from selftaught.models import Calibration, Network, Preprocessing, save_model
 from tests.ranks import run_ranks
+from tests.tiny import spheres
 
 SIZE = 32
-PREPROCESSING = {"image_size": SIZE, "input_range": [0.0, 1.0]}
+PLAIN_FILMS = Preprocessing(image_size=SIZE)
+MASKED_FILMS = Preprocessing(image_size=SIZE, masked=True)
+CALIBRATION = Calibration(0.2, (0.1, 0.2, 0.3))
 
 
 @pytest.fixture(scope="module")
-def embedder():
-    made = build_embedder(EncoderConfig(), 0)
-    made.train()
+def task():
+    made = spheres(4)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
+        made.embedder.train()
         for _ in range(20):
-            made(torch.rand(16, 1, SIZE, SIZE, generator=generator))
-    return made.eval()
+            made.embedder(torch.rand(16, 1, SIZE, SIZE, generator=generator))
+        made.eval()
+        x = torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+        made.centers.copy_(made.embedder(x)[1])
+    return made
 
 
 @pytest.fixture(scope="module")
-def centers(embedder):
-    with torch.no_grad():
-        return embedder(torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)))[1]
+def embedder(task):
+    return task.embedder
 
 
 @pytest.fixture(scope="module")
-def folder(embedder, centers, tmp_path_factory):
-    facts = {"preprocessing": PREPROCESSING, "threshold": 0.2, "normal_scores": [0.1, 0.2, 0.3]}
-    return save_model(tmp_path_factory.mktemp("run") / "model", embedder, centers, facts)
+def centers(task):
+    return task.centers
+
+
+@pytest.fixture(scope="module")
+def folder(task, tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("run") / "model", task, PLAIN_FILMS, CALIBRATION)
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +106,13 @@ def test_the_whole_path_from_the_folder(folder, embedder, centers, paths):
     assert torch.equal(detector.score(paths, batch_size=2), scores)
 
 
-def test_masks_reach_the_network(detector, paths, tmp_path):
+def test_masks_reach_the_network(task, paths, tmp_path):
+    detector = Detector(task, MASKED_FILMS, CALIBRATION, device="cpu")
     half, body = tmp_path / "mask.png", np.zeros((40, 60), "u1")
     body[:, :30] = 255
     cv2.imwrite(str(half), body)
     masks = [half, None, None, None, None]
-    scores, plain = detector.score(paths, masks=masks), detector.score(paths)
+    scores, plain = (detector.score(paths, masks=one) for one in (masks, [None] * 5))
     torch.testing.assert_close(scores[1:], plain[1:], rtol=1e-4, atol=0)
     with open_pipeline(
         "opencv", paths=paths, masks=masks, image_size=SIZE, augment=PLAIN, seed=0, stage="x"
@@ -131,15 +142,15 @@ class Spy:
 
 
 @pytest.mark.parametrize("executor", ["auto", "opencv", "dali"])
-def test_the_executor_is_chosen_as_in_training(
-    folder, paths, tmp_path, monkeypatch, executor, detector
-):
+def test_the_executor_is_chosen_as_in_training(task, paths, tmp_path, monkeypatch, executor):
     if executor == "dali":
         pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
     half, body = tmp_path / "mask.png", np.zeros((64, 33), "u1")
     body[:12] = 255
     cv2.imwrite(str(half), body)
     masks = [None, half, None, None, None]
+    folder = save_model(tmp_path / "model", task, MASKED_FILMS, CALIBRATION)
+    detector = Detector.load(folder, device="cpu", pipeline="opencv")
     expected = detector.score(paths, masks=masks)
     spy = Spy(monkeypatch)
     found = Detector.load(folder, device="cpu", pipeline=executor).score(paths, masks=masks)
@@ -149,7 +160,7 @@ def test_the_executor_is_chosen_as_in_training(
     order = expected.argsort()
     apart = expected[order].diff() > 0.06 * expected[order][1:]
     assert (found[order].diff()[apart] > 0).all() and apart.any()
-    without_mask = detector.score(paths[1:2])
+    without_mask = detector.score(paths[1:2], masks=[None])
     assert abs(without_mask - expected[1]) > 2 * abs(found[1] - expected[1])
 
 
@@ -158,11 +169,12 @@ def test_an_executor_that_is_none_is_refused(folder):
         Detector.load(folder, device="cpu", pipeline="pillow")
 
 
-def test_a_model_of_masked_images_says_so(embedder, centers, paths):
-    facts = {"preprocessing": {**PREPROCESSING, "masked": True}}
-    detector = Detector(embedder, centers, facts, device="cpu")
-    with pytest.warns(UserWarning, match="scoring without masks"):
-        detector.score(paths[:1])
+def test_masks_are_used_as_in_training_or_refused(task, detector, paths):
+    masked = Detector(task, MASKED_FILMS, CALIBRATION, device="cpu")
+    with pytest.raises(InputError, match="masks: none are given, but the model was trained on im"):
+        masked.score(paths[:1])
+    with pytest.raises(ValueError, match="masks: the model was trained without masks"):
+        detector.score(paths[:1], masks=[None])
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 100])
@@ -178,36 +190,71 @@ def test_results_may_enter_other_computations(detector):
     weight = torch.ones(512, requires_grad=True)
     (h @ weight).sum().backward()
     assert torch.equal(weight.grad, h.sum(0)) and not z.is_inference()
-    assert not detector.embedder.training
-    assert not any(parameter.requires_grad for parameter in detector.embedder.parameters())
+    assert not detector.scorer.training
+    assert not any(parameter.requires_grad for parameter in detector.scorer.parameters())
 
 
-def test_explain_tells_what_a_score_means(embedder, centers, paths, monkeypatch):
-    facts = {
-        "preprocessing": PREPROCESSING,
-        "threshold": 2.0,
-        "normal_scores": [1.0, 2.0, 2.0, 5.0],
-    }
-    detector = Detector(embedder, centers, facts, device="cpu")
-    monkeypatch.setattr(
-        detector, "_nearest", lambda z: (torch.tensor([0.5, 1, 2, 3, 9]), torch.arange(5))
-    )
+class Known(Task):
+    """Gives rows of known columns, one after the other; no features."""
+
+    Options = Options
+
+    def __init__(self, options, network, columns):
+        super().__init__(options, network)
+        self.columns, self.at = columns, 0
+
+    def scorer(self):
+        return self
+
+    def forward(self, images):
+        rows = slice(self.at, self.at + len(images))
+        self.at += len(images)
+        return {name: torch.tensor(values[rows]) for name, values in self.columns.items()}
+
+
+def known(calibration, **columns):
+    made = Known(Options(method="known"), Network(), columns)
+    return Detector(made, PLAIN_FILMS, calibration, device="cpu")
+
+
+def test_explain_tells_what_a_score_means(paths):
+    calibration = Calibration(2.0, (1.0, 2.0, 2.0, 5.0))
+    detector = known(calibration, score=[0.5, 1, 2, 3, 9], center=list(range(5)))
     table = detector.explain(paths)
     assert list(table.columns) == ["path", "score", "center", "percentile", "flagged"]
     assert table["path"].tolist() == [str(path) for path in paths]
     assert table["percentile"].tolist() == [0, 25, 75, 75, 100]
     assert table["flagged"].tolist() == [0, 0, 0, 1, 1]
-    assert table["flagged"].dtype == "Int8"
-    from selftaught.evaluation.calibration import percentiles
-
-    np.testing.assert_array_equal(
-        table["percentile"], percentiles(table["score"], facts["normal_scores"])
-    )
+    assert table["flagged"].dtype == "Int8" and table["center"].dtype == "int64"
+    assert table["score"].dtype == "float32"
 
 
-def test_explain_without_calibration(embedder, centers):
-    facts = {"preprocessing": PREPROCESSING, "threshold": None, "normal_scores": []}
-    table = Detector(embedder, centers, facts, device="cpu").explain(torch.rand(2, 1, SIZE, SIZE))
+def test_columns_come_from_the_method(paths, tmp_path):
+    columns = {"score": [1.0, 2, 3, 4, 5], "sure": [True, False] * 3, "error": [0.5] * 5}
+    wide = {**columns, "other": [[1.0, 2.0]] * 5}
+    table = known(Calibration(), **wide).explain(paths)
+    assert list(table.columns) == ["path", "score", "percentile", "flagged", "sure", "error"]
+    assert table["sure"].tolist() == [1, 0, 1, 0, 1] and table["error"].dtype == "float32"
+    detector, given = known(Calibration(), **columns), [tmp_path / "gone.png", *paths[:2]]
+    with pytest.warns(UserWarning, match="gone.png: is missing; it gets no score"):
+        table = detector.explain(given, bad_files="skip")
+    assert table["sure"].dtype == "Int64" and table["error"].isna().tolist() == [True, False, False]
+    assert table["sure"].isna().tolist() == [True, False, False]
+    with pytest.raises(InputError, match="method known has no features h; allowed: score"):
+        known(Calibration(), **columns).embed(paths)
+
+
+def test_a_method_that_cannot_score_is_refused():
+    class Mute(Task):
+        Options = Options
+
+    with pytest.raises(InputError, match="method mute cannot score"):
+        Detector(Mute(Options(method="mute"), Network()), PLAIN_FILMS, Calibration())
+
+
+def test_explain_without_calibration(task):
+    detector = Detector(task, PLAIN_FILMS, Calibration(), device="cpu")
+    table = detector.explain(torch.rand(2, 1, SIZE, SIZE))
     assert table["percentile"].isna().all() and table["flagged"].isna().all()
     assert table["path"].tolist() == ["", ""] and table["score"].notna().all()
 
@@ -257,10 +304,10 @@ def test_an_unreadable_image_is_named(detector, paths, tmp_path):
 
 
 @pytest.mark.parametrize("executor", ["opencv", "dali"])
-def test_an_unreadable_image_may_be_skipped(folder, paths, tmp_path, executor):
+def test_an_unreadable_image_may_be_skipped(task, paths, tmp_path, executor):
     if executor == "dali" and not has_dali():
         pytest.skip("NVIDIA DALI is not installed")
-    detector = Detector.load(folder, device="cpu", pipeline=executor)
+    detector = Detector(task, MASKED_FILMS, CALIBRATION, device="cpu", pipeline=executor)
     broken, mask = tmp_path / "broken.png", tmp_path / "mask.png"
     broken.write_bytes(paths[0].read_bytes()[:100])
     given = [paths[0], broken, paths[1], tmp_path / "gone.png", paths[2], paths[3]]
@@ -276,7 +323,7 @@ def test_an_unreadable_image_may_be_skipped(folder, paths, tmp_path, executor):
     assert all(one.filename == __file__ for one in told)
     assert table["problem"].ne("").tolist() == [row not in good for row in range(6)]
     assert "truncated" in table["problem"][1]
-    wanted = detector.explain([given[row] for row in good])
+    wanted = detector.explain([given[row] for row in good], masks=[None] * 3)
     for name in ("score", "center", "percentile", "flagged"):
         assert table[name].isna().tolist() == [row not in good for row in range(6)], name
         got = table.loc[good, name].to_numpy(float)
@@ -284,7 +331,7 @@ def test_an_unreadable_image_may_be_skipped(folder, paths, tmp_path, executor):
     with pytest.warns(UserWarning):
         h, z = detector.embed(given, masks=masks, bad_files="skip")
         scores = detector.score(given, masks=masks, bad_files="skip")
-        nothing = detector.explain([broken], bad_files="skip")
+        nothing = detector.explain([broken], masks=[None], bad_files="skip")
     assert torch.isfinite(h).all(1).tolist() == torch.isfinite(z).all(1).tolist()
     assert torch.isfinite(z).all(1).tolist() == scores.isfinite().tolist()
     assert scores.isfinite().tolist() == [row in good for row in range(6)]
@@ -293,19 +340,42 @@ def test_an_unreadable_image_may_be_skipped(folder, paths, tmp_path, executor):
         detector.score(given, bad_files="ignore")
 
 
-def test_a_range_that_the_files_cannot_have_is_refused(embedder, centers, paths):
-    facts = {"preprocessing": {"image_size": SIZE, "input_range": [0.0, 255.0]}}
-    detector = Detector(embedder, centers, facts, device="cpu")
+def test_a_range_that_the_files_cannot_have_is_refused(task, paths):
+    films = Preprocessing(image_size=SIZE, input_range=(0.0, 255.0))
+    detector = Detector(task, films, Calibration(), device="cpu")
     with pytest.raises(InputError, match="input_range"):
         detector.score(paths)
     assert detector.score(torch.full((1, 1, SIZE, SIZE), 255.0)).shape == (1,)
-    scaled = {"preprocessing": {**facts["preprocessing"], "mask_scale": 255}}
-    assert Detector(embedder, centers, scaled, device="cpu").score(paths).shape == (5,)
+    scaled = Preprocessing(image_size=SIZE, input_range=(0.0, 255.0), mask_scale=255)
+    assert Detector(task, scaled, Calibration(), device="cpu").score(paths).shape == (5,)
 
 
-def test_a_detector_of_the_loaded_parts_is_the_same(folder, detector):
+def test_a_loaded_detector_is_the_one_in_memory(folder, task):
     x = torch.rand(2, 1, SIZE, SIZE)
-    assert torch.equal(Detector(*load_model(folder), device="cpu").score(x), detector.score(x))
+    before = torch.get_rng_state()
+    loaded = Detector.load(folder, device="cpu")
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(
+        loaded.score(x), Detector(task, PLAIN_FILMS, CALIBRATION, device="cpu").score(x)
+    )
+    assert (loaded.method, loaded.preprocessing, loaded.calibration, loaded.image_size) == (
+        "spheres", PLAIN_FILMS, CALIBRATION, SIZE,
+    )  # fmt: skip
+    assert torch.equal(Detector.load(folder.parent, device="cpu").score(x), loaded.score(x))
+
+
+def test_pruned_centres_stay_away(task, tmp_path):
+    x = torch.rand(6, 1, SIZE, SIZE)
+    nearest = Detector(task, PLAIN_FILMS, CALIBRATION, device="cpu").explain(x)["center"]
+    task.active[int(nearest[0])] = False
+    try:
+        model = save_model(tmp_path / "model", task, PLAIN_FILMS, CALIBRATION)
+    finally:
+        task.active.fill_(True)
+    found = Detector.load(model, device="cpu").score(x)
+    left = [k for k in range(4) if k != int(nearest[0])]
+    wanted = wanted_scores(task.embedder, task.centers[left], x)
+    np.testing.assert_allclose(found, wanted.values, rtol=1e-5)
 
 
 def test_a_wrong_folder_is_one_line(tmp_path):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from selftaught.cli.main import main
-from selftaught.data.pipeline.pack import Pack
-from selftaught.data.synthetic.export import encode
+from selftaught.data.images.pack import Pack
+from selftaught.phantoms.export import encode
 from tests.tiny import options
 
 pydicom = pytest.importorskip("pydicom")

@@ -10,7 +10,7 @@ import pytest
 
 from selftaught.cli.main import main
 from selftaught.data.manifest import read_manifest
-from selftaught.data.synthetic import write_set
+from selftaught.phantoms import write_set
 from selftaught.training import folder
 from tests.faults.injected import SHARD, At, KillIn, send
 from tests.faults.ranks import start

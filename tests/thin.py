@@ -5,8 +5,6 @@ from unittest import mock
 import torchvision
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from selftaught.training import stages
-
 
 class ThinResNet(ResNet):
     def _make_layer(self, block, planes, blocks, *more, **named):
@@ -21,7 +19,4 @@ def thin_resnet18(weights=None):
 
 def patches():
     """What makes every resnet18 a thin one, to be started or entered."""
-    return [
-        mock.patch.object(torchvision.models, "resnet18", thin_resnet18),
-        mock.patch.dict(stages.ENCODER_WIDTH, resnet18=64),
-    ]
+    return [mock.patch.object(torchvision.models, "resnet18", thin_resnet18)]

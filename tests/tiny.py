@@ -48,14 +48,23 @@ def options(manifest: Path, out: Path, **more: object) -> list[str]:
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
 
-def write_model(folder: Path) -> Path:
+def write_model(folder: Path, **preprocessing: object) -> Path:
     """A model folder of random weights and three centres, for images of 32 px."""
+    from selftaught.models import Calibration, Preprocessing, save_model
+
+    task = spheres(3)
+    films = Preprocessing(**{"image_size": 32, **preprocessing})
+    return save_model(folder, task, films, Calibration(2.0, (1.0, 2.0)))
+
+
+def spheres(centers: int, head: tuple[int, ...] = (256, 128), image_size: int = 32, **encoder: str):
+    """An untrained task of the method spheres with centres of random embeddings."""
     import torch
 
-    from selftaught.models import EncoderConfig, build_embedder, save_model
+    from selftaught import methods
+    from selftaught.models import EncoderConfig, Network
 
-    embedder = build_embedder(EncoderConfig(), 0)
-    centers = torch.randn(3, embedder.head.widths[-1], generator=torch.Generator().manual_seed(0))
-    preprocessing = {"image_size": 32, "input_range": [0.0, 1.0]}
-    facts = {"preprocessing": preprocessing, "threshold": 2.0, "normal_scores": [1.0, 2.0]}
-    return save_model(folder, embedder, centers, facts)
+    network = Network(encoder=EncoderConfig(**encoder), head=head, image_size=image_size)
+    task = methods.load("spheres")(methods.options("spheres", centers=centers), network)
+    task.centers.copy_(torch.randn(task.centers.shape, generator=torch.Generator().manual_seed(0)))
+    return task

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(parser, arguments)
     if options.images < 200:
         raise InputError(f"images is {options.images}; allowed: 200 or more")
-    from selftaught.data.synthetic import write_set
+    from selftaught.phantoms import write_set
     from selftaught.training.run import run
 
     out = Path(options.out)

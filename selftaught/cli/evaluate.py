@@ -16,10 +16,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=str, default="", help="JSON file to write; beside the scores")
     parser.add_argument("--seed", type=int, default=1, help="seed of the bootstrap")
     options = parse(parser, arguments)
-    from selftaught.data.manifest_check import show
+    from selftaught.data.manifest.check import show
     from selftaught.evaluation.metrics import SPLITS, check_columns, evaluate
     from selftaught.files import write_atomic
-    from selftaught.training.run import read_scores
+    from selftaught.training.scoring import read_scores
 
     source = Path(options.scores)
     table = source / "scores.csv" if source.is_dir() else source

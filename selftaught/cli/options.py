@@ -1,22 +1,26 @@
 """The settings of a run from the command line: preset, YAML file, options, in rising order."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from selftaught import methods
 from selftaught.cli.explain import explain, refuse_holes
-from selftaught.data.augment import Augment
+from selftaught.data.augment import Preset
 from selftaught.errors import InputError
 from selftaught.training.config import (
+    STAGES,
     Config,
-    Preset,
+    build,
+    flatten,
     preset_overrides,
     read_yaml,
 )
-from selftaught.training.config_checks import check
 
 
 def build_parser(command: str, description: str) -> ArgumentParser:
@@ -56,52 +60,63 @@ def same_file(a: Path, b: Path) -> bool:
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str:
-    # The preset and the run folder decide defaults, so they are looked up before parsing.
-    found = ""
+    # File, preset, run folder and methods decide what can be set: looked up before parsing.
+    value = ""
     for position, word in enumerate(arguments):
         if word == f"--{option}" and position + 1 < len(arguments):
-            found = arguments[position + 1]
+            value = arguments[position + 1]
         elif word.startswith(f"--{option}="):
-            found = word.split("=", 1)[1]
-    return found
+            value = word.split("=", 1)[1]
+    return value
 
 
-def _defaults(arguments: Sequence[str]) -> dict[str, Any]:
-    """Defaults from the run that is in the folder, else from the preset."""
-    file = _value_of("config", arguments)
-    given = read_yaml(Path(file)) if file else {}
+def _saved(arguments: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the run that is in the folder, where neither preset nor file is given."""
     out = _value_of("out", arguments) or given.get("out") or ""
     if not isinstance(out, str):
-        raise InputError(f"{file}: out is {out!r}; allowed: a path")
-    preset = _value_of("preset", arguments) or given.get("preset")
+        raise InputError(f"{_value_of('config', arguments)}: out is {out!r}; allowed: a path")
     saved = Path(out) / "config.yaml" if out else None
-    if saved is not None and preset is None and not file and saved.is_file():
-        return _flat(read_yaml(saved))
-    preset = preset or "default"
-    if preset not in get_args(Preset):
-        raise InputError(f"preset is {preset!r}; allowed: {', '.join(get_args(Preset))}")
-    return _flat(preset_overrides(cast(Preset, preset)))
+    if given or _value_of("preset", arguments) or saved is None or not saved.is_file():
+        return {}
+    return read_yaml(saved)
 
 
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in nested.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            out |= _flat(value, name + ".")
-        else:
-            out[name] = value
-    return out
+def _methods(arguments: Sequence[str], file: Mapping[str, Any]) -> dict[str, str]:
+    """The method of each stage, from the command line, the file or the saved run."""
+    chosen = {}
+    for stage, default in STAGES.items():
+        section = file.get(stage)
+        name = section.get("method") if isinstance(section, Mapping) else None
+        chosen[stage] = _value_of(f"{stage}.method", arguments) or str(name or default)
+    return chosen
 
 
-def _stage(options: Namespace) -> str:
-    """Which stage's augmentation is refused: its message names the option only."""
-    for stage in ("pretext", "finetune"):
+def _run_parser(command: str, description: str, chosen: Mapping[str, str]) -> ArgumentParser:
+    """A parser of all settings, with the options of the methods that were chosen."""
+    parser = build_parser(command, description)
+    kinds = []
+    for field in dataclasses.fields(Config):
+        if field.name not in STAGES:
+            kinds.append((field.name, field.type, field))
+            continue
         try:
-            Augment(**vars(options[stage].augment))
-        except ValueError:
-            return f"{stage}.augment."
-    return ""
+            options = methods.load(chosen[field.name]).Options
+        except InputError as error:
+            raise InputError(f"{field.name}.{error}") from error
+        made: Callable[[], Any] = functools.partial(options, method=chosen[field.name])
+        kinds.append((field.name, options, dataclasses.field(default_factory=made)))
+    shape = dataclasses.make_dataclass("Config", kinds, frozen=True, kw_only=True)
+    shape.__doc__ = Config.__doc__
+    parser.add_class_arguments(shape, as_group=False)
+    return parser
+
+
+def _of_other_methods(name: str) -> bool:
+    """Whether a setting belongs to a method that was not chosen: a file may serve several."""
+    stage, _, option = name.partition(".")
+    return stage in STAGES and any(
+        option in flatten(dataclasses.asdict(methods.options(one))) for one in methods.names()
+    )
 
 
 def read_config(command: str, description: str, arguments: Sequence[str]) -> Config:
@@ -113,21 +128,44 @@ def read_config(command: str, description: str, arguments: Sequence[str]) -> Con
     Raises:
         InputError: an option, value or file is wrong.
     """
-    parser = build_parser(command, description)
-    parser.add_class_arguments(Config, as_group=False)
-    parser.set_defaults(_defaults(arguments))
-    namespace = parse(parser, arguments)
+    path = _value_of("config", arguments)
+    given = read_yaml(Path(path)) if path else {}
+    saved = _saved(arguments, given)
+    preset = _value_of("preset", arguments) or given.get("preset") or "default"
+    if preset not in get_args(Preset):
+        raise InputError(f"preset is {preset!r}; allowed: {', '.join(get_args(Preset))}")
+    chosen = _methods(arguments, given or saved)
+    parser = _run_parser(command, description, chosen)
+    known = flatten(parser.get_defaults().as_dict())
+    kinds = [methods.load(chosen[stage]).Options for stage in STAGES]
+    defaults = flatten(saved) if saved else preset_overrides(cast(Preset, preset), *kinds)
+    parser.set_defaults({name: value for name, value in defaults.items() if name in known})
+    namespace = parse(parser, _with_file(arguments, path, given, known))
+    values = namespace.as_dict()
+    del values["config"]
     try:
-        made = parser.instantiate(namespace)
-    except InputError:
-        raise
-    except ValueError as error:  # a dataclass refused its values
-        text = f"{_stage(namespace)}{' '.join(str(error).split())}"
-        raise InputError(f"{text}; `{parser.prog} --help` lists the options") from error
-    del made["config"]
-    config = check(Config(**vars(made)))
+        config = build(values)
+    except InputError as error:
+        raise InputError(f"{error}; `{parser.prog} --help` lists the options") from error
     if not config.data.manifest:
         return config
     # Absolute, so that the run can be continued from another folder.
     data = dataclasses.replace(config.data, manifest=str(Path(config.data.manifest).absolute()))
     return dataclasses.replace(config, data=data)
+
+
+def _with_file(
+    arguments: Sequence[str], path: str, given: Mapping[str, Any], known: Mapping[str, Any]
+) -> list[str]:
+    """The arguments, `--config` without what only methods that were not chosen understand."""
+    other = [name for name in flatten(given) if name not in known and _of_other_methods(name)]
+    if not other:
+        return list(arguments)
+    kept = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in given.items()
+    }
+    for name in other:
+        stage, option = name.split(".")[:2]
+        kept[stage].pop(option, None)
+    text = yaml.safe_dump(kept)  # which the parser takes in place of a file's name
+    return [text if word == path else word.replace(f"={path}", f"={text}") for word in arguments]

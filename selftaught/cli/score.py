@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from selftaught.training.stop import Stopper
 
 BATCH = 32
-SCORED = ("score", "center", "percentile", "flagged")
+MARKS = ("path", "score", "percentile", "flagged")  # columns of every scores file
 RUNS_OWN = {
     "out": ("", "a run's own scores go to its scores.csv"),
     "data.pipeline": ("auto", "a run scores with its own"),
@@ -26,7 +26,7 @@ RUNS_OWN = {
 
 def main(arguments: Sequence[str]) -> None:
     """Write scores.csv; higher = more abnormal."""
-    parser = build_parser("score", "Score images: distance to the nearest centre.")
+    parser = build_parser("score", "Score images: higher = more abnormal.")
     parser.add_argument("model", type=str, help="run folder, or model folder with --data.manifest")
     parser.add_argument(
         "--data.manifest", type=str, default="", help="images to score: a manifest or a folder"
@@ -116,7 +116,7 @@ def _target(out: str, source: Path) -> Path:
         raise InputError("out is missing; allowed: the scores file (CSV) to write")
     if same_file(Path(out), source):
         raise InputError(f"out is {out!r}, the manifest itself; allowed: another file")
-    check_out(Path(out), ("path", *SCORED))
+    check_out(Path(out), MARKS)
     return Path(out)
 
 
@@ -143,17 +143,20 @@ def _score(
     share = range(distributed.rank(), len(table), distributed.world_size())
     folder = model / "model" if (model / "model").is_dir() else model
     detector = Detector.load(folder, device=device, pipeline=executor)
+    films = detector.preprocessing
+    masked = any(masks) and (films.masked or not films.known)
     with _Watched(len(table), stopper, device) as watched:
         scored = detector.explain(
             [listed.root / table["path"].iloc[row] for row in share],
-            masks=[masks[row] for row in share] if any(masks) else None,
+            masks=[masks[row] for row in share] if masked else None,
+            body_parts=[table["body_part"].iloc[row] for row in share],
             batch_size=BATCH,
             bad_files=bad_files,
             progress=watched.batch,
         )
     scored.index = pd.Index(share)
     found = pd.concat(distributed.gather_objects(scored)).sort_index()
-    for name in (*SCORED, *(["problem"] if skip else [])):
+    for name in found.columns.drop("path"):
         table[name] = found[name]
     if skip:
         table["problem"] = table["problem"].str.removeprefix(f"{listed.root}/")
@@ -176,7 +179,7 @@ class _Watched:
 
     def __init__(self, total: int, stopper: "Stopper", device: "torch.device") -> None:
         from selftaught import distributed
-        from selftaught.data.prepare.progress import Bar
+        from selftaught.console import Bar
 
         self.total, self.stopper, self.device = total, stopper, device
         self.ranks, self.number = distributed.world_size(), 0
@@ -206,7 +209,7 @@ class _Watched:
 
 def _tell_skipped(table: "pd.DataFrame") -> None:
     """One line with the number of images without a score, by label."""
-    from selftaught.data.bad_files import in_words
+    from selftaught.data.images.bad_files import in_words
 
     if said := in_words(table[table["problem"] != ""], len(table)):
         print(said, flush=True)

@@ -21,17 +21,17 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(parser, arguments)
     import numpy as np
 
+    from selftaught.console import Bar
     from selftaught.data.manifest import read_manifest
     from selftaught.data.preflight import check_images
-    from selftaught.data.prepare.progress import Bar
     from selftaught.data.split import check_classes, format_table, make_split, write_split
-    from selftaught.data.split_leakage import (
+    from selftaught.data.split.leakage import (
         COLUMNS,
         leakage_files,
         report_leakage,
         without_leaks,
     )
-    from selftaught.data.split_table import FIRST
+    from selftaught.data.split.table import FIRST
     from selftaught.files import write_atomic
 
     out = Path(options.out)

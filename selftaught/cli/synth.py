@@ -9,7 +9,7 @@ from selftaught.errors import InputError
 
 def main(arguments: Sequence[str]) -> None:
     """Write images, masks, manifest and ground truth."""
-    from selftaught.data.synthetic.export import FORMATS
+    from selftaught.phantoms.export import FORMATS
 
     parser = build_parser("synth", "Write synthetic radiographs with labels and ground truth.")
     parser.add_argument(
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(parser, arguments)
     if options.images < 1:
         raise InputError(f"images is {options.images}; allowed: 1 or more")
-    from selftaught.data.synthetic import write_set
+    from selftaught.phantoms import write_set
 
     print(
         write_set(

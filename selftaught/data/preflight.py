@@ -8,11 +8,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from selftaught.data.bad_files import Problem
-from selftaught.data.decode import read_grey
-from selftaught.data.limits import BadImage
-from selftaught.data.perceptual import BYTES, perceptual_hash
+from selftaught.data.images.bad_files import Problem
+from selftaught.data.images.decode import read_grey
+from selftaught.data.images.limits import BadImage
 from selftaught.data.pipeline.sample import read_mask
+from selftaught.data.split.duplicates import BYTES, perceptual_hash
 from selftaught.errors import InputError
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from selftaught.data.limits import MAX_BYTES
+from selftaught.data.images.limits import MAX_BYTES
 from selftaught.errors import InputError
 from selftaught.files import sha256, write_atomic
 

@@ -87,7 +87,7 @@ class Thumbnails:
         return self._cache[key]
 
     def _read(self, path: str, size: tuple[int, int]) -> str | None:
-        from selftaught.data.decode import read_grey
+        from selftaught.data.images.decode import read_grey
 
         assert self.root is not None
         try:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from selftaught.data import bad_files as bad_files_list
+from selftaught.data.images import bad_files as bad_files_list
 from selftaught.errors import InputError
 
 NUMBERS = ("label", "semi_label", "score", "center", "percentile", "knn_score", "pretext_knn_score")

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from selftaught.data import bad_files, split_leakage
+from selftaught.data.images import bad_files
+from selftaught.data.split import leakage
 from selftaught.evaluation.run_files import RunFiles
 
 SPLITS = ("val", "test")
@@ -134,7 +135,7 @@ def _leaks(run: RunFiles) -> list[str]:
 def _crossing(run: RunFiles) -> list[str]:
     """What the look for leaks found."""
     try:
-        return [f"{text}." for text in split_leakage.in_words(run.leakage)]
+        return [f"{text}." for text in leakage.in_words(run.leakage)]
     except (KeyError, TypeError):
         return []  # not looked for, or a file from elsewhere
 

@@ -1,48 +1,99 @@
-"""NT-Xent, SupCon and InfoNCE, forward and backward, on the tiled passes of any backend.
+"""NT-Xent, SupCon and InfoNCE, forward and backward, on the passes of any backend over any ranks.
 
 The pair of a row and its positive never enters a pass. It is added in full precision: with
 p the positive's logit and S the log-sum of the negatives, loss = log(1 + exp(S - p)) keeps the
 digits of small losses, and the positive's part of the gradient is expm1(-loss), not the
 difference of two numbers close to 1.
 
-Shapes: B images, N rows of a batch, D width. Rows of one rank are its first views, then its second.
+Every rank has the losses and the gradients of its own rows. Forward, the embeddings are gathered
+and every pair of blocks is computed by one of its two ranks, for the rows of both; one exchange of
+the log-sums (a number for each row) completes them. Backward, two numbers of each row are gathered
+(its incoming gradient and its log-sum), and each rank computes the gradient of all ranks' losses
+by its own rows: no gradient is communicated, and DDP's averaging gives that of the global batch.
+
+A forward gives the losses, and what its backward takes after the gradient: the tensors of all rows
+that this rank holds, and their losses. A backward gives the gradients of the forward's tensors.
+
+Shapes: B images, n rows of this rank, N rows that it holds, D width. A rank's rows are first views,
+then second views.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from selftaught.kernels.reference.common import cast, compute_dtype
+from selftaught.kernels.blocks import Block, Call, blocks, log_sums, symmetric_log_sums
+from selftaught.kernels.blocks import weighted_sums as sums_of_blocks
+from selftaught.kernels.reference.common import cast
 from selftaught.kernels.tiles import Classes, Excluded, Rows, Side, Tiles
 
-
-def scale(temperature: Tensor | None, fixed: float, z: Tensor) -> Tensor:
-    """The temperature as a 0-d tensor in the dtype of the arithmetic, on the device of `z`."""
-    if temperature is None:
-        return torch.full((), fixed, dtype=compute_dtype(z), device=z.device)
-    return temperature.detach().to(compute_dtype(z))
+Kept = tuple[Tensor | None, ...]
 
 
-def pair_loss(log_sum: Tensor, positive: Tensor) -> Tensor:
-    """Loss from the negatives' log-sum and the positive's logit, all (N,)."""
-    above = log_sum - positive
-    return torch.logaddexp(above, torch.zeros_like(above))
+def _pair_loss(log_sum: Tensor, positive: Tensor) -> Tensor:
+    """Loss from the negatives' log-sum and the positive's logit, all (n,)."""
+    # The positive's own term is exp(0), but NaN where its logit is not finite.
+    return torch.logaddexp(log_sum - positive, 0 * positive)
 
 
-def other_views(x: Rows, half: int) -> Rows:
-    """Of rows that are `half` first and `half` second views, each row's other view."""
-    return Rows(unit=x.unit.roll(half, 0), inverse=None)
+def _pair_logits(tiles: Tiles, x: Rows, tau: Tensor, ranks: int = 1) -> Tensor:
+    """Logits of rows with their other view; `x` holds the rows of as many ranks."""
+    views = x.unit.unflatten(0, (ranks, 2, -1))
+    first, second = (Rows(unit=views[:, view].flatten(0, 1), inverse=None) for view in (0, 1))
+    pairs = (tiles.dots(first, second) / tau).view(ranks, 1, -1)
+    return pairs.expand(-1, 2, -1).flatten()
 
 
-def pair_positives(tiles: Tiles, x: Rows, tau: Tensor) -> Tensor:
-    """(N,) logits of rows (first views, then second views) with their other view."""
+def _finish_pairs(tiles: Tiles, sums: Tensor, x: Rows, tau: Tensor, pair: Tensor) -> Tensor:
+    """Gradient by rows from the sums and the (n,) weight of each row's other view."""
     half = x.unit.shape[0] // 2
-    return (tiles.dots(x.part(0, half), x.part(half, half)) / tau).repeat(2)
+    others = Rows(unit=x.unit.roll(half, 0), inverse=None)
+    return tiles.finish(sums, x, tau, others, pair + pair.roll(half))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Positives:
+def _of_tau(tau: Tensor, slopes: Tensor | None) -> Tensor:
+    """0-d gradient by the temperature from rows' slopes; 0 where they were not asked for."""
+    return torch.zeros_like(tau) if slopes is None else -slopes.sum() / tau
+
+
+def ntxent(call: Call, z: Tensor, temperature: Tensor | None) -> tuple[Tensor, Kept]:
+    """(n,) losses of rows, and what its backward takes."""
+    tau, count, half = call.scale(temperature, z), z.shape[0], z.shape[0] // 2
+    kept = z if call.travel else call.peers.gather(z)
+    held = call.rows(kept)
+    x = call.part(held, count)
+    if call.travel:
+        log_sum = log_sums(call, x, blocks(call, x, z, Excluded(0, half)), tau)
+    else:
+        log_sum = call.part(symmetric_log_sums(call, held, count, half, tau), count)
+    loss = _pair_loss(log_sum, _pair_logits(call.tiles, x, tau))
+    return loss, (kept, temperature, loss)
+
+
+def ntxent_backward(
+    call: Call,
+    grad: Tensor,
+    z: Tensor,
+    temperature: Tensor | None,
+    loss: Tensor,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients by z and temperature."""
+    tau, count, half = call.scale(temperature, z), grad.shape[0], grad.shape[0] // 2
+    held = call.rows(z)
+    x = call.part(held, count)
+    positive = _pair_logits(call.tiles, x, tau)
+    row = Side(grad, loss + positive, positive)
+    (column,) = call.columns([row])
+    columns = blocks(call, held, z, Excluded(call.first(count), half), column)
+    sums, slopes = sums_of_blocks(call, x, columns, tau, row, slope=needs[1])
+    gradient = _finish_pairs(call.tiles, sums, x, tau, grad * torch.expm1(-loss))
+    return [gradient, _of_tau(tau, slopes)]
+
+
+class _Positives(NamedTuple):
     """What SupCon needs to know of the positives of N rows.
 
     Attributes:
@@ -54,12 +105,6 @@ class Positives:
     many: Tensor
     mean: Tensor
     partner: Tensor | None
-
-    def part(self, first: int, count: int) -> "Positives":
-        """`count` rows from `first` on."""
-        chosen = slice(first, first + count)
-        partner = None if self.partner is None else self.partner[chosen]
-        return Positives(many=self.many[chosen], mean=self.mean[chosen], partner=partner)
 
 
 def _class_sums(unit_ND: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,254 +124,204 @@ def _class_sums(unit_ND: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     return sums_ND[place_N] - unit_ND, many_N1[place_N, 0] - 1
 
 
-def class_positives(
-    tiles: Tiles, x: Rows, classes: Tensor, tau: Tensor, pair_logits: Tensor | None
-) -> Positives:
-    """Positives of (N,) int64 `classes`; `pair_logits` (N,) where rows are paired."""
-    others_ND, many = _class_sums(x.unit, classes)
-    mean = tiles.dots(x, Rows(unit=others_ND, inverse=None)) / (many.clamp(min=1) * tau)
-    if pair_logits is None:
-        return Positives(many=many, mean=mean.masked_fill(many == 0, 0), partner=None)
+def _positives(call: Call, held: Rows, classes: Tensor, tau: Tensor) -> _Positives:
+    """Positives of rows by their (N,) int64 classes."""
+    others_ND, many = _class_sums(held.unit, classes)
+    others = Rows(unit=others_ND, inverse=None)
+    mean = call.tiles.dots(held, others) / (many.clamp(min=1) * tau)
+    if not call.paired:
+        return _Positives(many, mean.masked_fill(many == 0, 0), None)
+    pairs = _pair_logits(call.tiles, held, tau, call.peers.ranks)
     # Where the partner is the only positive, their difference has to be exactly 0.
-    mean = torch.where(many == 1, pair_logits, mean)
-    return Positives(many=many, mean=mean, partner=pair_logits - mean)
+    mean = torch.where(many == 1, pairs, mean)
+    return _Positives(many, mean, pairs - mean)
 
 
-def class_loss(log_sum: Tensor, positives: Positives) -> Tensor:
-    """SupCon's loss from the log-sum over all rows but the row and, if paired, its partner."""
-    above = log_sum - positives.mean
-    if positives.partner is not None:
-        above = torch.logaddexp(above, positives.partner)
-    return above.masked_fill(positives.many == 0, 0)
+def supcon(
+    call: Call, z: Tensor, classes: Tensor, temperature: Tensor | None
+) -> tuple[Tensor, Kept]:
+    """(n,) losses of rows with (n,) int64 classes, and what its backward takes."""
+    tau, count = call.scale(temperature, z), z.shape[0]
+    kept, classes = call.peers.gather(z), call.peers.gather(classes)
+    held = call.rows(kept)
+    log_sum = symmetric_log_sums(call, held, count, count // 2 if call.paired else 0, tau)
+    many, mean, partner = _positives(call, held, classes, tau)
+    above = log_sum - mean
+    if partner is not None:
+        above = torch.logaddexp(above, partner)
+    loss = above.masked_fill(many == 0, 0)
+    return call.part(loss, count), (kept, classes, temperature, loss)
 
 
-def class_side(weight: Tensor, loss: Tensor, positives: Positives) -> Side:
-    """What the gradient pass needs for rows with losses of SupCon."""
-    weight = weight.masked_fill(positives.many == 0, 0)
-    return Side(
-        weight=weight,
-        total=loss + positives.mean,
-        positive=positives.mean,
-        share=weight / positives.many.clamp(min=1),
+def supcon_backward(
+    call: Call,
+    grad: Tensor,
+    z: Tensor,
+    classes: Tensor,
+    temperature: Tensor | None,
+    loss: Tensor,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients by z and temperature."""
+    tau, count = call.scale(temperature, z), grad.shape[0]
+    held = call.rows(z)
+    x = call.part(held, count)
+    positives = _positives(call, held, classes, tau)
+    weight = call.peers.gather(grad).masked_fill(positives.many == 0, 0)
+    share = weight / positives.many.clamp(min=1)
+    column = Side(weight, loss + positives.mean, positives.mean, share)
+    row = column if x is held else Side(*(call.part(part, count) for part in column))
+    excluded = Excluded(call.first(count), count // 2 if call.paired else 0)
+    sums, slopes = sums_of_blocks(
+        call,
+        x,
+        blocks(call, held, z, excluded, column),
+        tau,
+        row,
+        classes=Classes(call.part(classes, count), classes),
+        slope=needs[1],
     )
+    if positives.partner is None:
+        return [call.tiles.finish(sums, x, tau), _of_tau(tau, slopes)]
+    above, many = call.part(positives.partner, count), call.part(positives.many, count)
+    log_share = above - call.part(loss, count)
+    # The partner's softmax - 1/n; expm1 keeps the digits where the two are close.
+    pair = row.weight * torch.expm1(log_share + many.log()) / many
+    if slopes is not None:
+        slopes = slopes + row.weight * log_share.exp() * above
+    return [_finish_pairs(call.tiles, sums, x, tau, pair), _of_tau(tau, slopes)]
 
 
-def partner_weight(side: Side, loss: Tensor, positives: Positives) -> tuple[Tensor, Tensor]:
-    """SupCon's weight of the partner, softmax - 1/n, and its part of the slope; both (N,)."""
-    assert positives.partner is not None
-    log_share = positives.partner - loss
-    # expm1 keeps the digits where the softmax is close to 1/n.
-    weight = side.weight * torch.expm1(log_share + positives.many.log()) / positives.many
-    return weight, side.weight * log_share.exp() * positives.partner
+def _joined(keys: Tensor, negatives: Tensor | None) -> Tensor:
+    return keys if negatives is None else torch.cat([keys, negatives])
+
+
+def info_nce(
+    call: Call, query: Tensor, key: Tensor, negatives: Tensor | None, temperature: Tensor | None
+) -> tuple[Tensor, Kept]:
+    """(n,) or (2n,) losses of queries and keys, and what its backward takes.
+
+    Negatives are this rank's; they get the gradient of this rank's losses.
+    """
+    tiles, tau, count = call.tiles, call.scale(temperature, query), query.shape[0]
+    first = call.first(count)
+    queries, keys = (query, key) if call.travel else call.peers.gather_all([query, key])
+    x, y = call.rows(query), call.rows(_joined(keys, negatives))
+    mine = y.part(first, count)
+    positive = tiles.dots(x, mine) / tau
+    if not call.in_batch:
+        bank = y.part(count, y.unit.shape[0] - count)
+        sums = [tiles.log_sums(x, bank, tau, None)[0]]
+    elif call.travel:
+        sums = [log_sums(call, x, blocks(call, y, key, Excluded(0)), tau)]
+        if call.symmetric:
+            sums.append(log_sums(call, mine, blocks(call, x, query, Excluded(0)), tau))
+    else:
+        of_rows, of_columns = tiles.log_sums(x, y, tau, Excluded(first), columns=call.symmetric)
+        sums = [of_rows]
+        if of_columns is not None:
+            sums.append(call.part(call.peers.add(of_columns), count))
+    loss = torch.cat([_pair_loss(value, positive) for value in sums])
+    return loss, (queries, keys, negatives, temperature, loss)
+
+
+def info_nce_backward(
+    call: Call,
+    grad: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    negatives: Tensor | None,
+    temperature: Tensor | None,
+    loss: Tensor,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients by query, key, negatives and temperature."""
+    tiles, tau, symmetric = call.tiles, call.scale(temperature, queries), call.symmetric
+    count = loss.shape[0] // (2 if symmetric else 1)
+    first, many = call.first(count), keys.shape[0]
+    held, y = call.rows(queries), call.rows(_joined(keys, negatives))
+    x, mine = call.part(held, count), y.part(first, count)
+    bank = y.part(many, y.unit.shape[0] - many)
+    positive = tiles.dots(x, mine) / tau
+    rows = [
+        Side(g, value + positive, positive)
+        for g, value in zip(grad.split(count), loss.split(count), strict=True)
+    ]
+    columns = call.columns(rows) if call.in_batch else rows
+    key_row, key_column = (rows[1], columns[1]) if symmetric else (None, None)
+    there: Iterable[Block] = [Block(bank, None, None)]
+    if call.in_batch:
+        there = blocks(call, y, keys, Excluded(first), key_column)
+    sums, slopes = sums_of_blocks(call, x, there, tau, rows[0], slope=needs[3])
+    key_sums = torch.zeros_like(mine.unit)
+    # In a ring every rank has to pass on what arrives, whatever it needs.
+    if call.in_batch and (call.travel or needs[1] or (needs[3] and symmetric)):
+        there = blocks(call, held, queries, Excluded(first), columns[0])
+        slope = needs[3] and symmetric
+        key_sums, more = sums_of_blocks(call, mine, there, tau, key_row, slope=slope)
+        slopes = slopes if more is None or slopes is None else slopes + more
+    of_bank = bank.unit
+    if needs[2] and negatives is not None:
+        bank_sums, _ = tiles.weighted_sums(bank, x, tau, None, row=None, column=rows[0])
+        of_bank = tiles.finish(bank_sums, bank, tau)
+    pair = (grad * torch.expm1(-loss)).view(-1, count).sum(0)
+    of_query = tiles.finish(sums, x, tau, mine, pair)
+    of_key = tiles.finish(key_sums, mine, tau, x, pair)
+    return [of_query, of_key, of_bank, _of_tau(tau, slopes)]
+
+
+class Loss(NamedTuple):
+    """A loss as the ops and the groups of ranks take it.
+
+    Attributes:
+        name: its op's name.
+        forward: the loss.
+        backward: its gradients.
+        differentiable: positions of the tensors that have a gradient; the temperature is last.
+        flags: its settings in the order of the op's arguments.
+    """
+
+    name: str
+    forward: Callable[..., tuple[Tensor, Kept]]
+    backward: Callable[..., list[Tensor]]
+    differentiable: tuple[int, ...]
+    flags: tuple[str, ...] = ()
+
+
+NTXENT = Loss("ntxent", ntxent, ntxent_backward, (0, 1))
+SUPCON = Loss("supcon", supcon, supcon_backward, (0, 2), ("paired",))
+INFO_NCE = Loss("info_nce", info_nce, info_nce_backward, (0, 1, 2, 3), ("symmetric", "in_batch"))
+
+
+def _op(tiles: Tiles, loss: Loss) -> tuple[Callable[..., Tensor], Callable[..., list[Tensor]]]:
+    """Forward and backward of a process alone, with the arguments and results of `reference`."""
+    tensors = loss.differentiable[-1] + 1
+
+    def call(fixed: float, *settings: Any) -> Call:
+        *flags, normalize, precision = settings
+        return Call(
+            tiles=tiles,
+            fixed_temperature=fixed,
+            normalize=normalize,
+            precision=precision,
+            **dict(zip(loss.flags, flags, strict=True)),
+        )
+
+    def forward(*arguments: Any) -> Tensor:
+        return loss.forward(call(*arguments[tensors:]), *arguments[:tensors])[0]
+
+    def backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
+        *passed, value, needs = arguments
+        grads = loss.backward(call(*passed[tensors:]), grad, *passed[:tensors], value, needs)
+        return cast(grads, [passed[place] for place in loss.differentiable], needs)
+
+    return forward, backward
 
 
 class Contrastive:
-    """The three losses and their backwards as a backend exposes them, on its passes.
-
-    The methods have the names, arguments and results of `kernels.reference`.
-    """
+    """The ops of a process alone as a backend exposes them, on its passes."""
 
     def __init__(self, tiles: Tiles) -> None:
-        self._tiles = tiles
-
-    def ntxent(
-        self,
-        z1: Tensor,
-        z2: Tensor,
-        temperature: Tensor | None,
-        fixed_temperature: float,
-        normalize: bool,
-        precision: str,
-    ) -> Tensor:
-        """(2B,) losses; see `reference.ntxent`."""
-        tau = scale(temperature, fixed_temperature, z1)
-        x = self._tiles.prepare(torch.cat([z1, z2]), normalize, precision)
-        log_sum, _ = self._tiles.log_sums(x, x, tau, Excluded(0, z1.shape[0]))
-        return pair_loss(log_sum, pair_positives(self._tiles, x, tau))
-
-    def ntxent_backward(
-        self,
-        grad: Tensor,
-        z1: Tensor,
-        z2: Tensor,
-        temperature: Tensor | None,
-        fixed_temperature: float,
-        normalize: bool,
-        precision: str,
-        loss: Tensor,
-        needs: list[bool],
-    ) -> list[Tensor]:
-        """Gradients by z1, z2 and temperature; see `reference.ntxent_backward`."""
-        half, tiles = z1.shape[0], self._tiles
-        tau = scale(temperature, fixed_temperature, z1)
-        x = tiles.prepare(torch.cat([z1, z2]), normalize, precision)
-        positive = pair_positives(tiles, x, tau)
-        side = Side(grad, loss + positive, positive)
-        sums, slopes = tiles.weighted_sums(
-            x, x, tau, Excluded(0, half), row=side, column=side, slope=needs[2]
-        )
-        own = grad * torch.expm1(-loss)
-        gradient = tiles.finish(sums, x, tau, other_views(x, half), own + own.roll(half))
-        grads = [*gradient.split(half), tau_gradient(slopes, tau)]
-        return cast(grads, [z1, z2, temperature], needs)
-
-    def supcon(
-        self,
-        z: Tensor,
-        classes: Tensor,
-        temperature: Tensor | None,
-        fixed_temperature: float,
-        paired: bool,
-        normalize: bool,
-        precision: str,
-    ) -> Tensor:
-        """(N,) losses; see `reference.supcon`."""
-        tau = scale(temperature, fixed_temperature, z)
-        x = self._tiles.prepare(z, normalize, precision)
-        pairs = pair_positives(self._tiles, x, tau) if paired else None
-        log_sum, _ = self._tiles.log_sums(x, x, tau, _self_and_pair(z, paired))
-        return class_loss(log_sum, class_positives(self._tiles, x, classes, tau, pairs))
-
-    def supcon_backward(
-        self,
-        grad: Tensor,
-        z: Tensor,
-        classes: Tensor,
-        temperature: Tensor | None,
-        fixed_temperature: float,
-        paired: bool,
-        normalize: bool,
-        precision: str,
-        loss: Tensor,
-        needs: list[bool],
-    ) -> list[Tensor]:
-        """Gradients by z and temperature; see `reference.supcon_backward`."""
-        tiles = self._tiles
-        tau = scale(temperature, fixed_temperature, z)
-        x = tiles.prepare(z, normalize, precision)
-        pairs = pair_positives(tiles, x, tau) if paired else None
-        positives = class_positives(tiles, x, classes, tau, pairs)
-        side = class_side(grad, loss, positives)
-        sums, slopes = tiles.weighted_sums(
-            x,
-            x,
-            tau,
-            _self_and_pair(z, paired),
-            row=side,
-            column=side,
-            classes=Classes(classes, classes),
-            slope=needs[1],
-        )
-        partner = coefficient = None
-        if paired:
-            half = z.shape[0] // 2
-            own, partner_slopes = partner_weight(side, loss, positives)
-            partner, coefficient = other_views(x, half), own + own.roll(half)
-            slopes = None if slopes is None else slopes + partner_slopes
-        gradient = tiles.finish(sums, x, tau, partner, coefficient)
-        return cast([gradient, tau_gradient(slopes, tau)], [z, temperature], needs)
-
-    def info_nce(
-        self,
-        query: Tensor,
-        key: Tensor,
-        negatives: Tensor | None,
-        temperature: Tensor | None,
-        fixed_temperature: float,
-        symmetric: bool,
-        in_batch: bool,
-        normalize: bool,
-        precision: str,
-    ) -> Tensor:
-        """(B,) or (2B,) losses; see `reference.info_nce`."""
-        tiles, count = self._tiles, query.shape[0]
-        tau = scale(temperature, fixed_temperature, query)
-        x = tiles.prepare(query, normalize, precision)
-        y = tiles.prepare(_keys(key, negatives), normalize, precision)
-        positive = tiles.dots(x, y.part(0, count)) / tau
-        columns, excluded = _columns(y, count, in_batch)
-        if columns is None:
-            return torch.zeros_like(positive)
-        of_rows, of_columns = tiles.log_sums(x, columns, tau, excluded, columns=symmetric)
-        loss = pair_loss(of_rows, positive)
-        return loss if of_columns is None else torch.cat([loss, pair_loss(of_columns, positive)])
-
-    def info_nce_backward(
-        self,
-        grad: Tensor,
-        query: Tensor,
-        key: Tensor,
-        negatives: Tensor | None,
-        temperature: Tensor | None,
-        fixed_temperature: float,
-        symmetric: bool,
-        in_batch: bool,
-        normalize: bool,
-        precision: str,
-        loss: Tensor,
-        needs: list[bool],
-    ) -> list[Tensor]:
-        """Gradients by query, key, negatives and temperature; see `reference`."""
-        tiles, count = self._tiles, query.shape[0]
-        tau = scale(temperature, fixed_temperature, query)
-        x = tiles.prepare(query, normalize, precision)
-        y = tiles.prepare(_keys(key, negatives), normalize, precision)
-        key_rows, bank = y.part(0, count), y.part(count, y.unit.shape[0] - count)
-        positive = tiles.dots(x, key_rows) / tau
-        sides = [
-            Side(g, value + positive, positive)
-            for g, value in zip(grad.split(count), loss.split(count), strict=True)
-        ]
-        of_query, of_key = sides[0], sides[1] if symmetric else None
-        own = grad * torch.expm1(-loss)
-        coefficient = own.view(-1, count).sum(0)
-        columns, excluded = _columns(y, count, in_batch)
-        nothing = x.unit.new_zeros(x.unit.shape)
-        sums, slopes = nothing, x.unit.new_zeros(count)
-        grads: list[Tensor] = []
-        if columns is not None:
-            sums, found = tiles.weighted_sums(
-                x, columns, tau, excluded, row=of_query, column=of_key, slope=needs[3]
-            )
-            slopes = slopes if found is None else found
-        grads.append(tiles.finish(sums, x, tau, key_rows, coefficient))
-        sums = nothing
-        if in_batch and (needs[1] or (needs[3] and symmetric)):
-            sums, found = tiles.weighted_sums(
-                key_rows,
-                x,
-                tau,
-                excluded,
-                row=of_key,
-                column=of_query,
-                slope=needs[3] and symmetric,
-            )
-            slopes = slopes if found is None else slopes + found
-        grads.append(tiles.finish(sums, key_rows, tau, x, coefficient))
-        of_bank = bank.unit
-        if needs[2] and bank.unit.shape[0]:
-            sums, _ = tiles.weighted_sums(bank, x, tau, None, row=None, column=of_query)
-            of_bank = tiles.finish(sums, bank, tau)
-        grads += [of_bank, tau_gradient(slopes, tau)]
-        return cast(grads, [query, key, negatives, temperature], needs)
-
-
-def tau_gradient(slopes: Tensor | None, tau: Tensor) -> Tensor:
-    """0-d gradient by the temperature from rows' slopes; 0 where they were not asked for."""
-    return torch.zeros_like(tau) if slopes is None else -slopes.sum() / tau
-
-
-def _self_and_pair(z: Tensor, paired: bool) -> Excluded:
-    return Excluded(0, z.shape[0] // 2 if paired else 0)
-
-
-def _keys(key: Tensor, negatives: Tensor | None) -> Tensor:
-    return key if negatives is None else torch.cat([key, negatives])
-
-
-def _columns(y: Rows, count: int, in_batch: bool) -> tuple[Rows | None, Excluded | None]:
-    """The keys a query is compared with; None where there are none."""
-    if in_batch:
-        return y, Excluded(0)
-    many = y.unit.shape[0] - count
-    return (y.part(count, many), None) if many else (None, None)
+        self.ntxent, self.ntxent_backward = _op(tiles, NTXENT)
+        self.supcon, self.supcon_backward = _op(tiles, SUPCON)
+        self.info_nce, self.info_nce_backward = _op(tiles, INFO_NCE)

@@ -167,10 +167,10 @@ _SCALE = "Tensor? temperature, float fixed_temperature"
 FAMILIES = (
     _Family(
         name="ntxent",
-        inputs=f"Tensor z1, Tensor z2, {_SCALE}, bool normalize, str precision",
+        inputs=f"Tensor z, {_SCALE}, bool normalize, str precision",
         outputs=("Tensor loss",),
-        differentiable=(0, 1, 2),
-        fake=lambda z1, *_: _rows(z1, 2 * z1.shape[0]),
+        differentiable=(0, 1),
+        fake=lambda z, *_: _rows(z, z.shape[0]),
     ),
     _Family(
         name="supcon",

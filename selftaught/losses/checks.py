@@ -2,8 +2,8 @@
 
 Values of tensors (finite entries, temperature > 0, labels) are looked at only in eager mode on
 the CPU: on another device that would make the host wait for the device at every step and break
-CUDA graphs, and under torch.compile it would break the graph. There a NaN or infinity gives a NaN
-loss instead, which the training loop stops on.
+CUDA graphs, and under torch.compile it would break the graph. There, and where the caller wants no
+values checked, a NaN or infinity gives a NaN loss instead, which a training loop stops on.
 """
 
 import math
@@ -20,7 +20,7 @@ EXCHANGES = ("gather", "ring")
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
-def looks_at_values(tensor: Tensor) -> bool:
+def values_readable(tensor: Tensor) -> bool:
     """Whether reading values of `tensor` costs neither a wait for a device nor a graph break."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
@@ -89,23 +89,21 @@ def check_same_rows(name: str, tensor: Tensor, other: str, reference: Tensor) ->
         )
 
 
-def check_content(name: str, tensor: Tensor) -> None:
-    """Refuse a matrix without rows, and (eager CPU only) one with non-finite entries.
+def check_content(name: str, tensor: Tensor, values: bool = True) -> None:
+    """Refuse a matrix without rows, and, if `values` (eager CPU only), non-finite entries.
 
     Raises:
         ValueError: no rows, or a NaN or infinity; the message names the row.
     """
     if tensor.shape[0] == 0:
         raise ValueError(f"{name}: must have at least one row, got {tuple(tensor.shape)}")
-    row = _first_bad_row(tensor)
+    row = _first_bad_row(tensor) if values and values_readable(tensor) else -1
     if row >= 0:
         raise ValueError(f"{name}: must be finite, but row {row} holds a NaN or infinity")
 
 
 def _first_bad_row(tensor: Tensor) -> int:
-    """First row with a NaN or infinity; -1 where there is none, or values are not looked at."""
-    if not looks_at_values(tensor):
-        return -1
+    """First row with a NaN or infinity; -1 where there is none."""
     values = tensor.detach()
     # One pass without a temporary; only an overflowing sum needs the second look.
     if math.isfinite(values.sum(dtype=torch.promote_types(values.dtype, torch.float32))):
@@ -115,7 +113,7 @@ def _first_bad_row(tensor: Tensor) -> int:
 
 
 def split_temperature(
-    temperature: float | Tensor, like: tuple[str, Tensor]
+    temperature: float | Tensor, like: tuple[str, Tensor], values: bool = True
 ) -> tuple[Tensor | None, float]:
     """The temperature as the ops take it: a 0-d tensor or None, and the number for None.
 
@@ -133,36 +131,36 @@ def split_temperature(
             raise ValueError(
                 f"temperature: is on {temperature.device}, but {name} is on {embeddings.device}"
             )
-        if looks_at_values(temperature):
-            _check_positive("temperature", float(temperature.detach()))
+        if values and values_readable(temperature):
+            check_positive("temperature", float(temperature.detach()))
         return temperature, 0.0
-    _check_positive("temperature", temperature)
-    return None, float(temperature)
+    return None, check_positive("temperature", temperature)
 
 
-def _check_positive(name: str, value: float) -> None:
-    if not (isinstance(value, int | float) and 0 < value < math.inf):
-        raise ValueError(f"{name}: must be a finite number above 0, got {value!r}")
-
-
-def check_weight(name: str, value: float) -> float:
-    """A positive finite number, as a float.
+def check_positive(name: str, value: float) -> float:
+    """A finite number above 0, as a float.
 
     Raises:
         ValueError: it is anything else.
     """
-    _check_positive(name, value)
+    if not (isinstance(value, int | float) and 0 < value < math.inf):
+        raise ValueError(f"{name}: must be a finite number above 0, got {value!r}")
     return float(value)
 
 
 def check_labels(
-    name: str, labels: Tensor, rows: int, like: tuple[str, Tensor], allowed: Sequence[int] | None
+    name: str,
+    labels: Tensor,
+    rows: int,
+    like: tuple[str, Tensor],
+    allowed: Sequence[int] | None,
+    values: bool = True,
 ) -> Tensor:
     """Labels as int64; `allowed` lists their values, None means -1 and above.
 
     Raises:
-        ValueError: not integers, not one for each row, on another device, or (eager CPU only) a
-            value that is not allowed.
+        ValueError: not integers, not one for each row, on another device, or, if `values` (eager
+            CPU only), a value that is not allowed.
     """
     other, reference = like
     if not isinstance(labels, Tensor) or labels.dtype not in INTEGERS:
@@ -173,7 +171,7 @@ def check_labels(
     if labels.device != reference.device:
         raise ValueError(f"{name}: is on {labels.device}, but {other} is on {reference.device}")
     labels = labels.long()
-    if looks_at_values(labels):
+    if values and values_readable(labels):
         wrong = labels < -1 if allowed is None else torch.stack([labels != v for v in allowed])
         wrong = wrong if wrong.ndim == 1 else wrong.all(0)
         if wrong.any():

@@ -2,17 +2,17 @@
 
 With a group, every rank returns the loss of its own rows against the embeddings of all ranks.
 Averaged over ranks, as DDP averages gradients, a mean is the mean over the global batch, in value
-and in gradient; a sum is 1 / ranks of the global sum. See `global_batch`.
+and in gradient; a sum is 1 / ranks of the global sum.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from selftaught import distributed
+from selftaught.kernels import contrastive as formulas
 from selftaught.kernels import ops
-from selftaught.losses.agreement import Pair, agreed, group_of
 from selftaught.losses.checks import (
     check_content,
     check_labels,
@@ -22,29 +22,79 @@ from selftaught.losses.checks import (
     reduce,
     split_temperature,
 )
-from selftaught.losses.global_batch import InfoNCE, NTXent, Settings, SupCon, run
+from selftaught.losses.group import Arguments, agree, over_ranks, peers_of
+from selftaught.losses.module import LossModule
 
 
-def _pair(
-    names: tuple[str, str],
-    first: Tensor,
-    second: Tensor,
-    temperature: float | Tensor,
-    backend: str | None,
-    precision: str,
-    reduction: str,
-    exchange: str = "gather",
-) -> Pair:
-    """Refuse wrong arguments; the matrices in their common dtype."""
-    chosen = check_options(backend, precision, reduction, exchange)
-    check_matrix(names[0], first)
-    check_matrix(names[1], second, (names[0], first))
-    check_same_rows(names[1], second, names[0], first)
-    check_content(names[0], first)
-    check_content(names[1], second)
-    scale, fixed = split_temperature(temperature, (names[0], first))
-    dtype = torch.promote_types(first.dtype, second.dtype)
-    return Pair(first.to(dtype), second.to(dtype), scale, fixed, chosen)
+class _Settings(NamedTuple):
+    """Arguments that the three losses share; see `ntxent_loss`."""
+
+    temperature: float | Tensor
+    normalize: bool
+    reduction: str
+    group: Any
+    exchange: str
+    backend: str | None
+    precision: str
+    check_values: bool
+
+
+def _evaluate(
+    loss: formulas.Loss,
+    first: tuple[str, Tensor],
+    second: tuple[str, Tensor],
+    more: Callable[[int], Tensor | None],
+    settings: _Settings,
+    **flags: bool,
+) -> Tensor:
+    """Check the arguments, on all ranks of a group, and evaluate.
+
+    Args:
+        loss: which one.
+        first: name of an argument, and (B, D) first views or queries.
+        second: name of an argument, and (B, D) second views or keys.
+        more: checks and gives, for a rank, the classes of all rows or the negatives.
+        settings: other arguments.
+        flags: settings of this loss only.
+    """
+    temperature, normalize, reduction, group, exchange, _, precision, values = settings
+    peers = peers_of(group)
+
+    def check() -> Arguments:
+        backend = check_options(settings.backend, precision, reduction, exchange)
+        check_matrix(*first)
+        check_matrix(*second, first)
+        check_same_rows(*second, *first)
+        check_content(*first, values)
+        check_content(*second, values)
+        scale, fixed = split_temperature(temperature, first, values)
+        dtype = torch.promote_types(first[1].dtype, second[1].dtype)
+        pair = first[1].to(dtype), second[1].to(dtype)
+        return Arguments(*pair, more(peers.rank), scale, fixed, backend)
+
+    agreed = {"normalize": normalize, "exchange": exchange, "check_values": values, **flags}
+    words = ", ".join(f"{name}={value}" for name, value in agreed.items())
+    a, b, other, scale, fixed, backend = agree(peers, loss.name, words, check, every_call=values)
+    tensors: list[Tensor | None] = [a, b, other, scale]
+    if loss is not formulas.INFO_NCE:
+        tensors = [torch.cat([a, b]), *([] if other is None else [other]), scale]
+    if peers.ranks == 1:
+        op = getattr(ops, loss.name)
+        options = [flags[name] for name in loss.flags]
+        rows = op(*tensors, fixed, *options, normalize, precision, backend)
+    else:
+        rows = over_ranks(
+            loss,
+            backend,
+            tensors,
+            fixed_temperature=fixed,
+            normalize=normalize,
+            precision=precision,
+            peers=peers,
+            travel=exchange == "ring",
+            **flags,
+        )
+    return reduce(rows, reduction)
 
 
 def ntxent_loss(
@@ -58,6 +108,7 @@ def ntxent_loss(
     exchange: str = "gather",
     backend: str | None = None,
     precision: str = "auto",
+    check_values: bool = True,
 ) -> Tensor:
     """NT-Xent, the InfoNCE loss over two views of every image (paper, Eq. 1; SimCLR).
 
@@ -77,29 +128,22 @@ def ntxent_loss(
             embeddings do not fit on one.
         backend: one of `selftaught.kernels.BACKENDS`; None: SELFTAUGHT_BACKEND or the best.
         precision: lowest precision of matrix products: auto (the input's own), fp32, fp16, bf16.
+        check_values: False, for a training loop that stops at a NaN loss: entries, labels and
+            the temperature are not checked and give a NaN loss, and the ranks of a group agree
+            on their arguments once for each shape and setting instead of at every call.
 
     Returns:
         0-d or (2B,) tensor, float32 (float64 for float64 input).
 
     Raises:
         ValueError: an argument is wrong (no rows, widths that differ, integers, non-finite
-            entries, temperature not above 0, an unknown option); the message names it. Entries
+            entries, temperature not above 0, an unknown option); the message names it. Values
             are checked on the CPU in eager mode only, elsewhere they give a NaN loss.
     """
-
-    def check() -> Pair:
-        return _pair(("z1", "z2"), z1, z2, temperature, backend, precision, reduction, exchange)
-
-    if group is None:
-        a, b, scale, fixed, chosen, _ = check()
-        loss = ops.ntxent(a, b, scale, fixed, normalize, precision, chosen)
-    else:
-        group = group_of(group)
-        words = f"normalize={normalize}, exchange={exchange}"
-        a, b, scale, fixed, chosen, _ = agreed(group, "ntxent", words, check)
-        settings = Settings("ntxent", fixed, normalize, precision, chosen, exchange, group)
-        loss = run(NTXent.apply, a, b, scale, settings)
-    return reduce(loss, reduction)
+    settings = _Settings(
+        temperature, normalize, reduction, group, exchange, backend, precision, check_values
+    )
+    return _evaluate(formulas.NTXENT, ("z1", z1), ("z2", z2), lambda _: None, settings)
 
 
 def supcon_loss(
@@ -113,6 +157,7 @@ def supcon_loss(
     group: Any = None,
     backend: str | None = None,
     precision: str = "auto",
+    check_values: bool = True,
 ) -> Tensor:
     """Supervised contrastive loss over two views of every image (Khosla et al. 2020, L_out).
 
@@ -130,6 +175,7 @@ def supcon_loss(
         group: as in `ntxent_loss`; images of one class on different ranks are positives too.
         backend: as in `ntxent_loss`.
         precision: as in `ntxent_loss`.
+        check_values: as in `ntxent_loss`.
 
     Returns:
         0-d or (2B,) tensor, float32 (float64 for float64 input).
@@ -137,24 +183,15 @@ def supcon_loss(
     Raises:
         ValueError: as in `ntxent_loss`, and labels that are not (B,) integers of -1 or above.
     """
-    own = 0 if group is None else distributed.rank(group_of(group))
 
-    def check() -> Pair:
-        pair = _pair(("z1", "z2"), z1, z2, temperature, backend, precision, reduction)
-        images = check_labels("labels", labels, z1.shape[0], ("z1", z1), None)
-        return pair._replace(more=_classes(images, own))
+    def classes(rank: int) -> Tensor:
+        checked = check_labels("labels", labels, z1.shape[0], ("z1", z1), None, check_values)
+        return _classes(checked, rank)
 
-    if group is None:
-        a, b, scale, fixed, chosen, classes = check()
-        assert classes is not None
-        z = torch.cat([a, b])
-        loss = ops.supcon(z, classes, scale, fixed, True, normalize, precision, chosen)
-    else:
-        group, words = group_of(group), f"normalize={normalize}"
-        a, b, scale, fixed, chosen, classes = agreed(group, "supcon", words, check)
-        settings = Settings("supcon", fixed, normalize, precision, chosen, "gather", group)
-        loss = run(SupCon.apply, a, b, classes, scale, settings)
-    return reduce(loss, reduction)
+    settings = _Settings(
+        temperature, normalize, reduction, group, "gather", backend, precision, check_values
+    )
+    return _evaluate(formulas.SUPCON, ("z1", z1), ("z2", z2), classes, settings, paired=True)
 
 
 def _classes(labels: Tensor, rank: int) -> Tensor:
@@ -177,6 +214,7 @@ def info_nce_loss(
     exchange: str = "gather",
     backend: str | None = None,
     precision: str = "auto",
+    check_values: bool = True,
 ) -> Tensor:
     """InfoNCE between queries and keys; `symmetric=True` is the CLIP loss.
 
@@ -198,6 +236,7 @@ def info_nce_loss(
         exchange: as in `ntxent_loss`.
         backend: as in `ntxent_loss`.
         precision: as in `ntxent_loss`.
+        check_values: as in `ntxent_loss`.
 
     Returns:
         0-d, (B,) or (2B,) tensor, float32 (float64 for float64 input).
@@ -207,111 +246,61 @@ def info_nce_loss(
             `symmetric`, together with `in_batch=False`.
     """
 
-    def check() -> Pair:
-        names = ("query", "key")
-        pair = _pair(names, query, key, temperature, backend, precision, reduction, exchange)
+    def more(rank: int) -> Tensor | None:
+        del rank
         if not in_batch and (negatives is None or symmetric):
             raise ValueError("in_batch: False needs `negatives` and symmetric=False")
         if negatives is None:
-            return pair
+            return None
         if symmetric:
             raise ValueError("negatives: must be None where symmetric=True, they have no queries")
         check_matrix("negatives", negatives, ("query", query))
-        check_content("negatives", negatives)
-        return pair._replace(more=negatives.to(pair.first.dtype))
+        check_content("negatives", negatives, check_values)
+        return negatives.to(torch.promote_types(query.dtype, key.dtype))
 
-    if group is None or not in_batch:  # without the keys of the batch no rank needs another's
-        q, k, scale, fixed, chosen, more = check()
-        loss = ops.info_nce(
-            q, k, more, scale, fixed, symmetric, in_batch, normalize, precision, chosen
-        )
-    else:
-        group = group_of(group)
-        words = f"normalize={normalize}, exchange={exchange}, symmetric={symmetric}"
-        q, k, scale, fixed, chosen, more = agreed(group, "info_nce", words, check)
-        settings = Settings("info_nce", fixed, normalize, precision, chosen, exchange, group)
-        loss = run(InfoNCE.apply, q, k, more, scale, symmetric, settings)
-    return reduce(loss, reduction)
+    # Without the keys of the batch no rank needs another's.
+    group = group if in_batch else None
+    settings = _Settings(
+        temperature, normalize, reduction, group, exchange, backend, precision, check_values
+    )
+    flags = {"symmetric": symmetric, "in_batch": in_batch}
+    return _evaluate(formulas.INFO_NCE, ("query", query), ("key", key), more, settings, **flags)
 
 
-class _Contrastive(nn.Module):
-    """The settings the three losses share.
-
-    A `temperature` that is an `nn.Parameter` becomes a parameter of the module.
-    """
-
-    def __init__(
-        self,
-        temperature: float | Tensor = 0.5,
-        *,
-        normalize: bool = True,
-        reduction: str = "mean",
-        group: Any = None,
-        backend: str | None = None,
-        precision: str = "auto",
-    ) -> None:
-        super().__init__()
-        check_options(backend, precision, reduction)
-        if not isinstance(temperature, Tensor):
-            split_temperature(temperature, ("z1", torch.empty(0)))
-        self.temperature = temperature
-        self.normalize = normalize
-        self.reduction = reduction
-        self.group = group
-        self.backend = backend
-        self.precision = precision
-
-    def _settings(self) -> dict[str, Any]:
-        names = ("temperature", "normalize", "reduction", "group", "backend", "precision")
-        return {name: getattr(self, name) for name in names}
-
-    def extra_repr(self) -> str:
-        """Settings in the module's printed form."""
-        return f"temperature={float(self.temperature):g}, reduction={self.reduction!r}"
-
-
-class NTXentLoss(_Contrastive):
+class NTXentLoss(LossModule):
     """`ntxent_loss` as a module; the settings are that function's keywords."""
 
-    def __init__(
-        self, temperature: float | Tensor = 0.5, *, exchange: str = "gather", **settings: Any
-    ) -> None:
-        super().__init__(temperature, **settings)
-        check_options(None, self.precision, exchange=exchange)
-        self.exchange = exchange
+    function = staticmethod(ntxent_loss)
+
+    def __init__(self, temperature: float | Tensor = 0.5, **settings: Any) -> None:
+        super().__init__(temperature=temperature, **settings)
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Loss of two (B, D) views; see `ntxent_loss`."""
-        return ntxent_loss(z1, z2, exchange=self.exchange, **self._settings())
+        return ntxent_loss(z1, z2, **self.settings())
 
 
-class SupConLoss(_Contrastive):
+class SupConLoss(LossModule):
     """`supcon_loss` as a module; the settings are that function's keywords."""
+
+    function = staticmethod(supcon_loss)
+
+    def __init__(self, temperature: float | Tensor = 0.5, **settings: Any) -> None:
+        super().__init__(temperature=temperature, **settings)
 
     def forward(self, z1: Tensor, z2: Tensor, labels: Tensor) -> Tensor:
         """Loss of two (B, D) views with (B,) labels; see `supcon_loss`."""
-        return supcon_loss(z1, z2, labels, **self._settings())
+        return supcon_loss(z1, z2, labels, **self.settings())
 
 
-class InfoNCELoss(_Contrastive):
+class InfoNCELoss(LossModule):
     """`info_nce_loss` as a module; the settings are that function's keywords."""
 
-    def __init__(
-        self,
-        temperature: float | Tensor = 0.1,
-        *,
-        symmetric: bool = False,
-        in_batch: bool = True,
-        exchange: str = "gather",
-        **settings: Any,
-    ) -> None:
-        super().__init__(temperature, **settings)
-        check_options(None, self.precision, exchange=exchange)
-        self.symmetric = symmetric
-        self.in_batch = in_batch
-        self.exchange = exchange
+    function = staticmethod(info_nce_loss)
+
+    def __init__(self, temperature: float | Tensor = 0.1, **settings: Any) -> None:
+        super().__init__(temperature=temperature, **settings)
 
     def forward(self, query: Tensor, key: Tensor, negatives: Tensor | None = None) -> Tensor:
         """Loss of (B, D) queries and keys; see `info_nce_loss`."""
-        own = {name: getattr(self, name) for name in ("symmetric", "in_batch", "exchange")}
-        return info_nce_loss(query, key, negatives=negatives, **own, **self._settings())
+        return info_nce_loss(query, key, negatives=negatives, **self.settings())

@@ -1,9 +1,9 @@
 """Losses on the squared distance to the nearest of a set of fixed centres."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selftaught.kernels import ops
 from selftaught.losses.checks import (
@@ -11,10 +11,11 @@ from selftaught.losses.checks import (
     check_labels,
     check_matrix,
     check_options,
-    check_weight,
-    looks_at_values,
+    check_positive,
     reduce,
+    values_readable,
 )
+from selftaught.losses.module import LossModule
 
 SEMI_LABELS = (-1, 0, 1)
 
@@ -27,11 +28,11 @@ class Assignment(NamedTuple):
     center: Tensor
 
 
-def _check(x: Tensor, centers: Tensor, active: Tensor | None) -> None:
+def _check(x: Tensor, centers: Tensor, active: Tensor | None, values: bool) -> None:
     check_matrix("x", x)
     check_matrix("centers", centers, ("x", x))
-    check_content("x", x)
-    check_content("centers", centers)
+    check_content("x", x, values)
+    check_content("centers", centers, values)
     if active is None:
         return
     if active.dtype != torch.bool or active.shape != centers.shape[:1]:
@@ -41,7 +42,7 @@ def _check(x: Tensor, centers: Tensor, active: Tensor | None) -> None:
         )
     if active.device != x.device:
         raise ValueError(f"active: is on {active.device}, but x is on {x.device}")
-    if looks_at_values(active) and not active.any():
+    if values and values_readable(active) and not active.any():
         raise ValueError("active: at least one centre must be active, got none")
 
 
@@ -52,6 +53,7 @@ def nearest_center(
     active: Tensor | None = None,
     backend: str | None = None,
     precision: str = "auto",
+    check_values: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Squared distance to the nearest centre, and its index; ties go to the smallest index.
 
@@ -64,6 +66,7 @@ def nearest_center(
         active: (K,) booleans; a centre that is not active is never nearest. None: all are.
         backend: one of `selftaught.kernels.BACKENDS`; None: SELFTAUGHT_BACKEND or the best.
         precision: lowest precision of the products that choose the index.
+        check_values: False: values are not checked on the CPU either.
 
     Returns:
         (N,) squared distances, float32 (float64 for float64 x), and (N,) int64 indices.
@@ -75,7 +78,7 @@ def nearest_center(
             distance NaN and index -1.
     """
     backend = check_options(backend, precision)
-    _check(x, centers, active)
+    _check(x, centers, active, check_values)
     squared, index = ops.nearest_center(x, centers, active, precision, backend)
     return squared, index
 
@@ -91,6 +94,7 @@ def mad_loss_with_assignment(
     reduction: str = "mean",
     backend: str | None = None,
     precision: str = "auto",
+    check_values: bool = True,
 ) -> Assignment:
     """`mad_loss` and, from the same pass, every row's squared distance and nearest centre.
 
@@ -104,6 +108,7 @@ def mad_loss_with_assignment(
         reduction: as in `mad_loss`; the distances and indices are never reduced.
         backend: as in `mad_loss`.
         precision: as in `mad_loss`.
+        check_values: as in `mad_loss`; a row without a finite distance has centre -1.
 
     Returns:
         `Assignment(loss, squared_distance, center)`: 0-d or (N,), then (N,) float and (N,) int64.
@@ -112,9 +117,11 @@ def mad_loss_with_assignment(
         ValueError: as in `mad_loss`.
     """
     backend = check_options(backend, precision, reduction)
-    eta, eps = check_weight("eta", eta), check_weight("eps", eps)
-    _check(x, centers, active)
-    labels = check_labels("semi_labels", semi_labels, x.shape[0], ("x", x), SEMI_LABELS)
+    eta, eps = check_positive("eta", eta), check_positive("eps", eps)
+    _check(x, centers, active, check_values)
+    labels = check_labels(
+        "semi_labels", semi_labels, x.shape[0], ("x", x), SEMI_LABELS, check_values
+    )
     loss, squared, index = ops.mad(x, centers, labels, active, eta, eps, precision, backend)
     return Assignment(reduce(loss, reduction), squared, index)
 
@@ -130,6 +137,7 @@ def mad_loss(
     reduction: str = "mean",
     backend: str | None = None,
     precision: str = "auto",
+    check_values: bool = True,
 ) -> Tensor:
     """Multi-modal anomaly detection loss (paper, Eq. 2).
 
@@ -146,6 +154,8 @@ def mad_loss(
         reduction: "mean", "sum" or "none".
         backend: one of `selftaught.kernels.BACKENDS`; None: SELFTAUGHT_BACKEND or the best.
         precision: lowest precision of the products that choose the index.
+        check_values: False, for a training loop that stops at a NaN loss: entries and
+            semi-labels are not checked, and wrong ones give a NaN loss.
 
     Returns:
         0-d or (N,) tensor, float32 (float64 for float64 x).
@@ -164,64 +174,37 @@ def mad_loss(
         reduction=reduction,
         backend=backend,
         precision=precision,
+        check_values=check_values,
     ).loss
 
 
-class MADLoss(nn.Module):
-    """`mad_loss` as a module that keeps the centres.
+class MADLoss(LossModule):
+    """`mad_loss` as a module that keeps the centres; the settings are that function's keywords.
 
     Args:
         centers: (K, D) centres, kept as the buffer `centers`; the buffer `active` (K,) starts
             all True, and a centre is pruned by setting its entry to False.
-        eta: weight of the known rows.
-        eps: added to the squared distance of the known rows.
-        reduction: "mean", "sum" or "none".
-        backend: as in `mad_loss`.
-        precision: as in `mad_loss`.
+        settings: keywords of `mad_loss`, but for `active`.
 
     Raises:
         ValueError: an argument is wrong; the message names it.
     """
 
+    function = staticmethod(mad_loss)
     centers: Tensor
     active: Tensor
 
-    def __init__(
-        self,
-        centers: Tensor,
-        *,
-        eta: float = 1.0,
-        eps: float = 1e-6,
-        reduction: str = "mean",
-        backend: str | None = None,
-        precision: str = "auto",
-    ) -> None:
-        super().__init__()
-        check_options(backend, precision, reduction)
+    def __init__(self, centers: Tensor, **settings: Any) -> None:
+        super().__init__(**settings)
         check_matrix("centers", centers)
         check_content("centers", centers)
         self.register_buffer("centers", centers.detach().clone())
         all_active = torch.ones(centers.shape[0], dtype=torch.bool, device=centers.device)
         self.register_buffer("active", all_active)
-        self.eta = check_weight("eta", eta)
-        self.eps = check_weight("eps", eps)
-        self.reduction = reduction
-        self.backend = backend
-        self.precision = precision
 
     def forward(self, x: Tensor, semi_labels: Tensor) -> Tensor:
         """Loss of (N, D) embeddings with (N,) semi-labels; see `mad_loss`."""
-        return mad_loss(
-            x,
-            self.centers,
-            semi_labels,
-            eta=self.eta,
-            eps=self.eps,
-            active=self.active,
-            reduction=self.reduction,
-            backend=self.backend,
-            precision=self.precision,
-        )
+        return mad_loss(x, self.centers, semi_labels, active=self.active, **self.settings())
 
 
 class DeepSADLoss(MADLoss):
@@ -229,33 +212,13 @@ class DeepSADLoss(MADLoss):
 
     Args:
         center: (D,) centre.
-        eta: weight of the known rows.
-        eps: added to the squared distance of the known rows.
-        reduction: "mean", "sum" or "none".
-        backend: as in `mad_loss`.
-        precision: as in `mad_loss`.
+        settings: as in `MADLoss`.
 
     Raises:
         ValueError: an argument is wrong; the message names it.
     """
 
-    def __init__(
-        self,
-        center: Tensor,
-        *,
-        eta: float = 1.0,
-        eps: float = 1e-6,
-        reduction: str = "mean",
-        backend: str | None = None,
-        precision: str = "auto",
-    ) -> None:
+    def __init__(self, center: Tensor, **settings: Any) -> None:
         if center.ndim != 1:
             raise ValueError(f"center: must have shape (D,), got {tuple(center.shape)}")
-        super().__init__(
-            center[None],
-            eta=eta,
-            eps=eps,
-            reduction=reduction,
-            backend=backend,
-            precision=precision,
-        )
+        super().__init__(center[None], **settings)

@@ -1,18 +1,24 @@
-"""Networks, and the folder a trained one is kept in."""
+"""Networks, what films and scores mean to a model, and the folder a trained one is kept in."""
 
+from selftaught.models.calibration import Calibration
 from selftaught.models.encoder import Encoder, EncoderConfig
-from selftaught.models.files import LoadedModel, load_model, save_model
+from selftaught.models.files import StoredModel, read_model, save_model
 from selftaught.models.heads import Embedder, ProjectionHead, build_embedder
+from selftaught.models.network import Network
+from selftaught.models.preprocessing import Preprocessing
 from selftaught.models.weights import load_encoder_weights
 
 __all__ = [
+    "Calibration",
     "Embedder",
     "Encoder",
     "EncoderConfig",
-    "LoadedModel",
+    "Network",
+    "Preprocessing",
     "ProjectionHead",
+    "StoredModel",
     "build_embedder",
     "load_encoder_weights",
-    "load_model",
+    "read_model",
     "save_model",
 ]

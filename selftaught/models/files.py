@@ -1,114 +1,133 @@
-"""The model folder: weights, centres and facts that are complete, checked and never pickled.
+"""The model folder: method, weights and what films need, complete, checked and never pickled.
 
 ```
 model/
-    encoder.safetensors   encoder and head
-    centers.safetensors   `centers` (K, D) float32
-    model.json            format, architecture, facts (preprocessing, threshold, ...), SHA-256s
+    weights.safetensors   the task's state
+    model.json            format, method, options, network, preprocessing, calibration, training,
+                          SHA-256s
 ```
+Models of the first format, which spheres alone could have, are read too.
 """
 
+import dataclasses
 import hashlib
 import json
-import math
-import os
-import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from selftaught.errors import InputError
-from selftaught.files import fsync_file, fsync_folder, machine_errors
-from selftaught.models.encoder import EncoderConfig
-from selftaught.models.heads import Embedder
+from selftaught.files import Content, standing, write_folder
+from selftaught.models import first_format
+from selftaught.models.calibration import Calibration
+from selftaught.models.network import Network
+from selftaught.models.preprocessing import Preprocessing
 from selftaught.models.weights import check_finite, check_tensors
 
-FORMAT = 1
-ENCODER, CENTERS, FACTS = "encoder.safetensors", "centers.safetensors", "model.json"
-RESERVED = ("format", "architecture", "sha256")
+FORMAT = 2
+WEIGHTS, FACTS = "weights.safetensors", "model.json"
 HEADER_BYTES = 1 << 20
 FACTS_BYTES = 64 << 20
+WEIGHTS_BYTES = 8 << 30
 
 
-class LoadedModel(NamedTuple):
+class Trained(Protocol):
+    """What is saved of a task (`selftaught.methods.Task`)."""
+
+    options: Any
+    network: Network
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """All that was learnt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredModel:
     """What a model folder holds, on the CPU.
 
     Attributes:
-        embedder: in evaluation mode.
-        centers: (K, D) float32.
-        facts: as given to `save_model`, with its defaults filled in.
+        path: the file that all but the state is from.
+        method: name of the method, or the dotted path of its task.
+        options: of the method, as JSON values.
+        network: what its networks are built from, as JSON values.
+        preprocessing: what films went through.
+        calibration: what a score means.
+        training: facts about the training, as JSON values.
+        state: of the task.
     """
 
-    embedder: Embedder
-    centers: Tensor
-    facts: dict[str, Any]
+    path: Path
+    method: str
+    options: dict[str, Any]
+    network: dict[str, Any]
+    preprocessing: Preprocessing
+    calibration: Calibration
+    training: dict[str, Any]
+    state: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
-def save_model(folder: Path, embedder: Embedder, centers: Tensor, facts: Mapping[str, Any]) -> Path:
+def save_model(
+    folder: Path,
+    task: Trained,
+    preprocessing: Preprocessing,
+    calibration: Calibration,
+    training: Mapping[str, Any] | None = None,
+) -> Path:
     """Write a model folder in one step, replacing an earlier model there.
 
-    A kill at any moment leaves the earlier or the new model readable by `load_model`.
+    A kill at any moment leaves the earlier or the new model readable by `read_model`.
 
     Args:
         folder: the model folder; its parent must exist.
-        embedder: encoder and head on any device; stored as float32.
-        centers: (K, D) with D the head's output width.
-        facts: JSON values. `preprocessing` is required, with `image_size` (int) and
-            `input_range` ([low, high]); `threshold` (float, default None), `normal_scores`
-            (scores of normal validation images, any order, default none), `training` (default
-            empty) and any further keys are kept.
+        task: on any device; floating point is stored as float32.
+        preprocessing: what the training's films went through.
+        calibration: what a score means.
+        training: any facts, as JSON values.
 
     Returns:
         `folder`.
 
     Raises:
-        ValueError: centres or facts are not as described.
-        InputError: `folder` holds something that is not a model.
+        ValueError: the task's options name no method, or facts are no JSON values.
+        InputError: `folder` holds something that is not a model, or weights are not finite.
         MachineError: the disk is full or read-only; the earlier model is intact.
     """
-    folder = Path(folder)
-    centers = torch.as_tensor(centers).detach()
-    width = embedder.head.widths[-1]
-    if centers.ndim != 2 or len(centers) < 1 or centers.shape[1] != width:
-        raise ValueError(f"centers: shape {tuple(centers.shape)}, must be (K >= 1, {width})")
-    if taken := [key for key in RESERVED if key in facts]:
-        raise ValueError(f"facts: {taken[0]!r} is written by save_model, must not be given")
-    kept = {"threshold": None, "training": {}, **facts}
-    kept["normal_scores"] = sorted(float(score) for score in facts.get("normal_scores", ()))
+    options = dataclasses.asdict(task.options)
+    method = options.pop("method")
+    if not method:
+        raise ValueError("task.options.method is ''; allowed: the name of its method")
+    weights = _bytes(task.state_dict())
+    document = {
+        "format": FORMAT,
+        "method": method,
+        "options": options,
+        "network": task.network.facts(),
+        "preprocessing": preprocessing.facts(),
+        "calibration": calibration.facts(),
+        "training": dict(training or {}),
+    }
     try:
-        kept = json.loads(json.dumps(kept, allow_nan=False))
+        document = json.loads(json.dumps(document, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"facts: must be JSON values: {error}") from error
-    _check_facts(kept, "facts", ValueError)
-    contents = {
-        ENCODER: _bytes(embedder.state_dict()),
-        CENTERS: _bytes({"centers": centers.float()}),
-    }
-    architecture = {
-        "encoder": asdict(embedder.encoder.config),
-        "head_widths": list(embedder.head.widths),
-        "centers": len(centers),
-    }
-    document = {"format": FORMAT, "architecture": architecture, **kept}
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    document["sha256"] = {**digests, "facts": _digest(document)}
+        raise ValueError(f"{folder}: options and facts must be JSON values: {error}") from error
+    digest = hashlib.sha256(weights).hexdigest()
+    document["sha256"] = {WEIGHTS: digest, "facts": _digest(document)}
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-    _replace_folder(folder, {**contents, FACTS: text.encode()})
-    return folder
+    contents: dict[str, Content] = {WEIGHTS: weights, FACTS: text}
+    return write_folder(Path(folder), contents, replaces=first_format.FILES, size=len(weights))
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """A safetensors file's content; raises ValueError for values that are not finite."""
+    """A safetensors file's content; refuses values that are not finite."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     plain = {name: t.float() if t.is_floating_point() else t for name, t in plain.items()}
     check_finite(plain, "model not written")
-    return save(plain)
+    return save({name: tensor.clone() for name, tensor in plain.items()})
 
 
 def _digest(document: Mapping[str, Any]) -> str:
@@ -118,93 +137,67 @@ def _digest(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _check_facts(document: Mapping[str, Any], where: str, kind: type[ValueError]) -> None:
-    """Raise `kind` unless the facts that a scorer relies on are there and sensible."""
-    preprocessing = document.get("preprocessing")
-    if not isinstance(preprocessing, Mapping):
-        raise kind(f"{where}: preprocessing={preprocessing!r}, must be an object")
-    size, limits = preprocessing.get("image_size"), preprocessing.get("input_range")
-    if type(size) is not int or size < 1:
-        raise kind(f"{where}: preprocessing.image_size={size!r}, must be a whole number >= 1")
-    pair = list(limits) if isinstance(limits, (list, tuple)) else []
-    if len(pair) != 2 or not all(_is_number(v) for v in pair) or pair[0] >= pair[1]:
-        raise kind(f"{where}: preprocessing.input_range={limits!r}, must be [low, high]")
-    threshold, scores = document.get("threshold"), document.get("normal_scores")
-    if threshold is not None and not _is_number(threshold):
-        raise kind(f"{where}: threshold={threshold!r}, must be a finite number or null")
-    if not isinstance(scores, list) or not all(_is_number(score) for score in scores):
-        raise kind(f"{where}: normal_scores must be a list of finite numbers")
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _aside(folder: Path, kind: str) -> Path:
-    return folder.with_name(f".{folder.name}.{kind}")
-
-
-def _replace_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write `contents` beside `folder`, then rename; the earlier one waits as `.NAME.previous`."""
-    temporary, previous = _aside(folder, "tmp"), _aside(folder, "previous")
-    with machine_errors(folder):
-        if folder.is_file():
-            raise InputError(f"{folder}: is a file, must be absent, empty or a model folder")
-        if folder.exists():
-            others = sorted({entry.name for entry in folder.iterdir()} - {ENCODER, CENTERS, FACTS})
-            if others:
-                raise InputError(
-                    f"{folder}: holds {others[0]!r}, must be absent, empty or a model folder"
-                )
-        try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            for name, content in contents.items():
-                (temporary / name).write_bytes(content)
-                fsync_file(temporary / name)
-            fsync_folder(temporary)
-            if folder.exists():
-                shutil.rmtree(previous, ignore_errors=True)
-                os.replace(folder, previous)
-            os.replace(temporary, folder)
-            fsync_folder(folder.parent)
-            shutil.rmtree(previous, ignore_errors=True)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def load_model(folder: Path) -> LoadedModel:
+def read_model(
+    folder: Path, expected: Callable[[StoredModel], Mapping[str, Tensor]] | None = None
+) -> StoredModel:
     """Read a model folder; every byte is checked before any of it is used.
 
     Args:
         folder: written by `save_model`.
-
-    Returns:
-        The embedder, its centres and the facts.
+        expected: gives the state, on the meta device, that the weights must have the names, shapes
+            and types of, from what is known before they are read.
 
     Raises:
-        InputError: something is missing, damaged, of another format or architecture, not finite,
-            or not safetensors (pickles are never read).
+        InputError: something is missing, damaged, of another format, not finite, other than
+            `expected`, or not safetensors (pickles are never read).
     """
-    folder = Path(folder)
-    previous = _aside(folder, "previous")
-    if not folder.exists() and previous.exists():
-        # A writer was killed between its two renames; the earlier model is complete.
-        folder = previous
+    folder = standing(Path(folder))
     document = _read_facts(folder / FACTS)
-    embedder = _empty_embedder(document, folder / FACTS)
-    where = folder / CENTERS
-    shape = (document["architecture"]["centers"], embedder.head.widths[-1])
-    tensors = _read_tensors(where, document["sha256"][CENTERS], 4 * shape[0] * shape[1])
-    check_tensors(tensors, {"centers": torch.empty(shape, device="meta")}, where)
-    where = folder / ENCODER
-    expected = embedder.state_dict()
-    limit = sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
-    state = _read_tensors(where, document["sha256"][ENCODER], limit)
-    check_tensors(state, expected, where)
-    embedder.load_state_dict(state, assign=True)
-    facts = {key: value for key, value in document.items() if key not in RESERVED}
-    return LoadedModel(embedder.eval(), tensors["centers"], facts)
+    stored = _stored(document, folder / FACTS)
+    wanted = None if expected is None else expected(stored)
+    limit = WEIGHTS_BYTES
+    if wanted is not None:
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in wanted.values())
+        limit = min(limit, needed + HEADER_BYTES)
+    names = (WEIGHTS,) if document["format"] == FORMAT else first_format.TENSORS
+    parts = {name: _read_tensors(folder / name, document["sha256"][name], limit) for name in names}
+    state = parts[WEIGHTS] if WEIGHTS in parts else first_format.state(parts)
+    where = folder / names[0]
+    if wanted is None:
+        check_finite(state, where)
+    else:
+        check_tensors(state, wanted, where if len(names) == 1 else folder)
+    return dataclasses.replace(stored, state=state)
+
+
+def _stored(document: Mapping[str, Any], where: Path) -> StoredModel:
+    """What model.json says, checked; options and network are for the method to check."""
+    try:
+        if document["format"] != FORMAT:
+            document = first_format.translated(document)
+        for name in ("options", "network", "preprocessing", "calibration", "training"):
+            if not isinstance(document[name], Mapping):
+                raise ValueError(f"{name}={document[name]!r}, must be an object")
+        if not isinstance(document["method"], str):
+            raise ValueError(f"method={document['method']!r}, must be a name")
+        return StoredModel(
+            path=where,
+            method=document["method"],
+            options=dict(document["options"]),
+            network=dict(document["network"]),
+            preprocessing=Preprocessing.from_facts(document["preprocessing"]),
+            calibration=Calibration.from_facts(document["calibration"]),
+            training=dict(document["training"]),
+        )
+    except KeyError as error:
+        raise InputError(f"{where}: lacks {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{where}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _read(path: Path, limit: int) -> bytes:
@@ -219,7 +212,7 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
-    """model.json, with its own checksum and the parts that loading needs checked."""
+    """model.json, with its own checksum checked."""
     content = _read(path, FACTS_BYTES)
     try:
         document = json.loads(content)
@@ -227,42 +220,28 @@ def _read_facts(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: damaged: not valid JSON") from error
     if not isinstance(document, dict) or not isinstance(document.get("sha256"), dict):
         raise InputError(f"{path}: not a model's facts: must be an object with sha256")
-    if document.get("format") != FORMAT:
-        raise InputError(f"{path}: format {document.get('format')!r}, must be {FORMAT}")
-    digests = document["sha256"]
-    if not all(isinstance(digests.get(name), str) for name in (ENCODER, CENTERS, "facts")):
-        raise InputError(f"{path}: sha256 must name {ENCODER}, {CENTERS} and facts")
+    written = {FORMAT: (WEIGHTS,), first_format.FORMAT: first_format.TENSORS}
+    kind = document.get("format")
+    if type(kind) is not int or kind not in written:
+        raise InputError(f"{path}: format {kind!r}, must be {first_format.FORMAT} or {FORMAT}")
+    digests, names = document["sha256"], (*written[kind], "facts")
+    if not all(isinstance(digests.get(name), str) for name in names):
+        raise InputError(f"{path}: sha256 must name {', '.join(names)}")
     try:
         intact = _digest(document) == digests["facts"]
     except (ValueError, RecursionError):
         intact = False
     if not intact:
         raise InputError(f"{path}: damaged or edited: its content does not match its checksum")
-    _check_facts(document, str(path), InputError)
     return document
-
-
-def _empty_embedder(document: Mapping[str, Any], where: Path) -> Embedder:
-    """The stored architecture without memory, so that nothing is allocated before it is checked."""
-    try:
-        architecture = document["architecture"]
-        widths = [int(width) for width in architecture["head_widths"]]
-        if type(architecture["centers"]) is not int or architecture["centers"] < 1:
-            raise ValueError(f"centers={architecture['centers']!r}: must be a whole number >= 1")
-        with torch.device("meta"):
-            return Embedder(EncoderConfig(**architecture["encoder"]), widths)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or ["?"])[0]
-        raise InputError(f"{where}: architecture cannot be built: {reason}") from error
 
 
 def _read_tensors(path: Path, digest: str, limit: int) -> dict[str, Tensor]:
     """Tensors of a safetensors file whose bytes have the given SHA-256."""
-    content = _read(path, limit + HEADER_BYTES)
+    content = _read(path, limit)
     if hashlib.sha256(content).hexdigest() != digest:
         raise InputError(f"{path}: damaged: its SHA-256 is not the one in {FACTS}")
     try:
         return load(content)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).splitlines() or ["?"])[0]
-        raise InputError(f"{path}: not a safetensors file: {reason}") from error
+        raise InputError(f"{path}: not a safetensors file: {first_line(error)}") from error

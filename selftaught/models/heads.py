@@ -42,27 +42,20 @@ class Embedder(nn.Module):
     """
 
     def __init__(
-        self, encoder_config: EncoderConfig, head_widths: Sequence[int] | None = None
+        self, encoder_config: EncoderConfig, head: Sequence[int] = EMBEDDING_WIDTHS
     ) -> None:
         """Build with fresh weights from torch's global generator.
 
         Args:
             encoder_config: the encoder.
-            head_widths: input, hidden and output widths; the encoder's width, 256, 128 unless
-                given.
+            head: widths of the head after the encoder's own.
 
         Raises:
-            ValueError: the head's input width is not the encoder's width.
+            ValueError: no width, or one below 1.
         """
         super().__init__()
         self.encoder = Encoder(encoder_config)
-        width = self.encoder.width
-        self.head = ProjectionHead(head_widths or (width, *EMBEDDING_WIDTHS))
-        if self.head.widths[0] != width:
-            raise ValueError(
-                f"head_widths={self.head.widths}: the first must be {width}, "
-                f"the width of {encoder_config.architecture}"
-            )
+        self.head = ProjectionHead((self.encoder.width, *head))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features h (B, width) and embedding z (B, D) of images x (B, 1, H, W)."""
@@ -71,19 +64,20 @@ class Embedder(nn.Module):
 
 
 def build_embedder(
-    config: EncoderConfig, seed: int, *, head_widths: Sequence[int] | None = None
+    config: EncoderConfig, seed: int, *, head: Sequence[int] = EMBEDDING_WIDTHS
 ) -> Embedder:
     """Embedder whose weights depend on `seed` alone; no global generator moves.
 
     Args:
         config: the encoder.
         seed: of the weights.
-        head_widths: as for `Embedder`.
+        head: as for `Embedder`.
 
     Returns:
-        The embedder, in training mode, on the CPU.
+        The embedder, in training mode, on the CPU; without memory inside `torch.device("meta")`.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    meta = torch.get_default_device().type == "meta"
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         # torch.manual_seed would also reseed every accelerator, which fork_rng does not undo.
         torch.default_generator.manual_seed(seed)
-        return Embedder(config, head_widths)
+        return Embedder(config, head)

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from selftaught import distributed
-from selftaught.data.bad_files import COLUMNS, NAME, Problem, in_words, read_bad_files
+from selftaught.data.images.bad_files import COLUMNS, NAME, Problem, in_words, read_bad_files
 from selftaught.errors import InputError
 from selftaught.files import write_atomic
 
@@ -21,7 +20,7 @@ class SkippedWarning(UserWarning):
 
 
 class BadFiles:
-    """What could not be read so far; all ranks hold the same list after `settle`.
+    """What could not be read so far; all ranks hold the same list after `share`.
 
     Args:
         run: the run folder; a `bad_files.csv` in it is taken up.
@@ -63,14 +62,17 @@ class BadFiles:
                 "rank": str(distributed.rank()),
             }
 
-    def settle(self, device: torch.device | str = "cpu") -> None:
-        """Share what is new with all ranks; rank 0 writes the file and says so. All ranks call it.
+    @property
+    def pending(self) -> bool:
+        """Whether this rank met bad files that the others have not heard of."""
+        return bool(self._new)
+
+    def share(self) -> None:
+        """Let all ranks list what any has met; rank 0 writes the file and says so. All call it.
 
         Raises:
             InputError: too large a share of the images is bad; on every rank.
         """
-        if not distributed.any_rank(bool(self._new), device):
-            return
         for rows in distributed.gather_objects(self._new):
             self._add({name: row for name, row in rows.items() if name not in self.listed})
         self._new = {}

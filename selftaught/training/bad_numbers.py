@@ -17,12 +17,6 @@ from selftaught.training.engine import Batch, Engine
 LOSS, PIXELS = 1, 2
 
 
-def split_batch(batch: Batch, parts: int) -> list[Batch]:
-    """`parts` micro-batches of consecutive images."""
-    pieces = zip(*(value.chunk(parts) for value in batch.values()), strict=True)
-    return [dict(zip(batch, piece, strict=True)) for piece in pieces]
-
-
 def report_bad_numbers(
     engine: Engine,
     micro: list[Batch],
@@ -30,6 +24,7 @@ def report_bad_numbers(
     norm: float,
     step: int,
     files: Callable[[torch.Tensor], list[str]],
+    player: str = "all",
 ) -> NoReturn:
     """Raise on every rank the error that names the ranks where the non-finite figures began.
 
@@ -43,6 +38,7 @@ def report_bad_numbers(
         norm: of the averaged gradient.
         step: 0-based.
         files: names of samples.
+        player: whose loss and gradient it is.
 
     Raises:
         MachineError: always.
@@ -53,28 +49,28 @@ def report_bad_numbers(
     grade = PIXELS if wrong.any() else LOSS if not math.isfinite(loss) else 0
     bad, what = (ids[wrong], "pixels of files") if grade == PIXELS else (ids, "files")
     if not any(distributed.gather_objects(grade)):
-        reached = [bad_gradients(engine, one) for one in micro]
+        reached = [bad_gradients(engine, one, player) for one in micro]
         grade = max(reached)
         if grade:
             bad = torch.cat([one["ids"] for one, n in zip(micro, reached, strict=True) if n])
         what = f"{grade} parameters with a bad gradient when computed again, files"
-    own = f"rank {distributed.rank()}: loss {loss:g}, gradient norm {norm:g}, {what}: "
-    everyone = distributed.gather_objects((grade, own + ", ".join(files(bad))))
+    this_rank = f"rank {distributed.rank()}: loss {loss:g}, gradient norm {norm:g}, {what}: "
+    everyone = distributed.gather_objects((grade, this_rank + ", ".join(files(bad))))
     worst = max(grade for grade, _ in everyone)
-    told = "; ".join(text for grade, text in everyone if grade == worst)
+    worst_ranks = "; ".join(text for grade, text in everyone if grade == worst)
     raise MachineError(
-        f"step {step}: not finite, stopped before the update, last checkpoint intact: {told}"
+        f"step {step}: not finite, stopped before the update, last checkpoint intact: {worst_ranks}"
     )
 
 
-def bad_gradients(engine: Engine, micro: Batch) -> int:
+def bad_gradients(engine: Engine, micro: Batch, player: str = "all") -> int:
     """Number of parameters whose gradient of this rank's own loss is not finite.
 
     Synchronised norms pass a bad gradient on to all ranks, but only further back: the rank that it
     began on has the most such parameters. All ranks take part.
     """
-    parameters = [p for p in engine.task.parameters() if p.requires_grad]
+    parameters = [p for p in engine.task.parameters_of(player) if p.requires_grad]
     with torch.autocast(parameters[0].device.type, torch.bfloat16, enabled=engine.bf16):
-        loss = engine.task(micro)["loss"]
+        loss = engine.task(micro, player)["loss"]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     return sum(not bool(g.isfinite().all()) for g in gradients if g is not None)

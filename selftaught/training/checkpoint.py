@@ -5,6 +5,9 @@ checkpoints/<stage>/step-00000120/
     weights.safetensors     the task's parameters and buffers (centres and pruning included)
     optimizer.safetensors   the optimizer's state (Adam: moments and step counts)
     state.json              step, the loop's running figures, SHA-256 of both files and of itself
+checkpoints/best/
+    weights.safetensors     of the epoch that was validated best
+    best.json               epoch, val_auroc, SHA-256 of the weights
 ```
 A checkpoint is written to a hidden folder, fsynced and renamed; the one before the previous is
 deleted only afterwards. Reading takes the newest one whose checksums hold. Nothing else in these
@@ -34,6 +37,7 @@ from selftaught.files import (
     fsync_folder,
     machine_errors,
     sha256,
+    write_atomic,
 )
 from selftaught.training.folder import check_held
 
@@ -43,6 +47,7 @@ NAME = re.compile(r"step-\d{8}")
 DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 TENSORS = ("weights.safetensors", "optimizer.safetensors")
 STATE = "state.json"
+BEST = "best.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,3 +199,47 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             then = "using the one before" if left else "none is left, the stage begins anew"
             problems.append(f"{error}; {then}")
     return None, problems
+
+
+def keep_best(folder: Path, weights: Mapping[str, Tensor], epoch: int, value: float) -> None:
+    """Keep the state of an epoch that was validated better than all before it.
+
+    What was kept at `epoch` or later is of steps that were lost and are done again.
+
+    Raises:
+        MachineError: the disk is full or read-only.
+    """
+    kept = _best(folder)
+    if kept and kept[0] < epoch and kept[1] >= value:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / TENSORS[0]
+    write_atomic(path, lambda temporary: save_file(_contiguous(dict(weights)), temporary))
+    note = {"epoch": epoch, "val_auroc": value, "sha256": sha256(path)}
+    write_atomic(folder / BEST, json.dumps(note))
+
+
+def has_best(folder: Path) -> bool:
+    """Whether some epoch was validated."""
+    return (folder / BEST).exists()
+
+
+def read_best(folder: Path) -> dict[str, Tensor]:
+    """The state of the epoch that was validated best.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    if _best(folder) is None:
+        raise InputError(f"{folder / TENSORS[0]}: checksum differs from {BEST}: damaged file")
+    return load_file(folder / TENSORS[0])
+
+
+def _best(folder: Path) -> tuple[int, float] | None:
+    """Epoch and validation AUROC of the best epoch; None: there is none, or it is damaged."""
+    try:
+        facts = json.loads((folder / BEST).read_text(encoding="utf-8"))
+        whole = sha256(folder / TENSORS[0]) == facts["sha256"]
+        return (int(facts["epoch"]), float(facts["val_auroc"])) if whole else None
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return None

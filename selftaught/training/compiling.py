@@ -1,4 +1,4 @@
-"""torch.compile of the encoder's training pass, and what it gained."""
+"""torch.compile of the backbone's training pass, and what it gained."""
 
 import statistics
 import time
@@ -23,7 +23,7 @@ def _passes(engine: Engine, batch: Batch, count: int) -> list[float]:
     for _ in range(count):
         began = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=engine.bf16):
-            loss: Tensor = task(batch)["loss"]
+            loss: Tensor = task(batch, task.players[0])["loss"]
         # Gradients go nowhere: neither DDP nor DeepSpeed hears of them.
         torch.autograd.grad(loss, parameters, allow_unused=True)
         if device.type == "cuda":
@@ -35,35 +35,38 @@ def _passes(engine: Engine, batch: Batch, count: int) -> list[float]:
     return seconds
 
 
-def compile_encoder(
+def compile_backbone(
     engine: Engine, batch: Batch, reporter: Reporter, stage: str, step: int
 ) -> None:
-    """Compile the encoder for training; evaluation, whose shapes vary, stays as it is.
+    """Compile the task's backbone for training; evaluation, whose shapes vary, stays as it is.
 
     Both ways are timed on `batch` first; the medians go to the log. All ranks take part.
 
     Args:
         engine: holds the task.
         batch: one micro-batch of this stage.
-        reporter: told what was gained.
+        reporter: where the gain is noted.
         stage: its name.
         step: 0-based, the first of this process.
 
     Raises:
         InputError: torch.compile does not work here, such as for want of a C++ compiler.
     """
-    encoder = engine.task.embedder.encoder
-    eager = encoder.forward
+    backbone = engine.task.backbone()
+    if backbone is None:
+        reporter.warn(stage, "engine.compile is true, but this method names no backbone to compile")
+        return
+    eager = backbone.forward
     before = statistics.median(_passes(engine, batch, 1 + TIMED)[1:])
     # One shape: kernels for any size, which a second stage would get, round in another way than
     # those of a run that goes on with that stage.
     compiled = torch.compile(eager, dynamic=False)
 
     def forward(x: Tensor) -> Tensor:
-        training = encoder.training and torch.is_grad_enabled()
+        training = backbone.training and torch.is_grad_enabled()
         return compiled(x) if training else eager(x)
 
-    encoder.forward = forward  # type: ignore[method-assign]
+    backbone.forward = forward
     try:
         first, *rest = _passes(engine, batch, 1 + TIMED)
     except Exception as error:
@@ -76,7 +79,7 @@ def compile_encoder(
         ) from error
     after = statistics.median(rest)
     reporter.say(
-        f"{stage}: torch.compile of the encoder: forward and backward {before:.4f} s before, "
+        f"{stage}: torch.compile of the backbone: forward and backward {before:.4f} s before, "
         f"{after:.4f} s after, {before / after:.2f} times as fast; compiling took {first:.1f} s"
     )
     reporter.log(

@@ -1,18 +1,47 @@
 """Every setting of a run: frozen dataclasses that are also the command line's options."""
 
 import dataclasses
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import yaml
 
-from selftaught.data.plan import Augment, finetune_augment, pretext_augment
+from selftaught import methods
+from selftaught.data.augment import Preset
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.split import SplitConfig
-from selftaught.errors import InputError
+from selftaught.errors import InputError, require
+from selftaught.methods import Options, load
+from selftaught.models.encoder import EncoderConfig
 
-Preset = Literal["quick", "default", "paper"]
+LONGEST = 30 * 24 * 3600
+MOST_GIB = 1 << 20
+WIDEST = 65_536
+# The stages of a run, and the method of each unless another is named.
+STAGES = {"pretext": methods.PRETEXT, "finetune": methods.FINETUNE}
+# What a preset changes beside the options of its methods.
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {"data": {"image_size": 64}, "score": {"neighbours": 20}},
+    "paper": {
+        "data": {"evaluation_views": "augmented"},
+        "prepare": {"carrier": "paper", "polarity": "paper", "mask": "paper"},
+        "split": {"scheme": "paper"},
+        "model": {"batch_norm": "plain"},
+    },
+}
+
+
+def free(default: Any) -> Any:
+    """A field that may change whenever a run goes on: it changes how fast, not what."""
+    return field(default=default, metadata={"resume": "free"})
+
+
+def late(kind: Callable[[], Any]) -> Any:
+    """A section that may change until fine-tuning has begun."""
+    return field(default_factory=kind, metadata={"resume": "late"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +66,27 @@ class DataConfig:
         evaluation_views: plain = deterministic, augmented = one random view per image as published.
     """
 
-    manifest: str = ""
-    prepare: Literal["auto", "always", "never"] = "auto"
-    pack: str = ""
+    manifest: str = free("")  # compared by content
+    prepare: Literal["auto", "always", "never"] = free("auto")
+    pack: str = free("")
     image_size: int = 512
     pipeline: Literal["auto", "opencv", "dali"] = "auto"
-    workers: int | Literal["auto"] = "auto"
+    workers: int | Literal["auto"] = free("auto")
     mask: Literal["auto", "none"] = "auto"
     allow_outside: bool = False
-    bad_files: Literal["fail", "skip"] = "fail"
-    bad_limit: float = 0.01
-    cache_gib: float = 2.0
+    bad_files: Literal["fail", "skip"] = free("fail")
+    bad_limit: float = free(0.01)
+    cache_gib: float = free(2.0)
     evaluation_views: Literal["plain", "augmented"] = "plain"
+
+    def __post_init__(self) -> None:
+        size, workers, limit = self.image_size, self.workers, self.bad_limit
+        require("image_size", size, "16 to 4096", 16 <= size <= 4096)
+        fine = workers == "auto" or 0 <= workers <= 256
+        require("workers", workers, "auto or 0 to 256", fine)
+        require("bad_limit", limit, "0 to 1", 0 <= limit <= 1)
+        cache = self.cache_gib
+        require("cache_gib", cache, f"0 to {MOST_GIB:,}", 0 <= cache <= MOST_GIB)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +98,8 @@ class ModelConfig:
         stem: imagenet = 7x7 stride 2 and max-pool, small = 3x3 stride 1 for images under 64 px.
         batch_norm: affine, or plain = without scale and shift as published.
         head: widths of the projection head after the encoder's own width.
-        weights: a ResNet state dict on this disk for pretext.method imagenet; never downloaded.
+        weights: a ResNet state dict on this disk for methods that start from one; never
+            downloaded.
     """
 
     architecture: Literal["resnet18", "resnet50"] = "resnet18"
@@ -69,70 +108,16 @@ class ModelConfig:
     head: list[int] = field(default_factory=lambda: [256, 128])
     weights: str = ""
 
+    def __post_init__(self) -> None:
+        fine = bool(self.head) and min(self.head) > 0 and max(self.head) <= WIDEST
+        require("head", self.head, f"one or more widths of 1 to {WIDEST:,}", fine)
 
-@dataclass(frozen=True, kw_only=True)
-class PretextConfig:
-    """Contrastive pre-training on unlabelled images (paper, Eq. 1).
-
-    Args:
-        method: ntxent = SimCLR, supcon = known abnormal images attract each other,
-            imagenet = start from model.weights, none = random weights.
-        epochs: passes over the training set.
-        batch_size: images in a global batch; divided over ranks. Each gives two views.
-        lr: learning rate.
-        optimizer: adam as published; sgd and lars (for large batches) have momentum 0.9 and want
-            rates of their own, some 0.05 and 0.3 times batch_size / 256.
-        milestones: epochs at which the rate is divided by ten.
-        temperature: of the softmax over similarities.
-        weight_decay: coupled L2.
-        augment: how a view is drawn.
-    """
-
-    method: Literal["ntxent", "supcon", "imagenet", "none"] = "ntxent"
-    epochs: int = 100
-    batch_size: int = 24
-    lr: float = 1e-3
-    optimizer: Literal["adam", "sgd", "lars"] = "adam"
-    milestones: list[int] = field(default_factory=lambda: [70, 90])
-    temperature: float = 0.5
-    weight_decay: float = 1e-6
-    augment: Augment = field(default_factory=lambda: pretext_augment("default"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """Multi-centre semi-supervised fine-tuning (paper, Eq. 2).
-
-    Args:
-        centers: hypersphere centres found by k-means; 1 = uni-modal (Deep SAD).
-        gamma: a centre with fewer than gamma times the largest centre's images is removed.
-        eta: weight of known images.
-        epochs: passes over the training set.
-        batch_size: images in a global batch; divided over ranks.
-        lr: learning rate.
-        optimizer: adam as published; sgd and lars (for large batches) have momentum 0.9 and want
-            rates of their own, some 0.05 and 0.3 times batch_size / 256.
-        milestones: epochs at which the rate is divided by ten.
-        weight_decay: coupled L2.
-        center_epsilon: centre coordinates closer to 0 than this are pushed to +-this; 0 stays.
-        center_views: plain, or augmented = random views for k-means as published.
-        validate_every: epochs between validation AUROCs; 0 = never.
-        augment: how a view is drawn.
-    """
-
-    centers: int = 100
-    gamma: float = 0.05
-    eta: float = 1.0
-    epochs: int = 150
-    batch_size: int = 16
-    lr: float = 1e-4
-    optimizer: Literal["adam", "sgd", "lars"] = "adam"
-    milestones: list[int] = field(default_factory=lambda: [90, 140])
-    weight_decay: float = 1e-6
-    center_epsilon: float = 0.1
-    center_views: Literal["plain", "augmented"] = "plain"
-    validate_every: int = 1
-    augment: Augment = field(default_factory=lambda: finetune_augment("default"))
+    @property
+    def encoder(self) -> EncoderConfig:
+        """What the encoder is built from."""
+        return EncoderConfig(
+            architecture=self.architecture, stem=self.stem, batch_norm=self.batch_norm
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,18 +143,43 @@ class EngineConfig:
         timeout: longest wait for another rank, in seconds; then the run ends and names it.
     """
 
-    kind: Literal["ddp", "deepspeed"] = "ddp"
-    zero_stage: Literal[0, 1, 2] = 1
+    kind: Literal["ddp", "deepspeed"] = free("ddp")
+    zero_stage: Literal[0, 1, 2] = free(1)
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     accumulate: int = 1
     clip: float = 0.0
     sync_batch_norm: Literal["auto", "off"] = "auto"
     compile: bool = False
-    peak_tflops: float = 0.0
-    profile: str = ""
-    save_every: int = 0
-    resume: Literal["auto", "never"] = "auto"
-    timeout: float = 600.0
+    peak_tflops: float = free(0.0)
+    profile: str = free("")
+    save_every: int = free(0)
+    resume: Literal["auto", "never"] = free("auto")
+    timeout: float = free(600.0)
+
+    def __post_init__(self) -> None:
+        for name, least in (("accumulate", 1), ("clip", 0), ("peak_tflops", 0), ("save_every", 0)):
+            value = getattr(self, name)
+            require(name, value, f"{least} or more", math.isfinite(value) and value >= least)
+        fine = 1 <= self.timeout <= LONGEST
+        require("timeout", self.timeout, f"1 to {LONGEST:,} seconds", fine)
+        first, dash, last = self.profile.partition("-")
+        fine = bool(dash) and first.isdecimal() and last.isdecimal() and int(first) <= int(last)
+        allowed = "first-last steps counted from 0, such as 10-12"
+        require("profile", self.profile, allowed, fine or not self.profile)
+        divided = self.kind == "deepspeed" and self.zero_stage > 0
+        require(
+            "precision",
+            self.precision,
+            f"auto, fp32 or bf16 with DeepSpeed at engine.zero_stage {self.zero_stage}, which "
+            "keeps its divided weights in float32, or engine.zero_stage 0",
+            not (divided and self.precision == "fp64"),
+        )
+
+    @property
+    def profile_window(self) -> range:
+        """The 0-based steps that `profile` names, first and last included; none if empty."""
+        first, _, last = self.profile.partition("-")
+        return range(int(first), int(last) + 1) if self.profile else range(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +193,14 @@ class ScoreConfig:
     """
 
     neighbours: int = 100
-    batch_size: int = 64
+    batch_size: int = free(64)
     flag_quantile: float = 0.95
+
+    def __post_init__(self) -> None:
+        require("neighbours", self.neighbours, "1 or more", self.neighbours >= 1)
+        require("batch_size", self.batch_size, "1 or more", self.batch_size >= 1)
+        quantile = self.flag_quantile
+        require("flag_quantile", quantile, "between 0 and 1", 0 < quantile < 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,83 +215,150 @@ class Config:
         prepare: how raw films become a packed set, where data.prepare asks for one.
         split: who trains, who tests, whose labels are known.
         model: the network.
-        pretext: contrastive pre-training.
-        finetune: fine-tuning around centres.
+        pretext: first stage, learning without labels; options of its method.
+        finetune: second stage, which scores; options of its method.
         engine: precision, checkpoints, ranks.
         score: scoring.
     """
 
-    out: str = ""
-    preset: Preset = "default"
+    out: str = free("")
+    preset: Preset = free("default")
     seed: int = 1
     data: DataConfig = field(default_factory=DataConfig)
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    pretext: PretextConfig = field(default_factory=PretextConfig)
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    pretext: Options = field(default_factory=lambda: methods.options(STAGES["pretext"]))
+    finetune: Options = late(lambda: methods.options(STAGES["finetune"]))
     engine: EngineConfig = field(default_factory=EngineConfig)
-    score: ScoreConfig = field(default_factory=ScoreConfig)
+    score: ScoreConfig = late(ScoreConfig)
+
+    def __post_init__(self) -> None:
+        require("out", self.out, "the run folder's path", bool(self.out))
+        require("seed", self.seed, "0 to 2**32 - 1", 0 <= self.seed < 2**32)
+        least = 16 if self.model.stem == "small" else 32
+        size, stem = self.data.image_size, self.model.stem
+        allowed = f"{least} to 4096 with model.stem {stem}"
+        require("data.image_size", size, allowed, size >= least)
+        divided = self.engine.kind == "deepspeed" and self.engine.zero_stage > 0
+        for stage in STAGES:
+            options: Options = getattr(self, stage)
+            require(
+                f"{stage}.optimizer",
+                options.optimizer,
+                f"adam or sgd with engine.zero_stage {self.engine.zero_stage}, which flattens the "
+                "layers that lars scales by, or engine.zero_stage 0",
+                options.optimizer != "lars" or not divided,
+            )
+            require(
+                "data.pipeline",
+                self.data.pipeline,
+                f"auto or opencv with {stage}.augment.order published, or the order composed",
+                self.data.pipeline != "dali" or options.augment.order != "published",
+            )
+            players = len(load(options.method).players)
+            require(
+                "engine.kind",
+                self.engine.kind,
+                f"ddp with {stage}.method {options.method}, whose {players} optimizers take turns",
+                self.engine.kind != "deepspeed" or players == 1,
+            )
 
 
-def preset_overrides(preset: Preset) -> dict[str, Any]:
-    """What a preset changes against the defaults, as dotted option names."""
-    if preset == "paper":
-        return {
-            "preset": "paper",
-            "data.evaluation_views": "augmented",
-            "prepare.carrier": "paper",
-            "prepare.polarity": "paper",
-            "prepare.mask": "paper",
-            "split.scheme": "paper",
-            "model.batch_norm": "plain",
-            "pretext.augment": dataclasses.asdict(pretext_augment("paper")),
-            "finetune.augment": dataclasses.asdict(finetune_augment("paper")),
-            "finetune.center_views": "augmented",
-        }
-    if preset == "quick":
-        return {
-            "preset": "quick",
-            "data.image_size": 64,
-            "pretext.epochs": 6,
-            # With a few hundred images the published 1e-3 collapses the embedding.
-            "pretext.lr": 1e-4,
-            "pretext.milestones": [],
-            "pretext.temperature": 0.2,
-            "pretext.augment.blur": 0.0,
-            "finetune.epochs": 40,
-            "finetune.milestones": [28, 36],
-            "finetune.centers": 20,
-            "score.neighbours": 20,
-        }
-    return {"preset": "default"}
+def preset_overrides(
+    preset: Preset, pretext: type[Options], finetune: type[Options]
+) -> dict[str, Any]:
+    """What a preset changes against the defaults, by dotted name.
+
+    Args:
+        preset: its name.
+        pretext: options of the first stage's method, which say what the preset changes in them.
+        finetune: options of the second stage's method.
+    """
+    stages = {"pretext": pretext, "finetune": finetune}
+    methods = {name: dict(options.presets.get(preset, {})) for name, options in stages.items()}
+    return flatten({"preset": preset, **PRESETS.get(preset, {}), **methods})
 
 
-def flatten(config: Config) -> dict[str, Any]:
-    """All settings by dotted name."""
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
     out: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else key, inner)
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            out |= flatten(value, f"{prefix}{key}.")
         else:
-            out[prefix] = list(value) if isinstance(value, tuple) else value
-
-    walk("", dataclasses.asdict(config))
+            out[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return out
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """All settings by dotted name."""
+    return flatten(dataclasses.asdict(config))
 
 
 def dump(config: Config) -> str:
     """The resolved settings as YAML, readable by `--config`."""
-    nested: dict[str, Any] = {}
-    for name, value in flatten(config).items():
-        *groups, last = name.split(".")
-        place = nested
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[last] = value
+    nested = dataclasses.asdict(config, dict_factory=_plain)
     return yaml.safe_dump(nested, sort_keys=False)
+
+
+def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in items}
+
+
+def build(values: Mapping[str, Any]) -> Config:
+    """Settings from nested values; what is missing has its default.
+
+    Raises:
+        InputError: a value out of range, or of a kind that no setting takes.
+    """
+    sections = {
+        stage: {"method": default, **(values.get(stage) or {})} for stage, default in STAGES.items()
+    }
+    methods = {stage: load(section["method"]).Options for stage, section in sections.items()}
+    return _build(Config, {**values, **sections}, "", methods)
+
+
+def _build(
+    kind: type[Any], values: Mapping[str, Any], prefix: str, methods: Mapping[str, type[Options]]
+) -> Any:
+    hints = get_type_hints(kind)
+    made = {}
+    for field_ in dataclasses.fields(kind):
+        if field_.name not in values:
+            continue
+        value, inner = values[field_.name], methods.get(prefix + field_.name, hints[field_.name])
+        if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+            if not isinstance(value, Mapping):
+                raise InputError(f"{prefix}{field_.name} is {value!r}; allowed: options below it")
+            value = _build(inner, value, f"{prefix}{field_.name}.", methods)
+        made[field_.name] = value
+    try:
+        return kind(**made)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{prefix}{' '.join(str(error).split())}") from error
+
+
+def resume_policies(config: Config) -> dict[str, str]:
+    """What may change when a run goes on, by dotted name.
+
+    free: at any time; late: until fine-tuning has begun; "" never. It stands beside each field.
+    """
+    return _policies(config, "", "")
+
+
+def _policies(values: Any, prefix: str, policy: str) -> dict[str, str]:
+    out: dict[str, str] = {}
+    for field_ in dataclasses.fields(values):
+        value, name = getattr(values, field_.name), prefix + field_.name
+        own = field_.metadata.get("resume", policy)
+        inner = (
+            _policies(value, f"{name}.", own) if dataclasses.is_dataclass(value) else {name: own}
+        )
+        out |= inner
+    return out
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from selftaught import distributed
 from selftaught.errors import InputError
+from selftaught.methods import Task
 from selftaught.training import optim
 from selftaught.training.engine import Batch, Precision, casts, share_buffers
-from selftaught.training.tasks import Task
 
 ABSENT = (
     "engine.kind is 'deepspeed', but it cannot be imported: {error}; allowed: ddp, or deepspeed "
@@ -37,10 +37,10 @@ class _Cast(nn.Module):
         self.task = task
         self.bf16 = bf16
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, player: str = "all") -> dict[str, Tensor]:
         device = next(self.task.parameters()).device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
-            return cast(dict[str, Tensor], self.task(batch))
+            return cast(dict[str, Tensor], self.task(batch, player))
 
 
 def _deepspeed() -> Any:
@@ -93,7 +93,7 @@ class DeepSpeedEngine:
         zero_stage: 0 = all state on every rank, 1 = optimizer state divided, 2 = gradients too.
 
     Raises:
-        InputError: deepspeed is not installed.
+        InputError: deepspeed is not installed, or the task has several players.
     """
 
     def __init__(
@@ -107,9 +107,14 @@ class DeepSpeedEngine:
         accumulate: int = 1,
         zero_stage: int = 1,
     ) -> None:
+        if len(task.players) > 1:
+            raise InputError(
+                f"engine.kind is 'deepspeed', but {type(task).__name__} has {len(task.players)} "
+                "optimizers that take turns; allowed: ddp"
+            )
         self.task = task
-        device = next(task.parameters()).device
-        self.bf16 = casts(precision, device)
+        self.device = next(task.parameters()).device
+        self.bf16 = casts(precision, self.device)
         self.accumulated = accumulate
         self.last = True
         self.parameters = [p for p in task.parameters() if p.requires_grad]
@@ -129,9 +134,9 @@ class DeepSpeedEngine:
         )
         self.engine.enable_backward_allreduce = not self.double
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, player: str = "all") -> dict[str, Tensor]:
         """The task's outputs under the chosen precision."""
-        return cast(dict[str, Tensor], self.engine(batch))
+        return cast(dict[str, Tensor], self.engine(batch, player))
 
     def accumulate(self, last: bool) -> AbstractContextManager[object]:
         """Only remembers `last`: DeepSpeed counts micro-batches itself."""
@@ -154,13 +159,13 @@ class DeepSpeedEngine:
                 if parameter.grad is not None:
                     distributed.sum_over_ranks(parameter.grad).div_(distributed.world_size())
 
-    def gradient_norm(self) -> Tensor:
+    def gradient_norm(self, player: str = "all") -> Tensor:
         """Euclidean norm of the averaged gradient before clipping, 0-d."""
         if self.divided:
-            return torch.as_tensor(self.wrapped.scaled_global_norm())
+            return torch.as_tensor(self.wrapped.scaled_global_norm(), device=self.device)
         return get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
-    def step(self, lr: float) -> None:
+    def step(self, lr: float, player: str = "all") -> None:
         """One clipped update at rate `lr`."""
         if self.clip > 0:
             clip_grads_with_norm_(self.parameters, self.clip, self.gradient_norm())

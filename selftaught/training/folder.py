@@ -14,33 +14,15 @@ import torch
 from selftaught import __version__, distributed
 from selftaught.errors import InputError, MachineError
 from selftaught.files import machine_errors, sha256, write_atomic
-from selftaught.training.config import Config, dump, flatten, read_yaml
-
-# Settings that change how fast, not what, and the manifest, which is compared by content.
-FREE = (
-    "out",
-    "preset",
-    "data.manifest",
-    "data.prepare",
-    "data.pack",
-    "data.bad_files",
-    "data.bad_limit",
-    "prepare.workers",
-    "prepare.sheets",
-    "prepare.bad_limit",
-    "data.workers",
-    "data.cache_gib",
-    "engine.kind",
-    "engine.zero_stage",
-    "engine.peak_tflops",
-    "engine.profile",
-    "engine.save_every",
-    "engine.resume",
-    "engine.timeout",
-    "score.batch_size",
+from selftaught.training.config import (
+    Config,
+    build,
+    dump,
+    read_yaml,
+    resume_policies,
+    settings,
 )
-# Settings that may change until the first centre is drawn.
-LATE = ("finetune.", "score.")
+
 LOCK = ".lock"
 SEAL = "# SHA-256 of the above: "
 # What a run killed before it wrote config.yaml may have left.
@@ -116,14 +98,6 @@ def check_held(path: Path) -> None:
             )
 
 
-def _value(mapping: dict[str, Any], dotted: str) -> Any:
-    for key in dotted.split("."):
-        if not isinstance(mapping, dict) or key not in mapping:
-            return None
-        mapping = mapping[key]
-    return mapping
-
-
 def _begun(names: set[str]) -> bool:
     """Whether a folder without config.yaml is empty or holds the beginning of a run."""
     return not names or (LOCK in names and names <= BEGUN)
@@ -148,13 +122,15 @@ def claim(config: Config) -> Path:
             raise InputError(
                 f"out: {run} already holds a run and engine.resume is never; choose another folder"
             )
-        there, here = read_yaml(saved), flatten(config)
+        # What a run from before a setting existed does not name has its default.
+        there, here = settings(build(read_yaml(saved))), settings(config)
         begun = (run / "checkpoints" / "finetune").exists()
-        free = FREE if begun else FREE + LATE
+        policies = resume_policies(config)
+        fixed = ("",) if not begun else ("", "late")
         other = [
-            f"{name} is {_value(there, name)!r} there and {value!r} here"
-            for name, value in here.items()
-            if not name.startswith(free) and _value(there, name) != value
+            f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+            for name in {**there, **here}
+            if policies.get(name, "") in fixed and there.get(name) != here.get(name)
         ]
         if other:
             raise InputError(

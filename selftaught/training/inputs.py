@@ -2,30 +2,32 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from selftaught import distributed
-from selftaught.data.bad_files import Problem, Skipping
+from selftaught.data.images.bad_files import Problem, Skipping
 from selftaught.data.pipeline import Pipeline, open_pipeline
-from selftaught.data.plan import Augment, batch_at, plain, stand_ins
+from selftaught.data.plan import Augment, batch_at, plain, stand_ins, steps_per_epoch
 from selftaught.environment import local_world_size
 from selftaught.errors import InputError
-from selftaught.models.heads import Embedder
 from selftaught.training.bad_files import BadFiles
 from selftaught.training.config import DataConfig
 from selftaught.training.engine import Batch
-from selftaught.training.progress import Reporter
-from selftaught.training.stop import Stopper
+from selftaught.training.stop import StopRun
+
+if TYPE_CHECKING:
+    from selftaught.training.config import Config
+    from selftaught.training.context import Run
 
 Rows = NDArray[np.int64]
 
@@ -98,25 +100,39 @@ class Images:
         return paths, [self.root / name if name else None for name in part["mask"]]
 
     def open(
-        self, stage: str, augment: Augment, views: int, *, training: Rows | None = None
+        self,
+        stage: str,
+        augment: Augment,
+        views: int,
+        *,
+        training: Rows | None = None,
+        masks: bool = False,
+        share: float = 0.5,
     ) -> Pipeline:
-        """A pipeline over all rows; `stage` names the stream of random numbers.
+        """A pipeline over all rows.
 
-        Where bad files are skipped, those of `training`, if given, are replaced by others of these
-        rows with the same known label, and any other is left out.
+        Args:
+            stage: names the stream of random numbers.
+            augment: how a view is drawn.
+            views: of an image.
+            training: rows; where bad files are skipped, those of them are replaced by others with
+                the same known label. Any other bad file is left out.
+            masks: whether batches hold the views' masks.
+            share: of the memory in `data.cache_gib`; that of all open pipelines is at most 1.
         """
         skipping = None
         if self.config.bad_files == "skip":
             others = None if training is None else partial(self._stand_ins, stage, training)
             skipping = Skipping(others)
-        paths, masks = self.files(np.arange(len(self.frame)))
+        paths, covers = self.files(np.arange(len(self.frame)))
         workers = self.config.workers
         if workers == "auto" and local_world_size() > 1:
             workers = max(1, (os.cpu_count() or 1) // local_world_size())
         return open_pipeline(
             self.config.pipeline,
             paths=paths,
-            masks=masks,
+            masks=covers,
+            return_masks=masks,
             image_size=self.config.image_size,
             augment=augment,
             device=_device(),
@@ -124,8 +140,7 @@ class Images:
             stage=stage,
             views=views,
             workers=workers,
-            # Two pipelines live at a time: training views and plain views.
-            cache_bytes=int(self.config.cache_gib * 2**30 / 2),
+            cache_bytes=int(self.config.cache_gib * 2**30 * share),
             skipping=skipping,
         )
 
@@ -135,17 +150,24 @@ class Images:
         pool = alike if len(alike) else training
         return stand_ins(self.seed, stage, epoch, sample, pool).tolist()
 
-    def skipped(
-        self, stage: str, step: int | None, problems: Sequence[Problem], device: torch.device
-    ) -> None:
-        """Take note of what a batch skipped; all ranks call it equally often.
+    def note(self, stage: str, step: int | None, problems: Sequence[Problem]) -> None:
+        """Remember what a batch of this rank skipped, until `share`."""
+        if self.bad_files is not None and self.config.bad_files == "skip":
+            self.bad_files.note(stage, step, problems)
+
+    @property
+    def pending(self) -> bool:
+        """Whether this rank has noted what the others have not heard of."""
+        return self.bad_files is not None and self.bad_files.pending
+
+    def share(self) -> None:
+        """Let all ranks hear of what was skipped; all call it.
 
         Raises:
             InputError: too many images are bad, over all ranks.
         """
-        if self.bad_files is not None and self.config.bad_files == "skip":
-            self.bad_files.note(stage, step, problems)
-            self.bad_files.settle(device)
+        if self.bad_files is not None:
+            self.bad_files.share()
 
 
 def _device() -> torch.device:
@@ -194,16 +216,24 @@ def training_batches(
 
     semi_label = images.semi_label
     low, high = input_range
+    per_epoch = steps_per_epoch(len(rows), batch_size, drop_last=True)
     for step, batch in enumerate(pipeline.batches(requests()), first_step):
-        images.skipped(stage, step, batch.problems, device)
+        images.note(stage, step, batch.problems)
         # The published stages saw inputs 255 times apart; ours declare a range and keep to it.
-        # On a GPU the look would wait for the step before.
+        # On a GPU this would wait for the step before.
         if batch.views.device.type == "cpu":
-            assert low <= float(batch.views.min()) and float(batch.views.max()) <= high, input_range
+            least, most = (float(value) for value in batch.views.aminmax())
+            # NaN passes: the loop stops over it and names the file.
+            if least < low or most > high:
+                raise RuntimeError(f"views reach from {least} to {most}, declared: {input_range}")
+        masks = None if batch.masks is None else batch.masks.to(device, non_blocking=True)
         yield {
             "views": batch.views.to(device, non_blocking=True),
+            "masks": masks,
             "semi_label": semi_label[batch.ids].to(device, non_blocking=True),
             "ids": batch.ids,
+            "epoch": step // per_epoch,
+            "step": step,
         }
 
 
@@ -231,95 +261,98 @@ def global_batch_size(option: str, batch_size: int, samples: int, accumulate: in
     return size
 
 
-class Embedded(NamedTuple):
-    """Embeddings, complete on every rank, on the CPU.
-
-    Attributes:
-        h: (N, width), float64 where the weights are, else float32.
-        z: (N, D), of the same type.
-        rows: (N,) row numbers: those that were asked for and could be read, in their order.
-    """
-
-    h: Tensor
-    z: Tensor
-    rows: Rows
-
-    def only(self, rows: Rows) -> "Embedded":
-        """The part of some of its rows, in its own order."""
-        kept = np.isin(self.rows, rows)
-        return Embedded(self.h[kept], self.z[kept], self.rows[kept])
-
-
 @torch.no_grad()
-def embed(
-    embedder: Embedder,
+def infer(
+    run: "Run",
+    compute: Callable[[Tensor], dict[str, Tensor]],
+    modules: Sequence[nn.Module],
     pipeline: Pipeline,
     rows: Rows,
     *,
-    batch_size: int,
-    stopper: Stopper,
-    reporter: Reporter | None = None,
-    name: str = "embed",
-    images: Images | None = None,
-) -> Embedded:
-    """Embeddings of `rows` in eval mode, the work divided over ranks.
+    name: str,
+    show: bool = False,
+) -> tuple[dict[str, Tensor], Rows]:
+    """What `compute` gives for one view of each of `rows`, the work divided over ranks.
 
     Args:
-        embedder: on its device; its mode is restored afterwards.
+        run: device, batch size of scoring, signals, and who hears of images that were skipped.
+        compute: images (B, 1, S, S) on the device -> tensors (B, ...) by name.
+        modules: in eval mode meanwhile.
         pipeline: one view per image.
         rows: (N,) row numbers.
-        batch_size: images in a forward pass.
-        stopper: asked at every batch.
-        reporter: shows the progress, if given.
         name: of the progress.
-        images: told of the images that were skipped, if given.
+        show: whether to show it.
+
+    Returns:
+        The tensors, complete on every rank, on the CPU, floats of at least float32; and the row
+        numbers of those that could be read, in their order.
 
     Raises:
         InputError: an image cannot be read, or where such are skipped, too many.
         StopRun: a signal arrived.
     """
-    weight = next(embedder.parameters())
-    device, kind = weight.device, torch.promote_types(weight.dtype, torch.float32)
-    mine = np.array_split(rows, distributed.world_size())[distributed.rank()]
+    world, batch_size = distributed.world_size(), run.config.score.batch_size
+    mine = np.array_split(rows, world)[distributed.rank()]
     # All ranks ask the stopper equally often, however uneven their shares are.
-    steps = -(-len(rows) // distributed.world_size() // batch_size) + 1
+    steps = -(-len(rows) // world // batch_size) + 1
     chunks = [mine[i * batch_size : (i + 1) * batch_size] for i in range(steps)]
     source = pipeline.batches((0, chunk) for chunk in chunks if len(chunk))
-    training = embedder.training
-    embedder.eval()
-    if reporter:
-        reporter.start_bar(name, steps, 0)
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    training = [[one.training for one in module.modules()] for module in modules]
+    for module in modules:
+        module.eval()
+    if show:
+        run.reporter.start_bar(name, steps, 0)
+    parts: list[dict[str, Tensor]] = []
     began = time.monotonic()
     for number, chunk in enumerate(chunks, 1):
+        run.reporter.on_event("batch", name=name, number=number - 1)
         problems: tuple[Problem, ...] = ()
         if len(chunk):
             batch = next(source)
             problems = batch.problems
             if len(batch.ids):
-                h, z = embedder(batch.views[:, 0].to(device))
-                parts.append((h.cpu().to(kind), z.cpu().to(kind), batch.ids))
-        if images is not None:
-            images.skipped(name, None, problems, device)
-        if stopper.requested(device):
-            raise stopper.exit()
-        if reporter:
-            done = min(number * batch_size * distributed.world_size(), len(rows))
-            speed = done / max(time.monotonic() - began, 1e-9)
-            reporter.advance(name, number, steps, images_per_s=speed)
-    embedder.train(training)
-    if reporter:
-        reporter.end_bar()
+                outputs = compute(batch.views[:, 0].to(run.device))
+                parts.append({"row": batch.ids, **{k: _to_cpu(v) for k, v in outputs.items()}})
+        run.images.note(name, None, problems)
+        # The one look at each other of a batch.
+        words = distributed.gather_row([run.stopper.code, run.images.pending], run.device)
+        if code := max(int(code) for code, _ in words):
+            raise StopRun(code)
+        if any(pending for _, pending in words):
+            run.images.share()
+        if show:
+            speed = min(number * batch_size * world, len(rows)) / (time.monotonic() - began + 1e-9)
+            run.reporter.advance(name, number, steps, images_per_s=speed)
+    for module, modes in zip(modules, training, strict=True):
+        for one, mode in zip(module.modules(), modes, strict=True):
+            one.training = mode
+    if show:
+        run.reporter.end_bar()
     local = (
-        tuple(torch.cat(column).numpy() for column in zip(*parts, strict=True)) if parts else None
+        {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]} if parts else {}
     )
-    gathered = [one for one in distributed.gather_objects(local) if one is not None]
+    gathered = [one for one in distributed.gather_objects(local) if one]
     if not gathered:
         raise InputError(f"{name}: none of {len(rows)} images can be read; allowed: at least one")
-    h, z, ids = (np.concatenate(column) for column in zip(*gathered, strict=True))
-    return Embedded(torch.from_numpy(h), torch.from_numpy(z), ids)
+    whole = {key: np.concatenate([one[key] for one in gathered]) for key in gathered[0]}
+    readable = whole.pop("row")
+    return {key: torch.from_numpy(value) for key, value in whole.items()}, readable
+
+
+def _to_cpu(values: Tensor) -> Tensor:
+    if values.is_floating_point():
+        return values.cpu().to(torch.promote_types(values.dtype, torch.float32))
+    return values.cpu()
 
 
 def open_plain(images: Images, augment: Augment) -> Pipeline:
     """One deterministic view per image, prepared and scaled as `augment` says."""
     return images.open("plain", plain(augment), views=1)
+
+
+def open_evaluation(config: "Config", images: Images, share: float = 0.5) -> Pipeline:
+    """Images as evaluation sees them: plain, or one random view of each in preset paper."""
+    augment = config.finetune.augment
+    if config.data.evaluation_views == "plain":
+        augment = plain(augment)
+    return images.open("evaluation", augment, views=1, share=share)

@@ -1,6 +1,6 @@
 """Optimizers by name, and their state as named tensors that any engine can take up."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -84,10 +84,22 @@ def make_optimizer(
     raise ValueError(f"optimizer is {name!r}; allowed: adam, sgd, lars")
 
 
-def state_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Optimizer state, keys `<parameter number>.<name>`."""
+def numbers(parameters: Iterable[Parameter]) -> dict[Parameter, int]:
+    """The number of each trained parameter, which names its state in checkpoints."""
+    return {p: number for number, p in enumerate(p for p in parameters if p.requires_grad)}
+
+
+def state_of(
+    optimizer: torch.optim.Optimizer, names: Sequence[int] | None = None
+) -> dict[str, Tensor]:
+    """Optimizer state, keys `<parameter number>.<name>`.
+
+    Args:
+        optimizer: of one parameter group.
+        names: numbers of its parameters; None: as they come.
+    """
     return {
-        f"{number}.{name}": value
+        f"{number if names is None else names[number]}.{name}": value
         for number, one in optimizer.state_dict()["state"].items()
         for name, value in one.items()
         if isinstance(value, Tensor)
@@ -103,9 +115,15 @@ def nested(state: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     return out
 
 
-def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    """Take up what `state_of` gave."""
+def load_state(
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Tensor],
+    names: Sequence[int] | None = None,
+) -> None:
+    """Load what `state_of` gave; entries of other parameters are left aside."""
     groups = optimizer.state_dict()["param_groups"]
     # torch would keep the given tensors themselves and move them.
-    state = {key: value.clone() for key, value in state.items()}
-    optimizer.load_state_dict({"state": nested(state), "param_groups": groups})
+    entries = nested({key: value.clone() for key, value in state.items()})
+    if names is not None:
+        entries = {own: entries[name] for own, name in enumerate(names) if name in entries}
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})

@@ -8,8 +8,9 @@ from types import TracebackType
 from typing import Any
 
 from selftaught import distributed
-from selftaught.data.prepare.progress import Bar, Console
+from selftaught.console import Bar, Console
 from selftaught.files import machine_errors, write_atomic
+from selftaught.training.events import OnEvent, ignore
 
 
 def _plain(value: Any) -> Any:
@@ -22,9 +23,11 @@ class Reporter:
 
     Args:
         run: the run folder, holding metrics.jsonl and tensorboard/.
+        on_event: hears of progress, on every rank.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, on_event: OnEvent = ignore) -> None:
+        self.on_event = on_event
         self.path = run / "metrics.jsonl"
         self.main = distributed.is_main()
         self.console = Console(stderr=True, highlight=False)
@@ -125,6 +128,7 @@ class Reporter:
             self.bar.advance(
                 done, " ".join(f"{name} {value:.4g}" for name, value in figures.items())
             )
+        self.on_event("progress", name=stage, done=done, total=total)
 
     def end_bar(self) -> None:
         """Take the bar away."""

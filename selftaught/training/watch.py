@@ -5,42 +5,42 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from selftaught import distributed
 from selftaught.errors import MachineError
 from selftaught.files import machine_errors
+from selftaught.methods import Task
 from selftaught.training.config import EngineConfig
-from selftaught.training.config_checks import profile_window
 from selftaught.training.engine import Batch, Engine
 from selftaught.training.progress import Reporter
 
 
-def count_flops(embedder: nn.Module, views: Tensor) -> float:
+def count_flops(task: Task, views: Tensor) -> float:
     """Floating-point operations to learn from one image, forward and backward.
 
     Counted by torch for one view, in eval mode; a multiply-add counts as two. Losses, norms and
-    the optimizer are left out.
+    the optimizer are left out. 0 where the task has no features.
 
     Args:
-        embedder: image -> tensor or tuple of tensors.
+        task: on its device.
         views: (B, V, 1, S, S), on its device; only the shape of an image matters.
     """
-    training = embedder.training
-    embedder.eval()
-    parameters = [p for p in embedder.parameters() if p.requires_grad]
+    training = task.training
+    task.eval()
+    parameters = [p for p in task.parameters() if p.requires_grad]
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        out = embedder(views[:1, 0])
-        last = out[-1] if isinstance(out, tuple) else out
-        torch.autograd.grad(last.sum(), parameters, allow_unused=True)
-    embedder.train(training)
+        features = task.features(views[:1, 0])
+        if features is not None:
+            torch.autograd.grad(features[1].sum(), parameters, allow_unused=True)
+    task.train(training)
     return float(counter.get_total_flops() * views.shape[1])
 
 
@@ -50,6 +50,10 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+# What each rank measures.
+FIGURES = ("images_per_s", "data_wait", "own_s", "peak_memory_gib")
 
 
 class Watch:
@@ -69,10 +73,11 @@ class Watch:
         self.task, self.stage, self.options, self.reporter = engine.task, stage, options, reporter
         self.device = next(engine.task.parameters()).device
         self.folder = reporter.path.parent / "profile"
-        self.window = profile_window(options.profile)
+        self.window = options.profile_window
         self.profiler: torch.profiler.profile | None = None
         self.flops = 0.0
-        self.timed = False
+        self.cuda = self.device.type == "cuda"
+        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self.start_epoch()
         if self.window and self.window.start >= steps:
             reporter.warn(
@@ -101,51 +106,50 @@ class Watch:
 
     def begin(self, batch: Batch, step: int) -> None:
         """Count the arithmetic of the first batch's shape, met at the 0-based `step`."""
-        if not hasattr(self.task, "embedder"):
+        self.flops = count_flops(self.task, batch["views"])
+        if not self.flops:
             return
-        self.flops = count_flops(self.task.embedder, batch["views"])
         peak = self.options.peak_tflops
         named = {"peak_tflops": peak} if peak else {}
         self.reporter.log(
             kind="note", stage=self.stage, step=step, gflop_per_image=self.flops / 1e9, **named
         )
 
-    def next(self, source: Iterator[Batch], step: int, timed: bool) -> Batch:
-        """The next batch; the wait for it is counted.
-
-        Args:
-            source: of this rank's batches.
-            step: 0-based, of the stage.
-            timed: whether this step also compares the ranks.
-        """
+    def next(self, source: Iterator[Batch], step: int) -> Batch:
+        """The next batch of this rank, for the 0-based `step`; the wait for it is counted."""
         if step in self.window and self.profiler is None:
             self._start_trace()
-        asked, self.timed = time.monotonic(), timed
+        asked = time.monotonic()
         batch = next(source)
-        self.step_waited = time.monotonic() - asked
-        self.waited += self.step_waited
+        waited = time.monotonic() - asked
+        self.waited += waited
+        self.own_seconds += waited
+        self.own_steps += 1
         self.images += batch["ids"].shape[0]
         return batch
 
     @contextlib.contextmanager
     def forward(self) -> Iterator[None]:
-        """A forward pass; on timed steps, what this rank spent itself, not waiting for others."""
-        if not self.timed:
-            yield
-            return
+        """A forward pass: what this rank spent itself, not waiting for others.
+
+        A GPU's time is read between two events once the step has waited for it anyway.
+        """
         began, blocked = time.monotonic(), distributed.blocked_seconds()
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if self.cuda else []
+        if events:
+            events[0].record()
         yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        others = distributed.blocked_seconds() - blocked
-        self.own_seconds += self.step_waited + time.monotonic() - began - others
-        self.own_steps += 1
-        self.step_waited = 0.0
-        # Ranks leave together, so that nobody's backward pass pays for another's lateness.
-        distributed.barrier()
+        if events:
+            events[1].record()
+            self.events.append((events[0], events[1]))
+        else:
+            others = distributed.blocked_seconds() - blocked
+            self.own_seconds += time.monotonic() - began - others
 
     def done(self, step: int) -> None:
         """`step`, 0-based, is done."""
+        self.own_seconds += sum(first.elapsed_time(last) for first, last in self.events) / 1e3
+        self.events.clear()
         if self.profiler is not None and step == self.window[-1]:
             self._end_trace()
 
@@ -159,20 +163,19 @@ class Watch:
             "peak_memory_gib": peak_memory_gib(self.device),
         }
 
-    def progress(self) -> dict[str, float]:
-        """What the bar shows: all ranks' speed and this rank's wait, as this rank sees them."""
-        own = self.own()
-        speed = own["images_per_s"] * distributed.world_size()
-        return {"images_per_s": speed, "data_wait": own["data_wait"]}
+    def progress(self, everyone: Sequence[Any]) -> dict[str, float]:
+        """What the bar shows: all ranks' speed and the first rank's wait."""
+        speed = sum(one.images_per_s for one in everyone)
+        return {"images_per_s": speed, "data_wait": everyone[0].data_wait}
 
-    def summary(self, everyone: list[dict[str, float]], ranks: bool) -> dict[str, Any]:
+    def summary(self, everyone: Sequence[Any], ranks: bool) -> dict[str, Any]:
         """Figures for metrics.jsonl out of every rank's own.
 
         Args:
-            everyone: `own` of every rank.
+            everyone: of every rank, an object with the figures of `own` as attributes.
             ranks: whether to list each rank's figures too.
         """
-        columns = {name: [one[name] for one in everyone] for name in everyone[0]}
+        columns = {name: [getattr(one, name) for one in everyone] for name in FIGURES}
         total = sum(columns["images_per_s"])
         figures: dict[str, Any] = {
             "images_per_s": total,
@@ -185,20 +188,20 @@ class Watch:
             figures["mfu"] = total * self.flops / peak
         return figures | ({"ranks": columns} if ranks else {})
 
-    def tell(self, summary: dict[str, Any]) -> None:
+    def report(self, summary: dict[str, Any]) -> None:
         """Print what an epoch's summary says, for the person who watches."""
         ranks = distributed.world_size()
-        told = [
+        parts = [
             f"{self.stage}: {float(format(summary['images_per_s'], '.3g')):,g} images/s",
             f"{summary['data_wait']:.0%} of the time waiting for data",
             f"{summary['peak_memory_gib']:.3g} GiB at most on a rank",
         ]
         if ranks > 1:
-            told[0] += f" on {ranks} ranks"
-            told.append(f"rank {summary['slowest_rank']} the slowest")
+            parts[0] += f" on {ranks} ranks"
+            parts.append(f"rank {summary['slowest_rank']} the slowest")
         if "mfu" in summary:
-            told.append(f"MFU {summary['mfu']:.1%} of {self.options.peak_tflops:g} TFLOP/s a rank")
-        self.reporter.say(", ".join(told))
+            parts.append(f"MFU {summary['mfu']:.1%} of {self.options.peak_tflops:g} TFLOP/s a rank")
+        self.reporter.say(", ".join(parts))
 
     def _start_trace(self) -> None:
         # Its library writes lines of its own to stderr, on a machine without a GPU an error.
@@ -228,10 +231,10 @@ class Watch:
         return self.folder / f"{self.stage}-rank{distributed.rank()}-{ending}"
 
     def _out_of_memory(self, error: torch.OutOfMemoryError) -> MachineError:
-        told = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         path = self._path("out-of-memory.pickle")
         torch.cuda.memory._dump_snapshot(str(path))
         return MachineError(
             f"{self.stage}: rank {distributed.rank()} is out of memory; lower the batch size or "
-            f"raise engine.accumulate; what held the memory is in {path}: {told}"
+            f"raise engine.accumulate; what held the memory is in {path}: {reason}"
         )

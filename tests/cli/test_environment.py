@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 
-from selftaught.models import EncoderConfig, build_embedder, save_model
-from tests.tiny import options, write_images
+from tests.tiny import options, write_images, write_model
 
 ROOT = Path(__file__).resolve().parents[2]
 # Python reads it at its start: users are unknown, as in a container, and other hosts out of reach.
@@ -94,9 +92,7 @@ def prepare_words(images, out):
 
 @pytest.fixture
 def score_words(images, tmp_path):
-    embedder = build_embedder(EncoderConfig(stem="small"), 0, head_widths=(512, 16, 8))
-    model = save_model(tmp_path / "model", embedder, torch.randn(3, 8), {
-        "preprocessing": {"image_size": 32, "input_range": [0.0, 1.0]}})  # fmt: skip
+    model = write_model(tmp_path / "model")
     return ["score", model, "--data.manifest", images, "--out", tmp_path / "ä.csv"]
 
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from selftaught import distributed
 from selftaught.data.augment import finetune_augment, pretext_augment
+from selftaught.data.images.pack_writer import Packable, write_pack
 from selftaught.data.pipeline import Pipeline, has_dali
 from selftaught.data.pipeline.sample import contrast_limits
 from selftaught.data.plan import batch_at, steps_per_epoch
-from selftaught.data.prepare.shards import Packable, write_pack
 from selftaught.training.config import DataConfig
 from selftaught.training.inputs import Images, embed, open_plain, training_batches
 

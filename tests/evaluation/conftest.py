@@ -10,7 +10,8 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
-from selftaught.evaluation import evaluate, percentiles, threshold_from_normals
+from selftaught.evaluation import evaluate
+from selftaught.models import Calibration
 
 PARTS = ("WRIST", "HAND", "ELBOW")
 
@@ -86,9 +87,9 @@ def make_run(tmp_path):
         scores = edit(scores) if edit else scores
         label, split = scores["label"], scores["split"]
         normals = scores["score"][(split == "val") & (label == 0)]
-        threshold = threshold_from_normals(normals)
-        scores["percentile"] = percentiles(scores["score"], normals)
-        scores["flagged"] = scores["score"] > threshold if threshold is not None else ""
+        calibration = Calibration.from_normals(normals)
+        scores["percentile"] = calibration.percentiles(scores["score"])
+        scores["flagged"] = calibration.flagged(scores["score"])
         scores.to_csv(run / "scores.csv", index=False)
         scores[["path", "split", "semi_label", "label", "group"]].to_csv(
             run / "split.csv", index=False
@@ -114,7 +115,7 @@ def make_run(tmp_path):
         (run / "environment.json").write_text(
             json.dumps({"torch": "2.11.0", "device": "cpu", "image_root": str(root)})
         )
-        (run / "model" / "model.json").write_text(json.dumps({"threshold": threshold}))
+        (run / "model" / "model.json").write_text(json.dumps({"calibration": calibration.facts()}))
         if images:
             for number, (path, value) in enumerate(zip(scores["path"], label, strict=True)):
                 target = (root / path).resolve()

@@ -9,7 +9,7 @@ import pytest
 from selftaught.data.manifest import read_manifest
 from selftaught.data.pipeline import has_dali
 from selftaught.data.split import SplitConfig, make_split
-from tests.data.broken import break_file
+from tests.data.images.broken import break_file
 from tests.faults.injected import At, KillIn
 from tests.faults.ranks import start
 from tests.tiny import options, write_images

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pickle
+import sys
 
 import numpy as np
 import pandas as pd
@@ -15,10 +16,10 @@ import pytest
 import torch
 
 from selftaught.cli.main import main
-from selftaught.models import EncoderConfig, build_embedder, save_model
+from selftaught.models import files
 from selftaught.training import checkpoint
 from tests.faults.ranks import start
-from tests.tiny import options, write_images
+from tests.tiny import options, write_images, write_model
 
 
 class Payload:
@@ -94,17 +95,29 @@ def test_an_image_that_is_code(tmp_path, trace, capsys, kind):
 
 
 def test_a_model_that_is_code(manifest, tmp_path, trace, capsys):
-    embedder = build_embedder(EncoderConfig(stem="small"), 0, head_widths=(512, 16, 8))
-    model = save_model(tmp_path / "model", embedder, torch.randn(3, 8), {
-        "preprocessing": {"image_size": 32, "input_range": [0.0, 1.0]}})  # fmt: skip
+    model = write_model(tmp_path / "model")
     content = pickle.dumps(Payload(trace))
     document = json.loads((model / "model.json").read_text())
     # As somebody who means harm would: with a checksum that fits.
-    document["sha256"]["centers.safetensors"] = hashlib.sha256(content).hexdigest()
-    (model / "centers.safetensors").write_bytes(content)
+    document["sha256"]["weights.safetensors"] = hashlib.sha256(content).hexdigest()
+    (model / "weights.safetensors").write_bytes(content)
     (model / "model.json").write_text(json.dumps(document))
     words = ["--data.manifest", str(manifest), "--out", str(tmp_path / "scores.csv")]
-    refused(capsys, ["score", str(model), *words], "centers.safetensors")
+    refused(capsys, ["score", str(model), *words], "weights.safetensors")
+
+
+def test_a_model_whose_method_is_code_beside_it(manifest, tmp_path, trace, capsys, monkeypatch):
+    """What lies beside a model or where the command is started is not on Python's path."""
+    model = write_model(tmp_path / "model")
+    for place in (tmp_path, model):
+        (place / "mine_here.py").write_text(f"import os; os.mkdir({str(trace)!r})")
+    document = json.loads((model / "model.json").read_text()) | {"method": "mine_here.Mine"}
+    document["sha256"]["facts"] = files._digest(document)
+    (model / "model.json").write_text(json.dumps(document))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    words = ["--data.manifest", str(manifest), "--out", str(tmp_path / "scores.csv")]
+    refused(capsys, ["score", str(model), *words], "model.json", "mine_here.Mine")
 
 
 def test_checkpoints_that_are_code(tmp_path, trace):

@@ -1,7 +1,5 @@
 """The losses built on tiled passes equal the formulas, in value and in every gradient."""
 
-import inspect
-
 import pytest
 import torch
 
@@ -23,8 +21,8 @@ def case(name: str, images: int):
     classes = torch.arange(images) % 3
     ragged = torch.arange(2 * images) % 5  # not the two views of an image, and some alone
     return {
-        "ntxent": ("ntxent", (z1, z2, TAU, 0.0, *LAST), 3),
-        "ntxent, raw": ("ntxent", (z1, z2, None, 0.9, False, "auto"), 3),
+        "ntxent": ("ntxent", (z, TAU, 0.0, *LAST), 2),
+        "ntxent, raw": ("ntxent", (z, None, 0.9, False, "auto"), 2),
         "supcon": ("supcon", (z, classes.repeat(2), TAU, 0.0, True, *LAST), 2),
         "supcon, no classes": (
             "supcon",
@@ -84,26 +82,19 @@ def test_only_what_is_needed(name):
             torch.testing.assert_close(value, whole if place == position else value[:0])
 
 
-@pytest.mark.parametrize("op", ["ntxent", "supcon", "info_nce"])
-def test_signatures_are_those_of_the_formulas(op):
-    for name in (op, f"{op}_backward"):
-        expected = list(inspect.signature(getattr(reference, name)).parameters)
-        assert list(inspect.signature(getattr(TILED, name)).parameters) == expected
-
-
 @pytest.mark.parametrize("name", ["ntxent", "supcon, no classes", "clip"])
 def test_small_losses_keep_their_digits(name):
     op, arguments, many = case(name, 8)
-    if op != "supcon":
-        z1 = torch.nn.functional.normalize(arguments[0])
-        z2 = torch.nn.functional.normalize(arguments[0] + 1e-3 * arguments[1])
+    arguments = [*arguments]
+    if op == "info_nce":
+        query = torch.nn.functional.normalize(arguments[0])
+        key = torch.nn.functional.normalize(arguments[0] + 1e-3 * arguments[1])
+        arguments[:2] = query, key
     else:
-        first = arguments[0][:8]
-        z1 = torch.cat([first, first + 1e-3 * arguments[0][8:]])
-        z2 = arguments[1]
-    tau = torch.tensor(0.04, dtype=torch.float64)
-    arguments = [z1, z2, *arguments[2:]]
-    arguments[3 if op == "info_nce" else 2] = tau
+        first, second = arguments[0].chunk(2)
+        arguments[0] = torch.cat([first, first + 1e-3 * second])
+    place = {"ntxent": 1, "supcon": 2, "info_nce": 3}[op]
+    arguments[place] = torch.tensor(0.04, dtype=torch.float64)
     low = [
         a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments
     ]

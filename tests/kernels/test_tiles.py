@@ -18,7 +18,7 @@ from tests.kernels.tiles_table import (
     NONE,
     Case,
     cases,
-    left_out,
+    masked_logits,
     rows_of,
     side,
     temperature_of,
@@ -149,7 +149,7 @@ def test_many_blocks(cpp: Tiles) -> None:
     torch.manual_seed(2)
     x, tau = rows_of(96 * 33 + 4, 8, torch.float32), torch.tensor(0.1)
     case = Case(x, x, tau, Excluded(0, x.unit.shape[0] // 2))
-    logits = true_logits(case).masked_fill(left_out(case), NONE)
+    logits = masked_logits(case)
     found, _ = cpp.log_sums(x, x, tau, case.excluded)
     total = logits.logsumexp(1)
     assert error(found, total) < 4e-7
@@ -183,7 +183,7 @@ def test_large_rows(backend: Backend, size: float) -> None:
             row=Side(weight, found[0], found[0]),
             column=None,
         )
-        logits = true_logits(case).masked_fill(left_out(case), NONE)
+        logits = masked_logits(case)
         top = logits.topk(2, 1).values
         clear = top[:, 0] - top[:, 1] > 40
         assert clear.any()

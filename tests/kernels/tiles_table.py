@@ -9,6 +9,7 @@ from torch import Tensor
 
 from selftaught.kernels.reference.tiles import TILES as EAGER
 from selftaught.kernels.tiles import Classes, Excluded, Rows, Side
+from tests.kernels.tiles_truth import left_out, weighted
 
 NONE = float("-inf")
 
@@ -25,46 +26,24 @@ class Case(NamedTuple):
     classes: Classes | None = None
 
 
-def left_out(case: Case) -> Tensor:
-    rows, columns = case.x.unit.shape[0], case.y.unit.shape[0]
-    mask = torch.zeros(rows, columns, dtype=torch.bool)
-    if case.excluded is None:
-        return mask
-    offset, half = case.excluded
-    for i in range(rows):
-        for j in [offset + i] + ([offset + (i + half if i < half else i - half)] if half else []):
-            if 0 <= j < columns:
-                mask[i, j] = True
-    return mask
-
-
 def true_logits(case: Case) -> Tensor:
     return case.x.unit.double() @ case.y.unit.double().T / case.temperature.double()
 
 
+def masked_logits(case: Case) -> Tensor:
+    logits = true_logits(case)
+    return logits.masked_fill(left_out(*logits.shape, case.excluded), NONE)
+
+
 def true_log_sums(case: Case) -> tuple[Tensor, Tensor]:
-    logits = true_logits(case).masked_fill(left_out(case), NONE)
+    logits = masked_logits(case)
     return logits.logsumexp(1), logits.logsumexp(0)
 
 
 def true_weighted_sums(case: Case) -> tuple[Tensor, Tensor]:
-    logits, excluded = true_logits(case), left_out(case)
-    weights, slopes = torch.zeros_like(logits), torch.zeros(len(logits), dtype=torch.float64)
-    if case.row is not None:
-        row = Side(*(None if part is None else part.double()[:, None] for part in case.row))
-        own = (row.weight * (logits - row.total).exp()).masked_fill(excluded, 0)
-        weights += own
-        slopes = (own * (logits - row.positive)).sum(1)
-    if case.column is not None:
-        column = Side(*(None if part is None else part.double() for part in case.column))
-        weights += column.weight * (logits - column.total).exp()
-    if case.classes is not None:
-        same = (case.classes.rows[:, None] == case.classes.columns).double()
-        if case.row is not None:
-            weights -= same * row.share
-        if case.column is not None:
-            weights -= same * column.share
-    return weights.masked_fill(excluded, 0) @ case.y.unit.double(), slopes
+    logits, y = masked_logits(case), case.y.unit.double()
+    sums, slopes = weighted(logits, y, case.row, case.column, case.classes)
+    return sums, torch.zeros(len(logits), dtype=torch.float64) if slopes is None else slopes
 
 
 def rows_of(count: int, width: int, dtype: torch.dtype, size: float = 1.0) -> Rows:

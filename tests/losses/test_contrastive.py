@@ -331,6 +331,23 @@ def test_large_finite_entries_are_not_mistaken_for_infinities():
     assert torch.isfinite(ntxent_loss(half, half))
 
 
+@pytest.mark.parametrize("images", [1, 5])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_unchecked_values_give_a_nan_loss(loss, images):
+    z1, z2 = (z.float().requires_grad_() for z in views(images, 16, 0.5))
+    tau = torch.tensor(0.2, requires_grad=True)
+    for place, value in ((0, "nan"), (1, "inf"), (2, "nan")):
+        inputs = [t.detach().clone().requires_grad_() for t in (z1, z2, tau)]
+        with torch.no_grad():
+            inputs[place].view(-1)[-1] = float(value)
+        for normalize in (True, False):
+            rows = ours(loss, *inputs, check_values=False, normalize=normalize)
+            assert rows.mean().isnan()
+            rows.mean().backward()
+        with pytest.raises(ValueError, match="finite"):
+            ours(loss, *inputs)
+
+
 def test_forward_mode_is_refused_not_wrong():
     z1, z2, tangent = torch.randn(3, 5, 8)
     with pytest.raises(NotImplementedError, match="z1: forward-mode derivatives"):

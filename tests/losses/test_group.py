@@ -1,10 +1,11 @@
 """Losses over several ranks equal one process on the global batch, gradients included.
 
-Every rank computes both and compares. Two ranks go through DDP, which averages gradients; three
-average by hand, because importing DDP's compiler support in every process takes seconds.
+Every rank computes both and compares. Four processes are a group of four, and two and three of them
+are smaller ones. Two go through DDP, which averages gradients; the others average by hand.
 """
 
 import socket
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from selftaught import distributed
 from selftaught.losses import (
     NTXentLoss,
     cached_backward,
@@ -24,7 +26,7 @@ from selftaught.losses import (
 )
 from tests.losses.formulas import views
 
-IMAGES, WIDTH = 12, 9
+RANKS, IMAGES, WIDTH = 4, 12, 9
 
 
 def losses(labels, queue, group):
@@ -61,26 +63,27 @@ class Model(nn.Module):
         return self.linear(x1), self.linear(x2), self.temperature
 
 
-def replicate(module, ranks):
-    return DistributedDataParallel(module) if ranks == 2 else module
+def replicate(module, group):
+    ddp = dist.get_world_size(group) == 2
+    return DistributedDataParallel(module, process_group=group) if ddp else module
 
 
-def gradients(module, ranks=1):
+def gradients(module, group=None):
     """Gradients averaged over ranks; those of DDP are, and averaging keeps them."""
     found = {name.removeprefix("module."): p.grad.clone() for name, p in module.named_parameters()}
-    if ranks > 1:
+    if group is not None:
         for gradient in found.values():
-            dist.all_reduce(gradient)
-            gradient /= ranks
+            dist.all_reduce(gradient, group=group)
+            gradient /= dist.get_world_size(group)
     module.zero_grad()
     return found
 
 
-def compare(ranks, group, rows):
+def compare(group, rows):
     x1, x2 = views(IMAGES, WIDTH, 0.5)
     labels = torch.tensor([0, 1, -1, 0, 2, -1, 0, 3, 3, -1, 2, 2])
     queue = views(4, 5, 0.5, seed=9)[0]
-    whole, sharded = Model(), replicate(Model(), ranks)
+    whole, sharded = Model(), replicate(Model(), group)
     everyone = losses(labels, queue, None)
     mine = losses(labels[rows], queue, group)
     for name, function in everyone.items():
@@ -89,23 +92,23 @@ def compare(ranks, group, rows):
         value = mine[name](*sharded(x1[rows], x2[rows]))
         value.backward()
         mean = value.detach().clone()
-        dist.all_reduce(mean)
+        dist.all_reduce(mean, group=group)
         print(f"comparing {name}")  # named in the captured output where one fails
-        torch.testing.assert_close(mean / ranks, expected.detach())
-        torch.testing.assert_close(gradients(sharded, ranks), gradients(whole))
+        torch.testing.assert_close(mean / dist.get_world_size(group), expected.detach())
+        torch.testing.assert_close(gradients(sharded, group), gradients(whole))
 
 
-def compare_rows(rows):
+def compare_rows(group, rows):
     z1, z2 = views(IMAGES, WIDTH, 0.5)
     expected = ntxent_loss(z1, z2, reduction="none").view(2, -1)[:, rows].flatten()
     for exchange in ("gather", "ring"):
-        found = ntxent_loss(z1[rows], z2[rows], reduction="none", group="world", exchange=exchange)
+        found = ntxent_loss(z1[rows], z2[rows], reduction="none", group=group, exchange=exchange)
         torch.testing.assert_close(found, expected)
-    total = ntxent_loss(z1[rows], z2[rows], reduction="sum", group="world")
+    total = ntxent_loss(z1[rows], z2[rows], reduction="sum", group=group)
     torch.testing.assert_close(total, expected.sum())
 
 
-def compare_weighted_rows(rows):
+def compare_weighted_rows(group, rows):
     """Rows of different weights; further negatives and the temperature get gradients too."""
     labels = torch.tensor([0, 1, -1, 0, 2, -1, 0, 3, 3, -1, 2, 2])
     weight = torch.linspace(0.1, 2, 2 * IMAGES, dtype=torch.float64)
@@ -134,14 +137,14 @@ def compare_weighted_rows(rows):
         weights = weight[: len(loss)]
         (loss @ weights).backward()
         mine = [v.clone().requires_grad_() for v in (start[0][rows], start[1][rows], *start[2:])]
-        loss = call(*mine, labels[rows], reduction="none", group="world")
+        loss = call(*mine, labels[rows], reduction="none", group=group)
         (loss @ weights.view(-1, IMAGES)[:, rows].flatten()).backward()
         for part, leaf in zip(mine[:2], whole, strict=False):
             torch.testing.assert_close(part.grad, leaf.grad[rows])
         for part, leaf in zip(mine[2:], whole[2:], strict=True):
             assert (part.grad is None) == (leaf.grad is None)
             if leaf.grad is not None:
-                dist.all_reduce(part.grad)
+                dist.all_reduce(part.grad, group=group)
                 torch.testing.assert_close(part.grad, leaf.grad)
 
 
@@ -172,25 +175,69 @@ def compare_autocast(rows):
         torch.testing.assert_close(found, expected)
 
 
+@contextmanager
+def sent():
+    """How many numbers this rank sends, exchange by exchange."""
+    sizes = []
+    gather_name = distributed._ALL_GATHER
+    gather, reduce = getattr(dist, gather_name), dist.all_reduce
+
+    def counted_gather(out, tensor, **kwargs):
+        sizes.append(tensor.numel())
+        return gather(out, tensor, **kwargs)
+
+    def counted_reduce(tensor, **kwargs):
+        sizes.append(tensor.numel())
+        return reduce(tensor, **kwargs)
+
+    setattr(dist, gather_name, counted_gather)
+    dist.all_reduce = counted_reduce
+    try:
+        yield sizes
+    finally:
+        setattr(dist, gather_name, gather)
+        dist.all_reduce = reduce
+
+
 def no_gradient_travels(rows):
-    """Backward sends one number for each row and side, never the (rows, D) gradient."""
-    sent = []
-    original = dist.all_gather_into_tensor, dist.all_reduce
-
-    def gather(out, tensor, **kwargs):
-        sent.append(tensor.numel())
-        return original[0](out, tensor, **kwargs)
-
-    def reduce(tensor, **kwargs):
-        sent.append(tensor.numel())
-        return original[1](tensor, **kwargs)
-
+    """Backward sends two numbers for each row, never the (rows, D) gradient."""
     z1, z2 = (z[rows].requires_grad_() for z in views(IMAGES, 512, 0.5))
     loss = ntxent_loss(z1, z2, group="world")
-    dist.all_gather_into_tensor, dist.all_reduce = gather, reduce
-    loss.backward()
-    dist.all_gather_into_tensor, dist.all_reduce = original
-    assert sent and max(sent) <= 2 * IMAGES
+    with sent() as sizes:
+        loss.backward()
+    assert sizes == [2 * 2 * len(z1)]
+
+
+def agreed_once(rows):
+    """Without checks of values only the first call asks whether all ranks pass the like."""
+    z1, z2 = views(IMAGES, WIDTH, 0.5)
+    for count in (len(z1[rows]), 2):  # the second is another shape, which is agreed on too
+        for call, first in enumerate((True, False)):
+            with sent() as sizes:
+                a, b = z1[rows][:count], z2[rows][:count]
+                ntxent_loss(a, b, 0.7, group="world", check_values=False)
+            assert (1 in sizes) == first, (count, call, sizes)
+    log_sums = 2 * 2 * RANKS
+    assert sizes == [2 * 2 * WIDTH, log_sums, log_sums]  # after the embeddings
+
+
+def numbers_that_are_not_finite(rank):
+    """A NaN on one rank is a NaN loss on all, and no rank waits."""
+    for backend in ("auto", "reference"):
+        settings = {"group": "world", "check_values": False, "backend": backend}
+        for name, call in {
+            "ntxent": lambda a, b, **more: ntxent_loss(a, b, **more),
+            "ring": lambda a, b, **more: ntxent_loss(a, b, exchange="ring", **more),
+            "supcon": lambda a, b, **more: supcon_loss(a, b, torch.tensor([0, 1]), **more),
+            "clip": lambda a, b, **more: info_nce_loss(a, b, symmetric=True, **more),
+        }.items():
+            a, b = torch.randn(2, 2, WIDTH)
+            if rank == 1:
+                b[1, 3] = float("nan")
+            loss = call(a.requires_grad_(), b, **settings)
+            assert loss.isnan(), (backend, name)
+            loss.backward()
+            assert not a.grad.isfinite().all(), (backend, name)
 
 
 def compare_clip(rank, ranks, rows):
@@ -209,16 +256,16 @@ def compare_clip(rank, ranks, rows):
             torch.testing.assert_close(part.grad / ranks, leaf.grad[rows])
 
 
-def compare_cached(ranks, rows):
+def compare_cached(group, rows):
     """Chunks within a rank, negatives from all ranks, one averaging by DDP."""
     x1, x2 = views(IMAGES, WIDTH, 0.5)
     torch.manual_seed(5)
     whole = nn.Linear(WIDTH, 5).double()
     torch.manual_seed(5)
-    sharded = replicate(nn.Linear(WIDTH, 5).double(), ranks)
+    sharded = replicate(nn.Linear(WIDTH, 5).double(), group)
     ntxent_loss(whole(x1), whole(x2), 0.2).backward()
-    cached_backward(sharded, [x1[rows], x2[rows]], NTXentLoss(0.2, group="world"), chunk_size=1)
-    torch.testing.assert_close(gradients(sharded, ranks), gradients(whole))
+    cached_backward(sharded, [x1[rows], x2[rows]], NTXentLoss(0.2, group=group), chunk_size=1)
+    torch.testing.assert_close(gradients(sharded, group), gradients(whole))
 
 
 def refusals(rank):
@@ -282,50 +329,51 @@ def differences(rank):
         "symmetric=False.*symmetric=True": lambda: info_nce_loss(
             z, z, group="world", symmetric=other
         ),
+        "rank 1: z1: must be a tensor|z1: must be a tensor": lambda: ntxent_loss(
+            None if other else z.half(), z.half(), group=dist.group.WORLD, check_values=False
+        ),
+        "rank 0: 2 x 9 .* rank 1: 3 x 9 .*check_values=False": lambda: info_nce_loss(
+            *[z[: 2 + other]] * 2, group="world", check_values=False
+        ),
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
 
 
-def work(rank, ranks, port):
+def work(rank, port):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://localhost:{port}", world_size=ranks, rank=rank)
-    per_rank = IMAGES // ranks
-    rows = slice(rank * per_rank, (rank + 1) * per_rank)
-    compare(ranks, dist.group.WORLD, rows)
-    compare_rows(rows)
-    compare_weighted_rows(rows)
+    dist.init_process_group("gloo", f"tcp://localhost:{port}", world_size=RANKS, rank=rank)
+    for members in ([1, 3], [0, 2, 3], [*range(RANKS)]):
+        group = dist.new_group(members)
+        if rank not in members:
+            with pytest.raises(ValueError, match="not one of its ranks"):
+                ntxent_loss(*views(4, WIDTH, 0.5), group=group)
+            continue
+        per_rank = IMAGES // len(members)
+        first = per_rank * members.index(rank)
+        rows = slice(first, first + per_rank)
+        compare_rows(group, rows)
+        compare_weighted_rows(group, rows)
+        if len(members) < RANKS:
+            compare(group, rows)
+            compare_cached(group, rows)
     compare_half_precision(rows)
     compare_autocast(rows)
     no_gradient_travels(rows)
-    compare_clip(rank, ranks, rows)
-    compare_cached(ranks, rows)
+    agreed_once(rows)
+    numbers_that_are_not_finite(rank)
+    compare_clip(rank, RANKS, rows)
     refusals(rank)
     differences(rank)
-    if ranks == 3:
-        pair = dist.new_group([0, 2])
-        z1, z2 = views(4, WIDTH, 0.5)
-        if rank == 1:
-            with pytest.raises(ValueError, match="not one of its ranks"):
-                ntxent_loss(z1, z2, group=pair)
-        else:
-            half = slice(0, 2) if rank == 0 else slice(2, 4)
-            expected = ntxent_loss(z1, z2, reduction="none").view(2, -1)[:, half].flatten()
-            for exchange in ("gather", "ring"):
-                value = ntxent_loss(
-                    z1[half], z2[half], reduction="none", group=pair, exchange=exchange
-                )
-                torch.testing.assert_close(value, expected)
     dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_ranks_equal_one_process(ranks):
+def test_ranks_equal_one_process():
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    spawn(work, args=(ranks, port), nprocs=ranks)
+    spawn(work, args=(port,), nprocs=RANKS)
 
 
 def test_world_of_one_process():

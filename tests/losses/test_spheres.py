@@ -231,22 +231,32 @@ def test_autocast_changes_nothing():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_rows_that_are_not_finite_are_reported_by_the_op(value):
+def test_rows_that_are_not_finite_are_reported(value):
     x, c = (t.float() for t in points(6, 4, 8))
     x[2, 3] = value
     x.requires_grad_()
-    squared, index = torch.ops.selftaught.nearest_center(x, c, None, "auto", "auto")
+    squared, index = nearest_center(x, c, check_values=False)
     assert index.tolist()[2] == -1 and squared[2].isnan()
     assert squared.isnan().sum() == 1 and (index >= 0).sum() == 5
     (gradient,) = torch.autograd.grad(squared.sum(), x)
     assert gradient[2].isnan().all() and gradient[[0, 1, 3, 4, 5]].isfinite().all()
 
 
-def test_unknown_semi_label_poisons_its_row_in_the_op():
-    x, c = (t.float() for t in points(3, 4, 8))
-    y = torch.tensor([0, 2, 1])
-    loss, _, _ = torch.ops.selftaught.mad(x, c, y, None, 1.0, 1e-6, "auto", "auto")
-    assert loss.isnan().tolist() == [False, True, False]
+def test_unchecked_values_give_a_nan_loss():
+    x, c = (t.float() for t in points(4, 4, 8))
+    x[1, 2] = float("nan")
+    y = torch.tensor([0, 0, 2, 1])
+    settings = {"reduction": "none", "check_values": False}
+    loss, squared, center = mad_loss_with_assignment(x.requires_grad_(), c, y, **settings)
+    assert loss.isnan().tolist() == [False, True, True, False]
+    assert squared.isnan().tolist() == [False, True, False, False]
+    assert center.tolist()[1] == -1 and (center[[0, 2, 3]] >= 0).all()
+    loss.mean().backward()
+    assert torch.equal(nearest_center(x, c, check_values=False)[1], center)
+    assert MADLoss(c, check_values=False)(x, y).isnan()
+    bad = c.clone()
+    bad[0, 0] = float("nan")
+    assert mad_loss(x, bad, y, check_values=False).isnan()
 
 
 def test_wrong_arguments_are_named():

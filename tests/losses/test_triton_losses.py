@@ -30,7 +30,7 @@ def run(chosen: str) -> None:
 
 
 def test_some_regimes():
-    run("float32_error and (17 or cold or images)")
+    run("float32_error and (17 or cold or images) or unchecked and 5")
 
 
 @pytest.mark.slow

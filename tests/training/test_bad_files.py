@@ -9,7 +9,7 @@ from selftaught.data.plan import plain
 from selftaught.errors import InputError
 from selftaught.training.bad_files import BadFiles
 from selftaught.training.inputs import training_batches
-from tests.data.broken import break_file
+from tests.data.images.broken import break_file
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import types
 import pytest
 from rich.console import Console
 
-from selftaught.data.prepare import progress as prepare_progress
+from selftaught import console as prepare_progress
 from selftaught.training import progress as training_progress
 
 

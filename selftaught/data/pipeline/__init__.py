@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from selftaught.data.augment import Augment
-from selftaught.data.bad_files import Problem
+from selftaught.data.images.bad_files import Problem
 from selftaught.errors import InputError
 
 # Whoever prepares films needs packs but no torch, whose import takes as long as many films.

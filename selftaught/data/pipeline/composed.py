@@ -25,10 +25,11 @@ def canvas(sample: Sample, size: int, *, frame: bool) -> Sample:
     Returns:
         image and mask (S, S).
     """
-    mask = sample.mask
-    if mask is None and frame:
+    mask, framed = sample.mask, sample.mask is None and frame
+    if framed:
         mask = np.full(sample.image.shape, 255, np.uint8)
-    return Sample(_square(sample.image, size), None if mask is None else _square(mask, size))
+    square = _square(sample.image, size)
+    return Sample(square, None if mask is None else _square(mask, size), framed)
 
 
 def inner_shape(height: int, width: int, size: int) -> tuple[int, int]:

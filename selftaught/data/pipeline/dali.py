@@ -12,14 +12,15 @@ import numpy as np
 import torch
 
 from selftaught.data.augment import Augment
-from selftaught.data.bad_files import Found, Problem, Skipping, find
-from selftaught.data.decode import read_grey
+from selftaught.data.images.bad_files import Found, Problem, Skipping, find
+from selftaught.data.images.decode import read_grey
+from selftaught.data.images.pack import Packed, locate
 from selftaught.data.pipeline import Batch, Request
 from selftaught.data.pipeline.dali_graph import Kind, Spec, build
 from selftaught.data.pipeline.dali_resident import free_bytes, resident
 from selftaught.data.pipeline.dali_source import Item, Items, numbers
 from selftaught.data.pipeline.opencv import CACHE_BYTES, check_ids, check_options, worker_count
-from selftaught.data.pipeline.pack import Packed, locate
+from selftaught.data.pipeline.sample import Made
 from selftaught.data.plan import draw
 from selftaught.errors import InputError
 
@@ -76,6 +77,7 @@ class DaliPipeline:
         device: where the operators run and the batches are.
         on_device: hold a set of packs in device memory: auto = on a GPU where it fits.
         skipping: what takes the place of samples that cannot be read; None: they are errors.
+        made: gives samples that are not to be read from their files, if there are such.
 
     Raises:
         InputError: an option outside its range, or the published order.
@@ -98,6 +100,7 @@ class DaliPipeline:
         device: torch.device | str = "cpu",
         on_device: Literal["auto", "always", "never"] = "auto",
         skipping: Skipping | None = None,
+        made: Made | None = None,
     ):
         check_options(len(paths), masks, image_size, views, cache_bytes, prefetch)
         if augment.order != "composed":
@@ -109,8 +112,8 @@ class DaliPipeline:
         self._paths = [Path(path) for path in paths]
         regions = [None] * len(paths) if masks is None else list(masks)
         packed = [locate(path) for path in self._paths]
-        self._masked = [mask is not None for mask in regions]
-        with_masks = return_masks or any(self._masked)
+        all_masked = made is None and all(mask is not None for mask in regions)
+        with_masks = return_masks or made is not None or any(mask is not None for mask in regions)
         held = None
         if on_device == "always" or (on_device == "auto" and self._device.type == "cuda"):
             budget = free_bytes(self._device) if on_device == "auto" else 2**62
@@ -123,6 +126,7 @@ class DaliPipeline:
             feed_masks=with_masks,
             cache_bytes=cache_bytes,
             resident=held,
+            made=made,
         )
         self._skipping = skipping
         self._size, self._augment, self._views = image_size, augment, views
@@ -134,7 +138,7 @@ class DaliPipeline:
             kinds=kinds,
             resize=resize,
             masks=with_masks,
-            partly=with_masks and not all(self._masked),
+            partly=with_masks and not all_masked,
             return_masks=return_masks,
             brightness=augment.brightness != NEUTRAL,
             color=augment.color > 0,
@@ -233,8 +237,7 @@ class DaliPipeline:
 
     def _arguments(self, fed: _Fed) -> tuple[np.ndarray, ...]:
         facts = [item.facts for item in fed.items]
-        masked = [self._masked[sample] for sample in fed.ids.tolist()]
-        made = numbers(facts, fed.plan, masked, self._size, self._augment)
+        made = numbers(facts, fed.plan, self._size, self._augment)
         return tuple(getattr(made, name) for name in self._spec.number_inputs)
 
     def _run(self, runner: "_Runner", queue: "_Queue") -> Iterator[Batch]:

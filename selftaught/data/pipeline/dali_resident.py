@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selftaught.data.limits import BadImage
-from selftaught.data.pipeline.pack import ALIGNMENT, Packed, locate
+from selftaught.data.images.limits import BadImage
+from selftaught.data.images.pack import ALIGNMENT, Packed, locate
 
 # Of the device's free memory; the rest is for the model.
 SHARE = 0.25

@@ -10,12 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from selftaught.data.augment import Augment
-from selftaught.data.decode import read_grey
+from selftaught.data.images.decode import read_grey
+from selftaught.data.images.pack import Packed
 from selftaught.data.pipeline import composed
 from selftaught.data.pipeline.dali_graph import CODED, Kind
 from selftaught.data.pipeline.dali_resident import Resident
-from selftaught.data.pipeline.pack import Packed
-from selftaught.data.pipeline.sample import contrast_limits, read_mask
+from selftaught.data.pipeline.sample import Made, contrast_limits, read_mask
 from selftaught.data.plan import PARAMETERS
 
 PNG, JPEG = (".png",), (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -26,7 +26,8 @@ WIDEST_HEADER = 2**16
 class Facts(NamedTuple):
     """What is known of a file once it has been read strictly: how to feed it, and its contrast.
 
-    `size` and `crc` are the number of its bytes and their CRC-32 where DALI decodes them, else 0.
+    `size` and `crc` are the number of its bytes and their CRC-32 where DALI decodes them, else 0;
+    `masked`: it has a mask, other than its frame.
     """
 
     kind: Kind
@@ -34,6 +35,7 @@ class Facts(NamedTuple):
     width: int
     low: int
     high: int
+    masked: bool
     size: int
     crc: int
 
@@ -84,6 +86,7 @@ class Items:
         feed_masks: whether items have masks; without a file, the image's frame.
         cache_bytes: memory for images that DALI cannot decode, and for masks as bits.
         resident: holds all images and masks, if given.
+        made: gives samples that are not to be read from their files, if given.
     """
 
     def __init__(
@@ -96,10 +99,11 @@ class Items:
         feed_masks: bool,
         cache_bytes: int,
         resident: Resident | None,
+        made: Made | None = None,
     ) -> None:
         self._paths, self._masks, self._packed = paths, masks, packed
         self._cutoff, self._feed_masks = cutoff, feed_masks
-        self._resident = resident
+        self._resident, self._made = resident, made
         self._facts: dict[int, Facts] = {}
         self._cache: dict[tuple[int, str], np.ndarray] = {}
         self._cache_left = cache_bytes
@@ -112,12 +116,14 @@ class Items:
             BadImage: the file or its mask cannot be used.
             MachineError: the disk cannot be read.
         """
-        known = self._facts.get(sample)
+        known, bits = self._facts.get(sample), None
         data = None if known is None else self._again(sample, known)
         if known is None or data is None:
-            known, data = self._read(sample)
+            known, data, bits = self._read(sample)
         fed = data if self._resident is None else self._resident.image(sample)
-        return Item(fed, self._mask(sample, known) if self._feed_masks else None, known)
+        if self._feed_masks and bits is None:
+            return Item(fed, self._mask(sample, known), known)
+        return Item(fed, bits, known)
 
     def _again(self, sample: int, facts: Facts) -> np.ndarray | None:
         """What DALI is fed of a file read before; None: it has to be read strictly again."""
@@ -125,20 +131,26 @@ class Items:
         if packed is not None:
             return packed.pack.image(packed.slot).reshape(-1).view(np.uint8)
         if facts.kind not in CODED:
-            return self._cache.get((sample, "image"))
+            whole = not facts.masked or self._masks[sample] or (sample, "mask") in self._cache
+            return self._cache.get((sample, "image")) if whole else None
         data = _bytes(self._paths[sample], facts.size + 1)
         return data if zlib.crc32(data.data) == facts.crc else None
 
-    def _read(self, sample: int) -> tuple[Facts, np.ndarray]:
-        """Read a file strictly: its facts, and what DALI is fed."""
+    def _read(self, sample: int) -> tuple[Facts, np.ndarray, np.ndarray | None]:
+        """Read a file strictly: its facts, what DALI is fed, and the mask if that was made."""
         path, packed = self._paths[sample], self._packed[sample]
-        grey = read_grey(path) if packed is None else packed.pack.image(packed.slot)
+        made = None if self._made is None else self._made(sample)
+        if made is not None:
+            grey = made.image
+        else:
+            grey = read_grey(path) if packed is None else packed.pack.image(packed.slot)
+        bits = None if made is None or made.mask is None else np.packbits(made.mask > 0)
         deep = grey.dtype != np.uint8
         if packed is not None and self._cutoff == packed.pack.cutoff:
             low, high = packed.pack.limits(packed.slot)
         else:
             low, high = contrast_limits(grey, self._cutoff)
-        if packed is None and decodable(path):
+        if packed is None and made is None and decodable(path):
             kind, data = Kind.CODED16 if deep else Kind.CODED8, _bytes(path, path.stat().st_size)
             size, crc = len(data), zlib.crc32(data.data)
         else:
@@ -146,21 +158,24 @@ class Items:
             size = crc = 0
             if packed is None:
                 self._keep((sample, "image"), data)
-        facts = Facts(kind, grey.shape[0], grey.shape[1], low, high, size, crc)
+        if bits is not None:
+            self._keep((sample, "mask"), bits)
+        masked = self._masks[sample] is not None if made is None else bits is not None
+        facts = Facts(kind, grey.shape[0], grey.shape[1], low, high, masked, size, crc)
         self._facts[sample] = facts
-        return facts, data
+        return facts, data, bits
 
     def _mask(self, sample: int, facts: Facts) -> np.ndarray | Tensor:
         if self._resident is not None:
             return self._resident.mask(sample)
-        path, shape = self._masks[sample], (facts.height, facts.width)
-        if path is None:
-            return np.full(-(-shape[0] * shape[1] // 8), 255, np.uint8)
+        size, path = -(-facts.height * facts.width // 8), self._masks[sample]
         bits = self._cache.get((sample, "mask"))
-        if bits is None or len(bits) != -(-shape[0] * shape[1] // 8):
-            mask = read_mask(path, self._paths[sample], shape)
-            bits = self._keep((sample, "mask"), np.packbits(mask > 0))
-        return bits
+        if bits is not None and len(bits) == size:
+            return bits
+        if path is None:
+            return np.full(size, 255, np.uint8)
+        mask = read_mask(path, self._paths[sample], (facts.height, facts.width))
+        return self._keep((sample, "mask"), np.packbits(mask > 0))
 
     def _keep(self, key: tuple[int, str], found: np.ndarray) -> np.ndarray:
         with self._lock:
@@ -210,15 +225,12 @@ def decodable(path: Path) -> bool:
     return False
 
 
-def numbers(
-    facts: Sequence[Facts], plan: np.ndarray, masked: Sequence[bool], size: int, augment: Augment
-) -> Numbers:
+def numbers(facts: Sequence[Facts], plan: np.ndarray, size: int, augment: Augment) -> Numbers:
     """Turn a plan into what the graph is told.
 
     Args:
         facts: of B samples.
         plan: (B, V, P) as `selftaught.data.plan.draw` gives it.
-        masked: whether each sample has a mask.
         size: S, side of canvas and views in pixels.
         augment: the pivot of the scale.
     """
@@ -231,7 +243,7 @@ def numbers(
         kind=np.array([one.kind for one in facts], np.int32),
         shape=np.array([(one.height, one.width, 1) for one in facts], np.int32),
         resized=resized.astype(np.float32),
-        levels=np.array([_levels(*pair) for pair in zip(facts, masked, strict=True)], np.float32),
+        levels=np.array([_levels(one) for one in facts], np.float32),
         turns=turns.astype(np.float32),
         tones=np.stack(tones, axis=-1).astype(np.float32),
         sigmas=column["blur_sigma"].astype(np.float32),
@@ -266,9 +278,9 @@ def matrices(column: Mapping[str, np.ndarray], size: int, *, corner: bool) -> np
     return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def _levels(facts: Facts, masked: bool) -> tuple[float, float, float, float]:
+def _levels(facts: Facts) -> tuple[float, float, float, float]:
     top = 255.0 if facts.kind in (Kind.PIXELS8, Kind.CODED8) else 65535.0
-    keep = 0.0 if masked else 1.0
+    keep = 0.0 if facts.masked else 1.0
     if facts.high <= facts.low:
         return 0.0, 1.0, top, keep
     return float(facts.low), top / (facts.high - facts.low), top, keep

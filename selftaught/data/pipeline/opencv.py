@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from selftaught.data.augment import Augment
-from selftaught.data.bad_files import Found, Skipping, find
+from selftaught.data.images.bad_files import Found, Skipping, find
 from selftaught.data.pipeline import Batch, Request, composed, published
-from selftaught.data.pipeline.sample import Sample, load
+from selftaught.data.pipeline.sample import Made, Sample, autocontrast, load
 from selftaught.data.plan import PARAMETERS, draw
 from selftaught.errors import InputError, MachineError
 
@@ -102,6 +102,7 @@ class OpenCVPipeline:
         cache_bytes: memory for prepared images.
         prefetch: batches prepared ahead of the consumer.
         skipping: what takes the place of samples that cannot be read; None: they are errors.
+        made: gives samples that are not to be read from their files, if there are such.
 
     Raises:
         InputError: an option outside its range.
@@ -122,6 +123,7 @@ class OpenCVPipeline:
         cache_bytes: int = CACHE_BYTES,
         prefetch: int = 2,
         skipping: Skipping | None = None,
+        made: Made | None = None,
     ):
         check_options(len(paths), masks, image_size, views, cache_bytes, prefetch)
         cv2.setNumThreads(0)
@@ -135,7 +137,7 @@ class OpenCVPipeline:
         self._cache: dict[int, Sample] = {}
         self._cache_left = cache_bytes
         self._lock = threading.Lock()
-        self._skipping = skipping
+        self._skipping, self._made = skipping, made
         threads = worker_count(workers)
         self._prefetch = prefetch if threads else 0
         self._closed = False
@@ -226,11 +228,12 @@ class OpenCVPipeline:
             found = find(self._skipping, epoch, asked, self._base)
             sample = found.sample
             if found.content is not None:
-                masked = self._masks[sample] is not None
+                base = found.content
+                masked = base.mask is not None and not base.framed
                 for v in range(self._views):
                     row = dict(zip(PARAMETERS, plan[v].astype(float).tolist(), strict=True))
                     mask = None if masks is None else masks[v]
-                    render(found.content, row, self._augment, views[v], mask, masked=masked)
+                    render(base, row, self._augment, views[v], mask, masked=masked)
         except (InputError, MachineError, MemoryError):
             raise
         except Exception as error:
@@ -242,11 +245,16 @@ class OpenCVPipeline:
         base = self._cache.get(sample)
         if base is not None:
             return base
-        base = load(self._paths[sample], self._masks[sample], cutoff=self._augment.autocontrast)
+        cutoff = self._augment.autocontrast
+        made = None if self._made is None else self._made(sample)
+        if made is None:
+            base = load(self._paths[sample], self._masks[sample], cutoff=cutoff)
+        else:
+            base = Sample(autocontrast(made.image, cutoff), made.mask)
         if self._augment.order == "composed":
             base = composed.canvas(base, self._size, frame=self._return_masks)
         elif base.mask is None and self._return_masks:
-            base = Sample(base.image, np.full(base.image.shape, 255, np.uint8))
+            base = Sample(base.image, np.full(base.image.shape, 255, np.uint8), framed=True)
         with self._lock:
             # First come, first kept: over shuffled epochs, evicting would only lower the hits.
             if sample not in self._cache and base.nbytes <= self._cache_left:

@@ -1,14 +1,15 @@
 """One sample before augmentation: decoded, checked against its mask, contrast stretched."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from selftaught.data.decode import read_grey
-from selftaught.data.limits import BadImage
-from selftaught.data.pipeline.pack import locate
+from selftaught.data.images.decode import read_grey
+from selftaught.data.images.limits import BadImage
+from selftaught.data.images.pack import locate
 
 
 class Sample(NamedTuple):
@@ -17,15 +18,22 @@ class Sample(NamedTuple):
     Attributes:
         image: (H, W) uint8 or uint16.
         mask: (H, W) uint8, 0 to 255, or None for all of the frame.
+        framed: `mask` is but the image's frame, by which no view is multiplied.
     """
 
     image: np.ndarray
     mask: np.ndarray | None
+    framed: bool = False
 
     @property
     def nbytes(self) -> int:
         """Memory of both arrays."""
         return self.image.nbytes + (0 if self.mask is None else self.mask.nbytes)
+
+
+# Image and mask of a sample that is not as its files are, such as a film that is prepared only
+# now; None: the files themselves. Called from many threads; raises `BadImage`.
+Made = Callable[[int], Sample | None]
 
 
 def load(path: Path, mask: Path | None, *, cutoff: float) -> Sample:

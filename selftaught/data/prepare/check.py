@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from selftaught.data.decode import read_grey
-from selftaught.data.limits import BadImage
+from selftaught.data.images.decode import read_grey
+from selftaught.data.images.limits import BadImage
+from selftaught.data.images.pack import FOLDER, Pack
 from selftaught.data.manifest import Manifest, read_manifest
-from selftaught.data.pipeline.pack import FOLDER, Pack
 from selftaught.data.prepare.geometry import Quad, levels, ordered, overlap, upright
 from selftaught.errors import InputError
 

@@ -1,12 +1,14 @@
 """The settings of `selftaught prepare`."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from selftaught.errors import InputError
 
 Rule = Literal["default", "paper", "none"]
+Bits = Literal["keep", "8"]
 SMALLEST, LARGEST = 16, 8192
+FREE = {"resume": "free"}  # may change when a run goes on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +46,20 @@ class PrepareConfig:
     low_contrast: float = 0.05
     drop_low_contrast: bool = True
     cutoff: float = 1.0
-    bits: Literal["keep", "8"] = "keep"
-    workers: int | Literal["auto"] = "auto"
-    sheets: int = 4
-    bad_limit: float = 0.05
+    bits: Bits = "keep"
+    workers: int | Literal["auto"] = field(default="auto", metadata=FREE)
+    sheets: int = field(default=4, metadata=FREE)
+    bad_limit: float = field(default=0.05, metadata=FREE)
     allow_outside: bool = False
 
     def __post_init__(self) -> None:
+        rules, bits = get_args(Rule), get_args(Bits)
         for option, fine, allowed in (
+            ("carrier", self.carrier in rules, ", ".join(rules)),
+            ("polarity", self.polarity in rules, ", ".join(rules)),
+            ("mask", self.mask in rules, ", ".join(rules)),
+            ("bits", self.bits in bits, ", ".join(bits)),
+            ("size", type(self.size) is int, "a whole number"),
             ("size", SMALLEST <= self.size <= LARGEST, f"{SMALLEST} to {LARGEST}"),
             ("low_contrast", 0 <= self.low_contrast < 1, "0 to below 1"),
             ("cutoff", 0 <= self.cutoff < 50, "0 to below 50 per cent"),

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from selftaught.data.decode import is_dicom, read_grey
-from selftaught.data.limits import BadImage
+from selftaught.data.images.decode import is_dicom, read_grey
+from selftaught.data.images.limits import BadImage
 from selftaught.data.pipeline.sample import contrast_limits
 from selftaught.data.prepare import carrier, published
 from selftaught.data.prepare import mask as masks
@@ -98,6 +98,26 @@ def prepare_film(path: Path, given: Path | None, body_part: str, config: Prepare
         mask_from=origin,
         low_contrast=low_contrast,
     )
+
+
+def usable_film(path: Path, given: Path | None, body_part: str, config: PrepareConfig) -> Film:
+    """`prepare_film` of a film that is to go on; arguments as there.
+
+    Raises:
+        BadImage: it cannot be prepared, whatever the reason, or its low contrast leaves it out.
+    """
+    try:
+        film = prepare_film(path, given, body_part, config)
+    except MemoryError:
+        raise BadImage(path, "needs more memory than there is") from None
+    except (cv2.error, ValueError, ArithmeticError) as error:
+        if isinstance(error, BadImage):
+            raise
+        # One strange picture must not end a night's work; the class tells where to look.
+        raise BadImage(path, f"cannot be prepared ({type(error).__name__})") from error
+    if film.low_contrast and config.drop_low_contrast:
+        raise BadImage(path, "low contrast: its grey levels span too little")
+    return film
 
 
 def is_low_contrast(image: np.ndarray, least: float) -> bool:

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from selftaught.data import manifest_check as check
-from selftaught.data.manifest import Manifest
-from selftaught.data.pipeline.pack import FOLDER, IMAGES, MASKS
+from selftaught.data.images.pack import FOLDER, IMAGES, MASKS
+from selftaught.data.images.pack_writer import Record, write_index
+from selftaught.data.manifest import Manifest, check
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.shard_work import Note, Places, stamps_of
-from selftaught.data.prepare.shards import Record, write_index
 from selftaught.data.prepare.sheet import write_sheets
 from selftaught.data.sources import write_stamps
 from selftaught.errors import InputError

@@ -11,16 +11,16 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from multiprocessing import active_children, get_context, resource_tracker
 from pathlib import Path
 from typing import Any
 
+from selftaught.console import Bar
+from selftaught.data.images.pack import FOLDER
 from selftaught.data.manifest import Manifest
-from selftaught.data.pipeline.pack import FOLDER
+from selftaught.data.prepare.claim import CLAIM, claimed, read_claim
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.finish import SOURCES, Summary, finish, read_summary
-from selftaught.data.prepare.progress import Bar
 from selftaught.data.prepare.shard_work import (
     Note,
     Places,
@@ -36,9 +36,6 @@ from selftaught.errors import InputError, MachineError
 from selftaught.files import machine_errors, write_atomic
 
 SHARD_IMAGES = 64
-CLAIM = "prepare.json"
-# Settings that do not change what is written into the pack.
-FREE = ("workers", "sheets", "bad_limit")
 
 
 def prepare(source: Path, out: Path, config: PrepareConfig) -> Summary:
@@ -114,8 +111,8 @@ def _claimed(out: Path, manifest: Manifest, config: PrepareConfig) -> Iterator[b
     Raises:
         InputError: it holds something else, was begun otherwise, or another job is in it.
     """
-    settings = {k: v for k, v in asdict(config).items() if k not in FREE}
-    wanted = {"format": "selftaught prepared", "version": 1, "settings": settings}
+    wanted: dict[str, Any] = {"format": "selftaught prepared", "version": 1}
+    wanted["settings"] = claimed(config)
     wanted["source_sha256"] = manifest.digest
     claim = out / CLAIM
     if out.exists() and not out.is_dir():
@@ -147,11 +144,8 @@ def _claimed(out: Path, manifest: Manifest, config: PrepareConfig) -> Iterator[b
 
 def _compare(claim: Path, wanted: dict[str, Any]) -> None:
     """Refuse to mix two jobs."""
-    try:
-        found = json.loads(claim.read_text(encoding="utf-8"))
-        settings = dict(found["settings"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{claim}: is damaged; delete the folder or choose another") from error
+    found = read_claim(claim)
+    settings = found["settings"]
     for name, value in wanted["settings"].items():
         if settings.get(name) != value:
             raise InputError(

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import cv2
 
-from selftaught.data.limits import BadImage
+from selftaught.data.images.limits import BadImage
+from selftaught.data.images.pack_writer import Packable, shard_bytes
 from selftaught.data.prepare.config import PrepareConfig
-from selftaught.data.prepare.film import Film, prepare_film
-from selftaught.data.prepare.shards import Packable, shard_bytes
+from selftaught.data.prepare.film import Film, usable_film
 from selftaught.data.prepare.source import leads_out
 from selftaught.data.sources import Stamp, stamp
 from selftaught.errors import MachineError
@@ -83,8 +83,6 @@ def work_shard(places: Places, number: int, rows: list[Row], config: PrepareConf
         files = _files(places.root, row, config)
         try:
             film = _film(places.root, row, config)
-            if film.low_contrast and config.drop_low_contrast:
-                raise BadImage(row.path, "low contrast: its grey levels span too little")
         except BadImage as error:
             notes.append({"row": row.row, "files": files, "reason": _reason(error, row)})
             continue
@@ -162,15 +160,7 @@ def _film(root: Path, row: Row, config: PrepareConfig) -> Film:
         for one in (path, given):
             if one is not None and leads_out(one, root):
                 raise BadImage(one, "leads out of the manifest's folder; see --allow_outside")
-    try:
-        return prepare_film(path, given, row.body_part, config)
-    except MemoryError:
-        raise BadImage(path, "needs more memory than there is") from None
-    except (cv2.error, ValueError, ArithmeticError) as error:
-        if isinstance(error, BadImage):
-            raise
-        # One strange picture must not end a night's work; the class tells where to look.
-        raise BadImage(path, f"cannot be prepared ({type(error).__name__})") from error
+    return usable_film(path, given, row.body_part, config)
 
 
 def _reason(error: BadImage, row: Row) -> str:

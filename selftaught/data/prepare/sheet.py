@@ -5,9 +5,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from selftaught.data.decode import read_grey
-from selftaught.data.limits import BadImage
-from selftaught.data.pipeline.pack import FOLDER, Pack
+from selftaught.data.images.decode import read_grey
+from selftaught.data.images.limits import BadImage
+from selftaught.data.images.pack import FOLDER, Pack
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.geometry import levels, shrink
 from selftaught.data.prepare.shard_work import Note

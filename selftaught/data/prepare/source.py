@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from selftaught.data import manifest_check as check
-from selftaught.data.manifest import Manifest, read_manifest
-from selftaught.data.manifest_read import IMAGE_SUFFIXES, list_files
-from selftaught.data.mura import is_mura
+from selftaught.data.manifest import Manifest, check, read_manifest
+from selftaught.data.manifest.mura import is_mura
+from selftaught.data.manifest.read import IMAGE_SUFFIXES, list_files
 from selftaught.errors import InputError
 
 

@@ -62,9 +62,11 @@ def _pair_logits(
     return (rows_RD @ columns_CD.T - positive_R1) / tau
 
 
-def _pair_loss(logits_RC: Tensor, excluded_RC: Tensor) -> Tensor:
+def _pair_loss(logits_RC: Tensor, excluded_RC: Tensor, positive_R: Tensor) -> Tensor:
     negatives_R = logits_RC.masked_fill(excluded_RC, MINUS_INFINITY).logsumexp(1)
-    return torch.logaddexp(negatives_R, torch.zeros_like(negatives_R))
+    # The positive's own logit: 0, but NaN where its pair holds a NaN.
+    zero_R = 0 * logits_RC.detach().gather(1, positive_R[:, None])[:, 0]
+    return torch.logaddexp(negatives_R, zero_R)
 
 
 def _pair_weights(
@@ -77,46 +79,43 @@ def _pair_weights(
 
 
 def _ntxent_parts(
-    z1: Tensor, z2: Tensor, tau: Tensor | float, normalize: bool
+    z: Tensor, tau: Tensor | float, normalize: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-    z_ND, inverse_N1 = _prepare(torch.cat([z1, z2]), normalize)
-    own_N = torch.arange(z_ND.shape[0], device=z1.device)
-    positive_N = own_N.roll(z1.shape[0])
+    z_ND, inverse_N1 = _prepare(z, normalize)
+    row_N = torch.arange(z_ND.shape[0], device=z.device)
+    positive_N = row_N.roll(z_ND.shape[0] // 2)
     logits_NN = _pair_logits(z_ND, z_ND, positive_N, tau)
-    excluded_NN = _mark(logits_NN, own_N, positive_N)
+    excluded_NN = _mark(logits_NN, row_N, positive_N)
     return z_ND, inverse_N1, positive_N, logits_NN, excluded_NN
 
 
 def ntxent(
-    z1: Tensor,
-    z2: Tensor,
+    z: Tensor,
     temperature: Tensor | None,
     fixed_temperature: float,
     normalize: bool,
     precision: str,
 ) -> Tensor:
-    """NT-Xent of a batch (paper, Eq. 1).
+    """NT-Xent of B images.
 
     Args:
-        z1: (B, D) first views.
-        z2: (B, D) second views, same dtype.
+        z: (2B, D) embeddings, the images' first views, then their second views.
         temperature: 0-d tensor, or None where `fixed_temperature` counts.
         fixed_temperature: the temperature where `temperature` is None.
         normalize: divide rows by their length first.
         precision: lowest precision of matrix products a backend may use.
 
     Returns:
-        (2B,) losses, the images' first views then their second views.
+        (2B,) losses.
     """
-    tau = _scale(temperature, fixed_temperature, z1)
-    *_, logits_NN, excluded_NN = _ntxent_parts(z1, z2, tau, normalize)
-    return _pair_loss(logits_NN, excluded_NN)
+    tau = _scale(temperature, fixed_temperature, z)
+    *_, positive_N, logits_NN, excluded_NN = _ntxent_parts(z, tau, normalize)
+    return _pair_loss(logits_NN, excluded_NN, positive_N)
 
 
 def ntxent_backward(
     grad: Tensor,
-    z1: Tensor,
-    z2: Tensor,
+    z: Tensor,
     temperature: Tensor | None,
     fixed_temperature: float,
     normalize: bool,
@@ -124,15 +123,14 @@ def ntxent_backward(
     loss: Tensor,
     needs: list[bool],
 ) -> list[Tensor]:
-    """Gradients of sum(grad * ntxent(...)) by z1, z2 and temperature."""
-    tau = _scale(temperature, fixed_temperature, z1)
-    z_ND, inverse_N1, positive_N, logits_NN, excluded_NN = _ntxent_parts(z1, z2, tau, normalize)
+    """Gradients of sum(grad * ntxent(...)) by z and temperature."""
+    tau = _scale(temperature, fixed_temperature, z)
+    z_ND, inverse_N1, positive_N, logits_NN, excluded_NN = _ntxent_parts(z, tau, normalize)
     weights_NN = _pair_weights(grad, loss, logits_NN, excluded_NN, positive_N)
     grad_ND = (weights_NN.T @ z_ND + weights_NN @ z_ND) / tau
     grad_ND = _unit_rows_backward(grad_ND, z_ND, inverse_N1)
     grad_tau = -(weights_NN * logits_NN.masked_fill(excluded_NN, 0)).sum() / tau
-    grad_z1, grad_z2 = grad_ND.split(z1.shape[0])
-    return cast([grad_z1, grad_z2, grad_tau], [z1, z2, temperature], needs)
+    return cast([grad_ND, grad_tau], [z, temperature], needs)
 
 
 def _supcon_parts(
@@ -242,8 +240,10 @@ def info_nce(
     tau = _scale(temperature, fixed_temperature, query)
     losses = []
     for rows, others in _directions(query, key, negatives, symmetric):
-        parts = _info_nce_parts(rows, others, tau, in_batch, normalize)
-        losses.append(_pair_loss(*parts[-2:]))
+        *_, positive_B, logits_BC, excluded_BC = _info_nce_parts(
+            rows, others, tau, in_batch, normalize
+        )
+        losses.append(_pair_loss(logits_BC, excluded_BC, positive_B))
     return torch.cat(losses)
 
 

@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 
 from selftaught.data.augment import pretext_augment
-from selftaught.data.bad_files import Problem, Skipping
-from selftaught.data.limits import BadImage
+from selftaught.data.images.bad_files import Problem, Skipping
+from selftaught.data.images.limits import BadImage
+from selftaught.data.images.pack_writer import Packable, write_pack
 from selftaught.data.pipeline import Batch, has_dali, open_pipeline
 from selftaught.data.pipeline.sample import contrast_limits
 from selftaught.data.plan import stand_ins
-from selftaught.data.prepare.shards import Packable, write_pack
 from selftaught.errors import InputError
-from tests.data.broken import KINDS, break_file, write_good
+from tests.data.images.broken import KINDS, break_file, write_good
 
 SIZE, COUNT, BAD = 32, 9, 4
 NO_DALI = pytest.mark.skipif(not has_dali(), reason="NVIDIA DALI is not installed")

@@ -14,10 +14,10 @@ from PIL import Image
 
 from selftaught.data import pipeline as executors
 from selftaught.data.augment import pretext_augment
-from selftaught.data.limits import BadImage
+from selftaught.data.images.limits import BadImage
+from selftaught.data.images.pack import locate
 from selftaught.data.pipeline import open_pipeline
 from selftaught.data.pipeline.opencv import OpenCVPipeline
-from selftaught.data.pipeline.pack import locate
 from selftaught.errors import InputError
 from tests.data.pipeline.dali_cases import (
     REPO,

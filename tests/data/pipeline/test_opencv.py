@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from selftaught.data.limits import BadImage
+from selftaught.data.images.limits import BadImage
 from selftaught.data.pipeline import Batch, open_pipeline
 from selftaught.data.pipeline.opencv import OpenCVPipeline, worker_count
 from selftaught.data.plan import PLAIN, finetune_augment, plain, pretext_augment

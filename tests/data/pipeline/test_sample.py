@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from selftaught.data.limits import BadImage
+from selftaught.data.images.limits import BadImage
 from selftaught.data.pipeline.sample import autocontrast, load
 
 

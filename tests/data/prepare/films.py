@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from selftaught.data.prepare import job
-from selftaught.data.synthetic import write_set
+from selftaught.phantoms import write_set
 
 
 def write_films(folder: Path, images: int, *, seed: int = 5, size: int = 160) -> Path:

@@ -15,12 +15,12 @@ from films import stop_after, write_films
 from PIL import Image
 
 from selftaught.cli.main import main
-from selftaught.data import dicom, raster
+from selftaught.data.images import dicom, raster
 from selftaught.data.prepare import job
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.job import prepare
-from selftaught.data.synthetic.export import encode
 from selftaught.errors import MachineError
+from selftaught.phantoms.export import encode
 from selftaught.training.stop import EXIT_CODES
 from tests.ranks import run_ranks
 

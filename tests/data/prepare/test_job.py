@@ -16,16 +16,16 @@ import pytest
 from films import stop_after, write_broken, write_films
 
 from selftaught.cli.main import main
-from selftaught.data.decode import read_grey
+from selftaught.data.images.decode import read_grey
+from selftaught.data.images.pack import Pack
 from selftaught.data.manifest import read_manifest
-from selftaught.data.pipeline.pack import Pack
 from selftaught.data.pipeline.sample import contrast_limits
 from selftaught.data.prepare import job
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.geometry import shrink
 from selftaught.data.prepare.job import prepare
 from selftaught.errors import InputError, MachineError
-from tests.data.measure import PEAK
+from tests.data.images.measure import PEAK
 
 ROOT = Path(__file__).resolve().parents[3]
 DICOM = ROOT / ".." / "shared" / "data" / "dicom"
@@ -325,7 +325,7 @@ def test_dicom_files_are_read_or_refused_and_no_identifier_comes_out(
 
 
 def test_monochrome_twins_come_out_equal(tmp_path: Path) -> None:
-    from selftaught.data.synthetic.export import FORMATS, encode
+    from selftaught.phantoms.export import FORMATS, encode
 
     master = np.random.default_rng(1).integers(0, 65536, (40, 30)).astype(np.uint16)
     names = [name for name in FORMATS if name.startswith("dicom")]

@@ -7,14 +7,14 @@ import cv2
 import numpy as np
 import pytest
 
-from selftaught.data.decode import read_grey
-from selftaught.data.pipeline.pack import Pack
+from selftaught.data.images.decode import read_grey
+from selftaught.data.images.pack import Pack
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.film import prepare_film
 from selftaught.data.prepare.job import prepare
 from selftaught.data.prepare.polarity import invert, is_inverted_published, judge
-from selftaught.data.synthetic.export import FORMATS, encode
-from selftaught.data.synthetic.radiograph import radiograph
+from selftaught.phantoms.export import FORMATS, encode
+from selftaught.phantoms.radiograph import radiograph
 
 REAL = Path(__file__).resolve().parents[3] / ".." / "shared" / "data"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="the real radiographs are not beside the repo")

@@ -13,7 +13,7 @@ import pytest
 from films import stop_after
 
 from selftaught.cli.main import main
-from selftaught.data.pipeline.pack import Pack
+from selftaught.data.images.pack import Pack
 from selftaught.data.prepare import job
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.job import prepare

@@ -11,8 +11,8 @@ from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.film import prepare_film
 from selftaught.data.prepare.geometry import ordered, overlap, upright
 from selftaught.data.prepare.mask import find_mask
-from selftaught.data.synthetic.export import encode
-from selftaught.data.synthetic.radiograph import radiograph
+from selftaught.phantoms.export import encode
+from selftaught.phantoms.radiograph import radiograph
 
 LEAST_RIGHT, LEAST_DICE = 0.85, 0.97  # reached on seeds that nothing was tuned on (docs/data.md)
 

@@ -1,0 +1,1 @@
+"""Image files and packs: read strictly, or refused in one line."""

@@ -1,0 +1,200 @@
+"""What a method is: a Task, its Options, and what training offers it at its start."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from selftaught.data.augment import Augment, finetune_augment
+from selftaught.errors import require
+from selftaught.models.network import Network
+
+KNOWN_ABNORMAL, UNKNOWN, KNOWN_NORMAL = -1, 0, 1
+
+Result = TypeVar("Result")
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of every trained method; a method's own stand below them in its file.
+
+    Args:
+        method: the method's name, or the dotted path of a Task of your own.
+        epochs: passes over the training set; 0 where a method trains nothing.
+        batch_size: images in a global batch; divided over ranks.
+        lr: learning rate.
+        optimizer: adam as published; sgd and lars (for large batches) have momentum 0.9 and want
+            rates of their own, some 0.05 and 0.3 times batch_size / 256.
+        milestones: epochs at which the rate is divided by ten.
+        weight_decay: coupled L2.
+        validate_every: epochs between validation AUROCs, where the method scores; 0 = never.
+        augment: how a view is drawn.
+
+    Raises:
+        ValueError: a value out of range; the message begins with the option.
+    """
+
+    # What a preset changes, by option; an option's name may go into its parts (`augment.blur`).
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    least_images: ClassVar[int] = 1  # in a batch
+
+    method: str = ""
+    epochs: int = 100
+    batch_size: int = 16
+    lr: float = 1e-4
+    optimizer: Literal["adam", "sgd", "lars"] = "adam"
+    milestones: list[int] = field(default_factory=list)
+    weight_decay: float = 1e-6
+    validate_every: int = 1
+    augment: Augment = field(default_factory=finetune_augment)
+
+    def __post_init__(self) -> None:
+        least = self.least_images
+        require("epochs", self.epochs, "0 or more", self.epochs >= 0)
+        require("batch_size", self.batch_size, f"{least} or more", self.batch_size >= least)
+        require("lr", self.lr, "above 0", 0 < self.lr < math.inf)
+        optimizers = ("adam", "sgd", "lars")
+        require("optimizer", self.optimizer, ", ".join(optimizers), self.optimizer in optimizers)
+        decay = self.weight_decay
+        require("weight_decay", decay, "0 or more", 0 <= decay < math.inf)
+        rising = list(self.milestones) == sorted(set(self.milestones))
+        require("milestones", self.milestones, "rising epochs", rising)
+        require("validate_every", self.validate_every, "0 or more", self.validate_every >= 0)
+
+
+AnyOptions: TypeAlias = Options  # its name inside Task, where `Options` is the method's own
+
+
+class Start(Protocol):
+    """What training offers a task that begins; the same on every rank, which all call alike."""
+
+    seed: int  # of the run
+    rows: Rows  # of the training images
+    labels: Tensor  # (images in the split table,) int64: -1 known abnormal, +1 known normal, 0
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """State of the stage before, on the CPU; empty in the first stage."""
+
+    def views(self, rows: Rows, *, random: bool = False) -> Iterator[Tensor]:
+        """Batches (B, 1, S, S) of rows on the device: plain, or one random view of each."""
+
+    def features(self, rows: Rows, *, random: bool = False) -> Tensor:
+        """Z (N, D) of the task's `features` in eval mode, of the rows that can be read."""
+
+    def alone(self, work: Callable[[], Result]) -> Result:
+        """Let rank 0 do `work`; its result on all ranks."""
+
+    def note(self, text: str) -> None:
+        """A line for the log."""
+
+
+class Task(nn.Module):
+    """Model plus loss. Shapes in `__init__`, first contents in `begin`; all else is its state.
+
+    A batch is a dict: `views` (B, V, 1, S, S) float32 in the declared input range; `masks` of the
+    same shape in [0, 1], or None; `semi_label` (B,) int64, -1 known abnormal, +1 known normal,
+    0 unknown; `ids` (B,) int64; `epoch` and `step`, whole numbers counted from 0.
+
+    Parameters are touched in `forward` alone. Noise of a task's own is a function of seed, epoch
+    and ids, so that neither a resume nor the number of ranks changes a result.
+
+    Attributes:
+        Options: what can be set; its defaults are the method's.
+        views: V, views of an image in a batch.
+        masks: whether the batch holds masks.
+        players: optimizers that take turns in a step, such as a GAN's two.
+        whole_batch: the loss compares images of a batch with each other, so that micro-batches
+            change it.
+    """
+
+    Options: ClassVar[type[AnyOptions]] = AnyOptions
+    views: ClassVar[int] = 1
+    masks: ClassVar[bool] = False
+    players: ClassVar[tuple[str, ...]] = ("all",)
+    whole_batch: ClassVar[bool] = False
+
+    def __init__(self, options: AnyOptions, network: Network) -> None:
+        """Build with shapes alone; never reads data, since resume and load build with it too.
+
+        Args:
+            options: of this method.
+            network: what its networks are built from.
+        """
+        super().__init__()
+        self.options, self.network = options, network
+
+    def check(self, labels: Tensor) -> None:
+        """Refuse what cannot begin, before anything is written.
+
+        Args:
+            labels: (N,) -1, 0, +1 of the training images.
+
+        Raises:
+            ValueError: names the option first, as `Options` does.
+        """
+
+    def begin(self, start: Start) -> None:
+        """First contents: weights of the stage before, centres, statistics."""
+
+    def before_step(self, step: int) -> None:
+        """Change once a step, before its micro-batches: moving averages, queues."""
+
+    def forward(self, batch: dict[str, Any], player: str = "all") -> dict[str, Tensor]:
+        """`{"loss": 0-d}` of a batch, for one of `players`."""
+        raise NotImplementedError
+
+    def parameters_of(self, player: str) -> Iterable[Parameter]:
+        """What the optimizer of `player` moves."""
+        return self.parameters()
+
+    def close_epoch(self) -> dict[str, float]:
+        """Change between epochs; return figures of the epoch."""
+        return {}
+
+    def check_epoch(self, epoch: int) -> list[str]:
+        """What a person must hear after this epoch, counted from 0; each line with its figure."""
+        return []
+
+    def before_save(self) -> None:
+        """Move state that ranks hold apart to rank 0."""
+
+    def after_load(self) -> None:
+        """Take up a state that rank 0 held for all ranks."""
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
+        """H (B, W) and z (B, D) of images (B, 1, S, S), for probes, neighbours and t-SNE."""
+        return None
+
+    def backbone(self) -> nn.Module | None:
+        """The part that does most of the work, images -> features: what `engine.compile` takes."""
+        return None
+
+    def scorer(self) -> nn.Module | None:
+        """Images (B, 1, S, S) -> `score` (B,), higher = more abnormal; None: it cannot score.
+
+        Further 1-d outputs become columns of scores.csv; `h` and `z`, if there are such, are
+        features, so that one pass gives them too.
+        """
+        return None
+
+
+class System(NamedTuple):
+    """A named pair of methods: a row of the paper's Table 1.
+
+    Attributes:
+        title: as the table prints it.
+        pretext: method of the first stage.
+        finetune: method of the second.
+        changes: settings of a run that differ from the preset, by dotted name.
+    """
+
+    title: str
+    pretext: str
+    finetune: str
+    changes: Mapping[str, Any] = {}

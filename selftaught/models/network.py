@@ -1,0 +1,49 @@
+"""What a task's networks are built from; travels with every model."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from selftaught.models.encoder import EncoderConfig
+from selftaught.models.heads import EMBEDDING_WIDTHS, Embedder, build_embedder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """Encoder, head and the sizes that a task needs to know before it sees data.
+
+    Attributes:
+        encoder: the encoder.
+        head: widths of the projection head after the encoder's own.
+        image_size: side of the square input, in pixels.
+        images: training images of this stage.
+        seed: of fresh weights.
+        weights: a state dict on this disk that some methods start from, "" = none.
+    """
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    head: Sequence[int] = EMBEDDING_WIDTHS
+    image_size: int = 512
+    images: int = 0
+    seed: int = 0
+    weights: str = ""
+
+    def embedder(self) -> Embedder:
+        """Encoder and head with fresh weights from `seed`, in training mode, on the CPU."""
+        return build_embedder(self.encoder, self.seed, head=self.head)
+
+    def facts(self) -> dict[str, Any]:
+        """What a model stores: all but the seed and the path of weights, which it brings itself."""
+        stored = dataclasses.asdict(self)
+        return {key: stored[key] for key in ("encoder", "head", "image_size", "images")}
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> "Network":
+        """What `facts` gave.
+
+        Raises:
+            TypeError: facts of another kind.
+            ValueError: an encoder that does not exist.
+        """
+        return cls(**{**facts, "encoder": EncoderConfig(**facts["encoder"])})

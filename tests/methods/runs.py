@@ -1,0 +1,96 @@
+"""Runs of single stages that are small enough to be done for every method."""
+
+import contextlib
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import torch
+
+from selftaught import distributed, methods
+from selftaught.models.network import Network
+from selftaught.training.checkpoint import newest
+from selftaught.training.config import Config, DataConfig, EngineConfig, ModelConfig, ScoreConfig
+from selftaught.training.context import FINETUNE, PRETEXT, Run
+from selftaught.training.events import ignore
+from selftaught.training.inputs import Images
+from selftaught.training.progress import Reporter
+from selftaught.training.stage import train_stage
+from selftaught.training.stop import Stopper
+from tests.thin import patches
+from tests.tiny import write_images
+
+SIZE, IMAGES = 32, 24
+# What a method needs to be run on two dozen images.
+SMALL = {"epochs": 2, "batch_size": 8, "centers": 3, "milestones": [], "lr": 1e-4}
+
+
+def small_options(name, **more):
+    """Options of a method, cut down where it has them."""
+    known = {field.name for field in dataclasses.fields(methods.load(name).Options)}
+    return methods.options(name, **{k: v for k, v in {**SMALL, **more}.items() if k in known})
+
+
+def scores(name):
+    """Whether a method can score, so that it can be a run's second stage."""
+    return methods.load(name).scorer is not methods.Task.scorer
+
+
+def stages(name, **more):
+    """Options of both stages where one is `name`."""
+    if scores(name):
+        return {PRETEXT: small_options("none"), FINETUNE: small_options(name, **more)}
+    return {PRETEXT: small_options(name, **more), FINETUNE: methods.options(methods.FINETUNE)}
+
+
+def split_table():
+    """20 training images, a fifth known to be abnormal, and 4 for validation."""
+    semi = np.where(np.arange(IMAGES) % 5 == 0, -1, (np.arange(IMAGES) % 5 == 1).astype(int))
+    return pd.DataFrame(
+        {
+            "path": [f"{i:03d}.png" for i in range(IMAGES)],
+            "split": ["train"] * 20 + ["val"] * 4,
+            "label": np.where(semi == -1, 1, np.arange(IMAGES) % 2 * (semi == 0)),
+            "semi_label": semi,
+            "mask": "",
+        }
+    )
+
+
+def train(root, folder, name, *, frame=None, on_event=None, precision="fp32", **more):
+    """The checkpoint that the stage of a method leaves, trained on the images in `root`."""
+    data = DataConfig(image_size=SIZE, workers=0)
+    config = Config(
+        out=str(folder),
+        seed=3,
+        data=data,
+        model=ModelConfig(weights=str(root / "weights.pt")),
+        score=ScoreConfig(batch_size=8),
+        engine=EngineConfig(precision=precision, save_every=1),
+        **stages(name, **more),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    images = Images(frame=split_table() if frame is None else frame, root=root, config=data, seed=3)
+    with Reporter(folder, on_event or ignore) as reporter:
+        run = Run(
+            config=config,
+            folder=folder,
+            images=images,
+            device=distributed.start(),
+            reporter=reporter,
+            stopper=Stopper(),
+        )
+        for role in (PRETEXT, FINETUNE) if scores(name) else (PRETEXT,):
+            train_stage(run, role)
+        return newest(run.checkpoints(role))[0]
+
+
+def write(folder):
+    """The images of `split_table`, and weights for methods that start from some."""
+    write_images(folder, IMAGES)
+    with contextlib.ExitStack() as stack:
+        for patch in patches():
+            stack.enter_context(patch)
+        weights = Network(seed=9).embedder().encoder.layers.state_dict()
+    torch.save(weights, folder / "weights.pt")
+    return folder

@@ -1,0 +1,162 @@
+"""What every method promises: a new file in methods/ is tested by being there."""
+
+import contextlib
+import dataclasses
+import typing
+
+import numpy as np
+import pytest
+import torch
+
+from selftaught import methods
+from selftaught.errors import InputError
+from tests.methods import runs
+from tests.ranks import run_ranks
+from tests.thin import patches
+
+NAMES = methods.names()
+
+
+@pytest.fixture(autouse=True)
+def thin():
+    torch.set_num_threads(1)
+    with contextlib.ExitStack() as stack:
+        for patch in patches():
+            stack.enter_context(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return runs.write(tmp_path_factory.mktemp("images"))
+
+
+def weights_of_all(root, folder, names):
+    found = {}
+    with contextlib.ExitStack() as stack:
+        for patch in patches():
+            stack.enter_context(patch)
+        for name in names:
+            checkpoint = runs.train(
+                root, folder / name, name, precision="fp64", epochs=1, optimizer="sgd"
+            )
+            found[name] = {key: value.numpy() for key, value in checkpoint.weights.items()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def one_and_two(root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    one = weights_of_all(root, folder / "one", NAMES)
+    return one, run_ranks(2, weights_of_all, root, folder / "two", NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_ranks_learn_what_one_does(one_and_two, name):
+    one, two = one_and_two
+    for rank in two:
+        assert rank[name].keys() == one[name].keys()
+        for key, value in one[name].items():
+            np.testing.assert_allclose(rank[name][key], value, rtol=1e-7, atol=1e-9, err_msg=key)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_killed_run_ends_with_the_same_bits(root, tmp_path, name):
+    def kill(event, **facts):
+        if event == "step" and facts["step"] == 2:
+            raise Killed
+
+    whole = runs.train(root, tmp_path / "whole", name)
+    try:
+        runs.train(root, tmp_path / "killed", name, on_event=kill)
+        assert whole.step == 0, "was not killed"
+    except Killed:
+        pass
+    again = runs.train(root, tmp_path / "killed", name)
+    assert again.step == whole.step
+    for kind in ("weights", "optimizer"):
+        left, right = getattr(whole, kind), getattr(again, kind)
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_labels_of_unknown_images_are_not_looked_at(root, tmp_path, name):
+    frame = runs.split_table()
+    unknown = (frame["semi_label"] == 0) & (frame["split"] == "train")
+    turned = frame.copy()
+    turned.loc[unknown, "label"] = 1 - frame.loc[unknown, "label"]
+    assert not turned["label"].equals(frame["label"])
+    first = runs.train(root, tmp_path / "a", name, epochs=1, frame=frame).weights
+    second = runs.train(root, tmp_path / "b", name, epochs=1, frame=turned).weights
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def bad_values(kind):
+    """Values that no option of a type may have."""
+    if typing.get_origin(kind) is typing.Literal:
+        return ["nonsense"]
+    return {int: [-1], float: [-1.0, float("nan"), float("inf")], list[int]: [[5, 3]]}.get(kind, [])
+
+
+CASES = [
+    (name, option, value)
+    for name in NAMES
+    for option, kind in typing.get_type_hints(methods.load(name).Options).items()
+    for value in bad_values(kind)
+    # What trains nothing has no epochs, whatever is asked for.
+    if not (option == "epochs" and methods.options(name).epochs == 0)
+]
+
+
+@pytest.mark.parametrize(("name", "option", "value"), CASES)
+def test_an_option_out_of_range_is_refused_in_one_line(name, option, value):
+    with pytest.raises(ValueError) as error:
+        methods.options(name, **{option: value})
+    text = str(error.value)
+    assert text.startswith(f"{option} is ")
+    assert "; allowed: " in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_is_explained(name):
+    kinds = methods.load(name).Options.__mro__
+    text = "\n".join(kind.__doc__ or "" for kind in kinds)
+    for field in dataclasses.fields(kinds[0]):
+        assert f"\n        {field.name}: " in text, field.name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_presets_change_options_that_are_there(name):
+    options = methods.load(name).Options
+    names = {field.name for field in dataclasses.fields(options)}
+    for preset, changes in options.presets.items():
+        assert preset in ("quick", "default", "paper")
+        assert {key.partition(".")[0] for key in changes} <= names
+
+
+def test_systems_name_methods_that_are_there():
+    for system in methods.systems().values():
+        assert {system.pretext, system.finetune} <= set(NAMES)
+        assert runs.scores(system.finetune)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("nothing", "method is 'nothing'; allowed: .*ntxent.*, or the dotted path of a Task"),
+        ("no_such_module.Mine", "cannot be imported .*PYTHONPATH"),
+        ("collections.OrderedDict", "is no selftaught.methods.Task"),
+        (".Mine", "cannot be imported"),
+        ("tests.methods.runs.nothing", "is no selftaught.methods.Task"),
+    ],
+)
+def test_a_method_that_is_not_there_is_refused_in_one_line(name, line):
+    with pytest.raises(InputError, match=line) as error:
+        methods.load(name)
+    assert "\n" not in str(error.value)
