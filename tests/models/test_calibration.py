@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Percentile and flag: by counting, with ties, without normals, of scores that are missing."""
-=======
 """Percentile and flag: by counting, with ties, without normal images, without a score."""
->>>>>>> refs/heads/model
 
 import math
 
