@@ -31,10 +31,11 @@ from benchmarks.data_peers import CUTOFF, RECIPE, SIZE, available
 from benchmarks.measure import median_ratio, seconds
 from benchmarks.plot import draw
 from benchmarks.record import kept, write
+from selftaught.data.images.contrast import contrast_limits
 from selftaught.data.images.pack_writer import Packable, write_pack
 from selftaught.data.pipeline import has_dali, open_pipeline
-from selftaught.data.pipeline.sample import contrast_limits
 from selftaught.phantoms import radiograph, to_8bit
+from selftaught.workers import available_cores
 
 FILMS, BATCH, SOURCES = 12, 12, ("png", "jpeg", "pack")
 PREPARED = 480
@@ -181,13 +182,8 @@ def prepared(paths, place):
         name = f"selftaught prepare, carrier {carrier}"
         figures = {"cpu": round(count / used, 1)}
         made = row(name, "prepare", "png", ["found"], count / wall, **figures)
-        rows.append(made | {"threads": cores()})
+        rows.append(made | {"threads": available_cores()})
     return rows
-
-
-def cores():
-    """How many processes `selftaught prepare` starts when it is not told."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 class Films(torch.utils.data.Dataset):

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from selftaught.data.augment import pretext_augment
+from selftaught.data.images.contrast import autocontrast
 from selftaught.data.images.pack import locate
-from selftaught.data.pipeline.sample import autocontrast, load
+from selftaught.data.pipeline.sample import load
 
 SIZE, CUTOFF = 512, 1.0
 RECIPE = pretext_augment("default")

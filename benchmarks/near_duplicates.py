@@ -16,8 +16,8 @@ import numpy as np
 
 from selftaught.data.images.decode import read_grey
 from selftaught.data.manifest import read_manifest
-from selftaught.data.preflight import check_images
 from selftaught.data.split.duplicates import BITS, NEAR, SIDE, mirror, near_codes
+from selftaught.data.survey import survey
 
 FAR = 60  # bits; pairs up to there are listed to see where the next ones begin
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("manifest", type=Path)
     manifest = read_manifest(parser.parse_args().manifest)
     files = [manifest.root / path for path in manifest.table["path"]]
-    checked = check_images(files, hashes=True)
+    checked = survey(files, hashes=True)
     rows = np.flatnonzero(checked.hashed)
     hashes, count = checked.hashes[rows], len(rows)
     print(

@@ -54,24 +54,24 @@ class Bar:
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[told]}"),
+                TextColumn("{task.fields[text]}"),
                 TimeRemainingColumn(),
                 console=console,
             )
             self.bar.start()
-            self.task = self.bar.add_task(name, total=total, completed=done, told="")
+            self.task = self.bar.add_task(name, total=total, completed=done, text="")
 
-    def advance(self, done: int, told: str = "") -> None:
-        """Show that `done` of the total is behind us, and `told`, by default the speed."""
+    def advance(self, done: int, text: str = "") -> None:
+        """Show that `done` of the total is behind us, and `text`, by default the speed."""
         now = time.monotonic()
         speed = (done - self.first) / max(now - self.start, 1e-9)
-        told = told or f"{speed:.1f} {self.unit}/s"
+        text = text or f"{speed:.1f} {self.unit}/s"
         if self.bar is not None:
-            self.bar.update(self.task, completed=done, told=told)
+            self.bar.update(self.task, completed=done, text=text)
         elif now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
             left = (self.total - done) / max(speed, 1e-9) / 60
-            text = f"{self.name} {done}/{self.total} {told}, {left:.0f} min left"
+            text = f"{self.name} {done}/{self.total} {text}, {left:.0f} min left"
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:

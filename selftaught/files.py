@@ -2,12 +2,14 @@
 
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from selftaught.errors import InputError, MachineError
 
@@ -28,8 +30,8 @@ def machine_errors(path: Path, size: int = 0) -> Iterator[None]:
         yield
     except Exception as error:
         # safetensors raises an error of its own that holds the number only in its text.
-        told = re.search(r"os error (\d+)", str(error))
-        code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        numbered = re.search(r"os error (\d+)", str(error))
+        code = error.errno if isinstance(error, OSError) else int(numbered[1]) if numbered else None
         if code in FULL_DISK:
             raise disk_full(path, size) from error
         if code in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
@@ -38,12 +40,12 @@ def machine_errors(path: Path, size: int = 0) -> Iterator[None]:
 
 
 def disk_full(path: Path, size: int = 0) -> MachineError:
-    """What is said where `size` bytes (0: unknown) have no room at `path`."""
+    """The error where `size` bytes (0: unknown) have no room at `path`."""
     free = free_bytes(path)
     figures = [f"{size:,} bytes needed"] * bool(size) + [f"{free:,} bytes free"] * (free >= 0)
-    said = f" ({', '.join(figures)})" if figures else ""
+    room = f" ({', '.join(figures)})" if figures else ""
     return MachineError(
-        f"{path}: disk full{said}; what was there before is intact: free some space and start the "
+        f"{path}: disk full{room}; what was there before is intact: free some space and start the "
         "same command again"
     )
 
@@ -98,6 +100,68 @@ def write_atomic(path: Path, write: Content) -> None:
             fsync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def claim_folder(
+    folder: Path,
+    mark: str,
+    facts: Mapping[str, Any],
+    what: str,
+    words: Mapping[str, str] | None = None,
+) -> bool:
+    """Make a folder a job's own, or check that it is the folder of the same job.
+
+    Args:
+        folder: what the job writes into; made where there is none.
+        mark: name of the JSON file that holds the facts.
+        facts: what the job's results depend on; the entries of a mapping count one by one.
+        what: it becomes, such as "a prepared set".
+        words: for a fact, what to say of one that differs in place of both values.
+
+    Returns:
+        Whether the job was begun before; then nothing was written.
+
+    Raises:
+        InputError: the folder is a file, holds other files, or was begun with other facts.
+        MachineError: the disk is full or the folder cannot be written.
+    """
+    path = folder / mark
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; allowed: a folder that is new, empty or {what}")
+    if path.is_file():
+        _compare_facts(path, json.loads(json.dumps(facts)), words or {})
+        return True
+    if folder.is_dir() and any(one.name != f".{mark}.tmp" for one in folder.iterdir()):
+        raise InputError(f"{folder}: holds files that are not {what}; choose another folder")
+    with machine_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(facts, indent=1) + "\n")
+    return False
+
+
+def _compare_facts(path: Path, facts: dict[str, Any], words: Mapping[str, str]) -> None:
+    """Refuse to mix two jobs."""
+    try:
+        there = _flat(json.loads(path.read_text(encoding="utf-8")))
+        differing = [name for name, value in _flat(facts).items() if there[name] != value]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{path}: is damaged or of another version; delete the folder or choose another"
+        ) from error
+    if differing:
+        name = differing[0]
+        begun = words.get(name, f"with {name} {there[name]!r}, now {_flat(facts)[name]!r}")
+        raise InputError(
+            f"{path.parent}: was begun {begun}; choose another folder or the same settings"
+        )
+
+
+def _flat(facts: dict[str, Any]) -> dict[str, Any]:
+    """The entries of mappings beside those that are none."""
+    flat: dict[str, Any] = {}
+    for name, value in facts.items():
+        flat.update(value if isinstance(value, dict) else {name: value})
+    return flat
 
 
 def write_folder(

@@ -10,7 +10,7 @@ from selftaught import methods
 
 PACKAGE = Path(__file__).resolve().parents[1] / "selftaught"
 GROUPS = [
-    {"environment", "errors", "files", "console", "peers", "distributed", "kernels"},
+    {"environment", "errors", "files", "console", "workers", "peers", "distributed", "kernels"},
     {"losses"},
     {"data", "models", "search"},
     {"methods"},

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from selftaught import __version__, distributed
 from selftaught.errors import InputError
+from selftaught.workers import available_cores
 
 # Package, module, what it is for.
 PARTS = (
@@ -82,8 +83,7 @@ def main(arguments: Sequence[str]) -> None:
     from selftaught.kernels.dispatch import backend_table, requested
 
     print(f"selftaught {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"device: cpu, {cores} cores, {torch.get_num_threads()} threads")
+    print(f"device: cpu, {available_cores()} cores, {torch.get_num_threads()} threads")
     for number in range(torch.cuda.device_count()):
         print(f"device: cuda:{number}, {torch.cuda.get_device_name(number)}")
     if not torch.cuda.is_available():

@@ -23,7 +23,6 @@ def main(arguments: Sequence[str]) -> None:
 
     from selftaught.console import Bar
     from selftaught.data.manifest import read_manifest
-    from selftaught.data.preflight import check_images
     from selftaught.data.split import check_classes, format_table, make_split, write_split
     from selftaught.data.split.leakage import (
         COLUMNS,
@@ -32,6 +31,7 @@ def main(arguments: Sequence[str]) -> None:
         without_leaks,
     )
     from selftaught.data.split.table import FIRST
+    from selftaught.data.survey import survey
     from selftaught.files import write_atomic
 
     out = Path(options.out)
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
     images = [manifest.root / name for name in used["path"]] if config.leakage != "off" else []
     bar = Bar("compare", len(images))
     try:
-        checked = check_images(images, hashes=True, done=bar.advance)
+        checked = survey(images, hashes=True, done=bar.advance)
     finally:
         bar.close()
     if checked.problems:
@@ -60,11 +60,11 @@ def main(arguments: Sequence[str]) -> None:
             SplitWarning,
             stacklevel=2,
         )
-    said, excess = report_leakage(used, checked, config.leakage, out)
+    lines, excess = report_leakage(used, checked.hashes, checked.hashed, config.leakage, out)
     if excess.any():
         frame = without_leaks(frame, rows[excess])
         check_classes(frame, manifest.name)
     write_split(frame, out)
     write_atomic(Path(f"{out}.txt"), format_table(frame) + "\n")
-    print("\n".join([format_table(frame), *said]))
+    print("\n".join([format_table(frame), *lines]))
     print(out)

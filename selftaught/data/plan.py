@@ -232,9 +232,9 @@ def _crop(augment: Augment, uniform: Uniforms) -> tuple[Uniforms, ...]:
     widths, heights = np.sqrt(area * ratio), np.sqrt(area / ratio)
     fits = (widths <= 1.0) & (heights <= 1.0)
     first = np.argmax(fits, axis=-1)[..., None]
-    found = fits.any(axis=-1)
-    width = np.where(found, np.take_along_axis(widths, first, -1)[..., 0], 1.0)
-    height = np.where(found, np.take_along_axis(heights, first, -1)[..., 0], 1.0)
+    fitting = fits.any(axis=-1)
+    width = np.where(fitting, np.take_along_axis(widths, first, -1)[..., 0], 1.0)
+    height = np.where(fitting, np.take_along_axis(heights, first, -1)[..., 0], 1.0)
     left = uniform[..., CROP_LEFT] * (1.0 - width)
     top = uniform[..., CROP_TOP] * (1.0 - height)
     if augment.crop_box == "published":

@@ -94,9 +94,6 @@ class Start(Protocol):
         """A line for the log."""
 
 
-AnyOptions = Options  # a Task has an attribute named Options
-
-
 class Task(nn.Module):
     """Model plus loss. Shapes in `__init__`, first contents in `begin`; all else is its state.
 

@@ -1,20 +1,15 @@
 """Write a labelled set of synthetic radiographs with its ground truth."""
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import pandas as pd
 
-from selftaught.errors import MachineError
 from selftaught.files import machine_errors, write_atomic
 from selftaught.phantoms.anatomy import BODY_PARTS
 from selftaught.phantoms.anomalies import KINDS
@@ -29,6 +24,7 @@ from selftaught.phantoms.folder import (
     paths_of,
 )
 from selftaught.phantoms.radiograph import NORMAL, radiograph
+from selftaught.workers import available_cores, work_side_by_side
 
 CHUNK = 8
 Progress = Callable[[int, int], None]
@@ -103,41 +99,23 @@ def write_set(
     for folder in {path.parent for entry in entries for path in paths_of(out, config, entry)}:
         folder.mkdir(parents=True, exist_ok=True)
     if workers is None:
-        workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
-                      os.cpu_count() or 1, max(1, images // 64))  # fmt: skip
+        workers = min(available_cores(), max(1, images // 64))
     chunks = [entries[start : start + CHUNK] for start in range(0, images, CHUNK)]
+    work = work_side_by_side(
+        _write_chunk,
+        [(out, config, chunk) for chunk in chunks],
+        workers=workers,
+        folder=out,
+        remedy="run it again with fewer workers or a smaller size",
+    )
     records: list[Record] = []
-    for done in _results(out, config, chunks, workers):
-        records += done
-        if progress is not None:
-            progress(len(records), images)
+    with closing(work) as finished:
+        for _, done in finished:
+            records += done
+            if progress is not None:
+                progress(len(records), images)
     records.sort(key=lambda record: record["index"])
     return _write_lists(out, config, records)
-
-
-def _results(
-    out: Path, config: SetConfig, chunks: list[list[Entry]], workers: int
-) -> Iterator[list[Record]]:
-    """Write all chunks, here or in other processes, and yield what was written."""
-    if workers <= 1 or len(chunks) < 2:
-        for chunk in chunks:
-            yield _write_chunk(out, config, chunk)
-        return
-    pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
-    )
-    waiting: set[Future[list[Record]]] = set()
-    try:
-        waiting = {pool.submit(_write_chunk, out, config, chunk) for chunk in chunks}
-        while waiting:
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield future.result()
-    except BrokenProcessPool as error:
-        raise MachineError(f"{out}: a worker was killed (out of memory?); run it again with "
-                           "fewer workers or a smaller size") from error  # fmt: skip
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _write_chunk(out: Path, config: SetConfig, chunk: Iterable[Entry]) -> list[Record]:
@@ -201,6 +179,8 @@ def _place(out: Path, config: SetConfig) -> Path:
 
 def _write_lists(out: Path, config: SetConfig, records: list[Record]) -> Path:
     """Write truth.json and the lists that make the set readable."""
+    import pandas as pd  # Here alone, and not in processes that draw: it takes half a second.
+
     truth = {"settings": asdict(config), "images": records}
     write_atomic(out / "truth.json", json.dumps(truth, indent=1) + "\n")
     table = pd.DataFrame(records)

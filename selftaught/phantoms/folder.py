@@ -1,11 +1,10 @@
 """The folder of a synthetic set: its settings, its paths, its owner."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from selftaught.errors import InputError
-from selftaught.files import machine_errors, write_atomic
+from selftaught.files import claim_folder
 from selftaught.phantoms.anatomy import BODY_PARTS
 from selftaught.phantoms.anomalies import KINDS
 from selftaught.phantoms.cohort import Entry
@@ -66,35 +65,8 @@ def claim(out: Path, config: SetConfig) -> bool:
     Raises:
         InputError: it holds other files, or a set with other settings, which is not replaced.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; give a folder that is new, empty or this set's")
-    mark = out / MARK
-    if mark.is_file():
-        _check_former(mark, config)
-        return last_list(out, config).is_file()
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out}: holds files that are not a synthetic set; give another folder")
-    with machine_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    write_atomic(mark, json.dumps(asdict(config), indent=1) + "\n")
-    return False
-
-
-def _check_former(mark: Path, config: SetConfig) -> None:
-    """Refuse a set with other settings."""
-    wanted = json.loads(json.dumps(asdict(config)))
-    try:
-        former = json.loads(mark.read_text(encoding="utf-8"))
-        other = [name for name, value in wanted.items() if former[name] != value]
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{mark}: not settings this version wrote ({error}); delete the folder or give another"
-        ) from error
-    if other:
-        raise InputError(
-            f"{mark.parent}: holds a set with {other[0]} {former[other[0]]}, now "
-            f"{wanted[other[0]]}; delete the folder or give another"
-        )
+    begun = claim_folder(out, MARK, asdict(config), "a synthetic set")
+    return begun and last_list(out, config).is_file()
 
 
 def last_list(out: Path, config: SetConfig) -> Path:

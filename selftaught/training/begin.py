@@ -12,7 +12,8 @@ from selftaught.data.plan import plain
 from selftaught.methods import Task
 from selftaught.training.config import STAGES
 from selftaught.training.context import Run
-from selftaught.training.inputs import Rows, infer
+from selftaught.training.inference import infer
+from selftaught.training.inputs import Rows
 from selftaught.training.tasks import finished_weights
 
 Result = TypeVar("Result")

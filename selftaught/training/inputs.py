@@ -1,33 +1,27 @@
 """From a split table to batches on the device, and from images to embeddings, over all ranks."""
 
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from selftaught import distributed
 from selftaught.data.images.bad_files import Problem, Skipping
 from selftaught.data.pipeline import Pipeline, open_pipeline
+from selftaught.data.pipeline.cache import CacheBudget
 from selftaught.data.plan import Augment, batch_at, plain, stand_ins, steps_per_epoch
 from selftaught.environment import local_world_size
 from selftaught.errors import InputError
 from selftaught.training.bad_files import BadFiles
-from selftaught.training.config import DataConfig
+from selftaught.training.config import Config, DataConfig
 from selftaught.training.engine import Batch
-from selftaught.training.stop import StopRun
-
-if TYPE_CHECKING:
-    from selftaught.training.config import Config
-    from selftaught.training.context import Run
 
 Rows = NDArray[np.int64]
 
@@ -51,6 +45,11 @@ class Images:
     seed: int
     unlabelled: str = "train"
     bad_files: BadFiles | None = None
+
+    @cached_property
+    def budget(self) -> CacheBudget:
+        """Memory that all pipelines over these images share."""
+        return CacheBudget(int(self.config.cache_gib * 2**30))
 
     @property
     def semi_label(self) -> Tensor:
@@ -107,7 +106,6 @@ class Images:
         *,
         training: Rows | None = None,
         masks: bool = False,
-        share: float = 0.5,
     ) -> Pipeline:
         """A pipeline over all rows.
 
@@ -118,7 +116,6 @@ class Images:
             training: rows; where bad files are skipped, those of them are replaced by others with
                 the same known label. Any other bad file is left out.
             masks: whether batches hold the views' masks.
-            share: of the memory in `data.cache_gib`; that of all open pipelines is at most 1.
         """
         skipping = None
         if self.config.bad_files == "skip":
@@ -140,7 +137,7 @@ class Images:
             stage=stage,
             views=views,
             workers=workers,
-            cache_bytes=int(self.config.cache_gib * 2**30 * share),
+            cache_bytes=self.budget,
             skipping=skipping,
         )
 
@@ -261,98 +258,14 @@ def global_batch_size(option: str, batch_size: int, samples: int, accumulate: in
     return size
 
 
-@torch.no_grad()
-def infer(
-    run: "Run",
-    compute: Callable[[Tensor], dict[str, Tensor]],
-    modules: Sequence[nn.Module],
-    pipeline: Pipeline,
-    rows: Rows,
-    *,
-    name: str,
-    show: bool = False,
-) -> tuple[dict[str, Tensor], Rows]:
-    """What `compute` gives for one view of each of `rows`, the work divided over ranks.
-
-    Args:
-        run: device, batch size of scoring, signals, and who hears of images that were skipped.
-        compute: images (B, 1, S, S) on the device -> tensors (B, ...) by name.
-        modules: in eval mode meanwhile.
-        pipeline: one view per image.
-        rows: (N,) row numbers.
-        name: of the progress.
-        show: whether to show it.
-
-    Returns:
-        The tensors, complete on every rank, on the CPU, floats of at least float32; and the row
-        numbers of those that could be read, in their order.
-
-    Raises:
-        InputError: an image cannot be read, or where such are skipped, too many.
-        StopRun: a signal arrived.
-    """
-    world, batch_size = distributed.world_size(), run.config.score.batch_size
-    mine = np.array_split(rows, world)[distributed.rank()]
-    # All ranks ask the stopper equally often, however uneven their shares are.
-    steps = -(-len(rows) // world // batch_size) + 1
-    chunks = [mine[i * batch_size : (i + 1) * batch_size] for i in range(steps)]
-    source = pipeline.batches((0, chunk) for chunk in chunks if len(chunk))
-    training = [[one.training for one in module.modules()] for module in modules]
-    for module in modules:
-        module.eval()
-    if show:
-        run.reporter.start_bar(name, steps, 0)
-    parts: list[dict[str, Tensor]] = []
-    began = time.monotonic()
-    for number, chunk in enumerate(chunks, 1):
-        run.reporter.on_event("batch", name=name, number=number - 1)
-        problems: tuple[Problem, ...] = ()
-        if len(chunk):
-            batch = next(source)
-            problems = batch.problems
-            if len(batch.ids):
-                outputs = compute(batch.views[:, 0].to(run.device))
-                parts.append({"row": batch.ids, **{k: _to_cpu(v) for k, v in outputs.items()}})
-        run.images.note(name, None, problems)
-        # The one look at each other of a batch.
-        words = distributed.gather_row([run.stopper.code, run.images.pending], run.device)
-        if code := max(int(code) for code, _ in words):
-            raise StopRun(code)
-        if any(pending for _, pending in words):
-            run.images.share()
-        if show:
-            speed = min(number * batch_size * world, len(rows)) / (time.monotonic() - began + 1e-9)
-            run.reporter.advance(name, number, steps, images_per_s=speed)
-    for module, modes in zip(modules, training, strict=True):
-        for one, mode in zip(module.modules(), modes, strict=True):
-            one.training = mode
-    if show:
-        run.reporter.end_bar()
-    local = (
-        {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]} if parts else {}
-    )
-    gathered = [one for one in distributed.gather_objects(local) if one]
-    if not gathered:
-        raise InputError(f"{name}: none of {len(rows)} images can be read; allowed: at least one")
-    whole = {key: np.concatenate([one[key] for one in gathered]) for key in gathered[0]}
-    readable = whole.pop("row")
-    return {key: torch.from_numpy(value) for key, value in whole.items()}, readable
-
-
-def _to_cpu(values: Tensor) -> Tensor:
-    if values.is_floating_point():
-        return values.cpu().to(torch.promote_types(values.dtype, torch.float32))
-    return values.cpu()
-
-
-def open_plain(images: Images, augment: Augment, share: float = 0.5) -> Pipeline:
+def open_plain(images: Images, augment: Augment) -> Pipeline:
     """One deterministic view per image, prepared and scaled as `augment` says."""
-    return images.open("plain", plain(augment), views=1, share=share)
+    return images.open("plain", plain(augment), views=1)
 
 
-def open_evaluation(config: "Config", images: Images, share: float = 0.5) -> Pipeline:
+def open_evaluation(config: Config, images: Images) -> Pipeline:
     """Images as evaluation sees them: plain, or one random view of each in preset paper."""
     augment = config.finetune.augment
     if config.data.evaluation_views == "plain":
         augment = plain(augment)
-    return images.open("evaluation", augment, views=1, share=share)
+    return images.open("evaluation", augment, views=1)

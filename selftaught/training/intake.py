@@ -1,7 +1,6 @@
 """How a run begins, or goes on: films prepared, the split, every file checked, settings noted."""
 
 import dataclasses
-import os
 from collections.abc import Container
 from contextlib import closing
 from pathlib import Path
@@ -10,14 +9,14 @@ import pandas as pd
 
 from selftaught import distributed
 from selftaught.console import Bar
-from selftaught.data import sources
+from selftaught.data.images import stamps as sources
 from selftaught.data.images.bad_files import Problem
 from selftaught.data.images.pack import stored_in
 from selftaught.data.manifest import Manifest, read_manifest
 from selftaught.data.manifest.mura import is_mura
-from selftaught.data.preflight import Checked, check_images, refuse_bad
 from selftaught.data.split import check_classes, format_table, make_split, read_split, write_split
 from selftaught.data.split.leakage import report_leakage, without_leaks
+from selftaught.data.survey import Survey, survey
 from selftaught.errors import InputError
 from selftaught.files import sha256, write_atomic
 from selftaught.training import folder
@@ -176,7 +175,7 @@ def _skip_again(images: Images, changed: Container[str]) -> set[str]:
             path is not None and _listed_as(images.root, path) in changed for path in files
         )
     rows = images.used[listed]
-    problems = _problems(rows, check_images(*images.files(rows)))
+    problems = _problems(rows, survey(*images.files(rows)))
     images.bad_files.begin(problems)
     # A pack that was made anew is another one, whatever is bad in it.
     alone = [problem.file for problem in problems if stored_in(problem.file) == problem.file]
@@ -185,10 +184,10 @@ def _skip_again(images: Images, changed: Container[str]) -> set[str]:
 
 def _listed_as(root: Path, path: str | Path) -> str:
     """An image or mask as `sources.csv` names it."""
-    return os.path.relpath(stored_in(root / path), root)
+    return sources.stamp_name(root / path, root)
 
 
-def _problems(rows: Rows, checked: Checked) -> list[Problem]:
+def _problems(rows: Rows, checked: Survey) -> list[Problem]:
     """Of rows that were checked, by row number."""
     return [one._replace(sample=int(rows[one.sample])) for one in checked.problems]
 
@@ -206,21 +205,24 @@ def begin(config: Config, place: Path, manifest: Manifest, stopper: Stopper) -> 
     check_settings(config, images)
     used = images.used
     paths, masks = images.files(used)
-    names = [_listed_as(root, path) for path in [*paths, *(masks or [])] if path is not None]
-    workers, stop = config.data.workers, lambda: bool(stopper.code)
-    with closing(Bar("checksums", len(set(names)), unit="files")) as bar:
-        then = sources.stamps(root, names, workers=workers, stop=stop, done=bar.advance)
-    compare = config.split.leakage != "off"
     with closing(Bar("check", len(paths))) as bar:
-        checked = check_images(
-            paths, masks, hashes=compare, workers=workers, stop=stop, done=bar.advance
+        checked = survey(
+            paths,
+            masks,
+            root=root,
+            hashes=config.split.leakage != "off",
+            workers=config.data.workers,
+            stop=lambda: bool(stopper.code),
+            done=bar.advance,
         )
     if stopper.code:
         raise StopRun(stopper.code)
     if config.data.bad_files == "fail":
-        refuse_bad(checked.problems, len(used))
+        checked.refuse_problems()
     policy = config.split.leakage
-    lines, excess = report_leakage(frame.iloc[used], checked, policy, place / "split.csv")
+    lines, excess = report_leakage(
+        frame.iloc[used], checked.hashes, checked.hashed, policy, place / "split.csv"
+    )
     problems = _problems(used, checked)
     if excess.any():
         frame = without_leaks(frame, used[excess])
@@ -230,7 +232,7 @@ def begin(config: Config, place: Path, manifest: Manifest, stopper: Stopper) -> 
         problems = [one for one in problems if one.sample in images.used]
     assert images.bad_files is not None
     images.bad_files.begin(problems)
-    sources.write_stamps(place / SOURCES, then)
+    sources.write_stamps(place / SOURCES, checked.stamps)
     write_split(frame, place / "split.csv")
     table = format_table(frame)
     write_atomic(place / "split_table.txt", table + "\n")

@@ -22,7 +22,8 @@ from selftaught.search import knn_score
 from selftaught.training import checkpoint, guards
 from selftaught.training.context import FINETUNE, PRETEXT, Run
 from selftaught.training.events import part
-from selftaught.training.inputs import Images, Rows, infer, open_evaluation, open_plain
+from selftaught.training.inference import infer
+from selftaught.training.inputs import Images, Rows, open_evaluation, open_plain
 from selftaught.training.tasks import trained_task
 
 GROUPS = ("group", "patient", "body_part", "study")

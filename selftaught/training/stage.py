@@ -20,10 +20,10 @@ from selftaught.training.context import Run
 from selftaught.training.ddp import TorchEngine
 from selftaught.training.engine import Batch, Engine
 from selftaught.training.events import part
+from selftaught.training.inference import infer
 from selftaught.training.inputs import (
     Rows,
     global_batch_size,
-    infer,
     open_evaluation,
     open_plain,
     training_batches,
@@ -132,13 +132,12 @@ class TrainingStage:
         # The last stage scores; it is validated on what it will be scored on.
         self.scores = role == list(STAGES)[-1] and task.scorer() is not None
         augmented = self.scores and run.config.data.evaluation_views == "augmented"
-        share = 1 / (3 if augmented else 2)
         self.training_views = images.open(
-            role, options.augment, task.views, training=self.rows, masks=task.masks, share=share
+            role, options.augment, task.views, training=self.rows, masks=task.masks
         )
-        self.plain_views = self.validation = open_plain(images, options.augment, share)
+        self.plain_views = self.validation = open_plain(images, options.augment)
         if augmented:
-            self.validation = open_evaluation(run.config, images, share)
+            self.validation = open_evaluation(run.config, images)
         labelled = images.frame["label"].notna().to_numpy()
         rows = images.rows("val")
         self.validation_rows = rows[labelled[rows]]

@@ -4,6 +4,7 @@ Ranks are played one after the other in this process; `tests/training` runs real
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,17 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from selftaught import distributed
 from selftaught.data.augment import finetune_augment, pretext_augment
+from selftaught.data.images.contrast import contrast_limits
 from selftaught.data.images.pack_writer import Packable, write_pack
 from selftaught.data.pipeline import Pipeline, has_dali
-from selftaught.data.pipeline.sample import contrast_limits
 from selftaught.data.plan import batch_at, steps_per_epoch
 from selftaught.training.config import DataConfig
-from selftaught.training.inputs import Images, embed, open_plain, training_batches
+from selftaught.training.inference import infer
+from selftaught.training.inputs import Images, open_plain, training_batches
 
 SIZE, N, SEED = 32, 23, 5
 EXECUTORS = [
@@ -175,26 +177,10 @@ def test_a_pack_gives_the_same_bits_to_any_ranks_workers_and_resumed_runs(
         assert all(same(*pair) for pair in zip(alone[first_step:], found, strict=True)), options
 
 
-class Mean(nn.Module):
-    """An embedder whose output tells images apart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = x.flatten(1)[:, ::7]
-        return h, h.mean(1, keepdim=True)
-
-
-class Counting:
-    """A stopper that counts how often it was asked."""
-
-    asked = 0
-
-    def requested(self, device: torch.device) -> bool:
-        self.asked += 1
-        return False
+def described(images: Tensor) -> dict[str, Tensor]:
+    """Numbers that tell images apart."""
+    h = images.flatten(1)[:, ::7]
+    return {"h": h, "z": h.mean(1, keepdim=True)}
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -206,31 +192,38 @@ def test_evaluation_sees_every_sample_once_and_asks_equally_often(
     chosen = source.rows("train")[::-1][:rows].copy()
 
     def share(pipeline: Pipeline, world: int, rank: int) -> tuple[Any, int]:
-        """What a rank gives to the others, and how often it asked the stopper."""
+        """What a rank gives to the others, and how often it asked them whether to go on."""
         local: list[Any] = []
-        stopper = Counting()
+        asked: list[Any] = []
+        run = SimpleNamespace(
+            config=SimpleNamespace(score=SimpleNamespace(batch_size=4)),
+            images=source,
+            device=torch.device("cpu"),
+            reporter=SimpleNamespace(on_event=lambda event, **facts: None),
+            stopper=SimpleNamespace(code=0),
+        )
 
         def gather(mine: Any) -> list[Any]:
             local.append(mine)
-            width = 1 if mine is None else mine[0].shape[1]
-            empty = (
-                np.empty((0, width), np.float32),
-                np.empty((0, 1), np.float32),
-                np.empty(0, int),
-            )
-            return [empty if mine is None else mine]
+            return [mine or {"row": np.zeros(0, int)}]
+
+        def gather_row(values: Any, device: torch.device) -> list[Any]:
+            asked.append(values)
+            return [values]
 
         play(monkeypatch, world, rank)
         monkeypatch.setattr(distributed, "gather_objects", gather)
-        embed(Mean(), pipeline, chosen, batch_size=4, stopper=stopper)  # type: ignore[arg-type]
-        return local[0], stopper.asked
+        monkeypatch.setattr(distributed, "gather_row", gather_row)
+        infer(run, described, [], pipeline, chosen, name="test")  # type: ignore[arg-type]
+        return local[0], len(asked)
 
     with open_plain(source, finetune_augment("default")) as pipeline:
-        (h, z, ids), _ = share(pipeline, 1, 0)
-        assert ids.tolist() == chosen.tolist()
-        assert len(h) == rows and len(np.unique(z)) == rows
+        whole, _ = share(pipeline, 1, 0)
+        assert whole["row"].tolist() == chosen.tolist()
+        assert len(whole["h"]) == rows and len(np.unique(whole["z"])) == rows
         for world in (2, 3, 8):
             parts, asked = zip(*[share(pipeline, world, r) for r in range(world)], strict=True)
             assert len(set(asked)) == 1
-            together = np.concatenate([part[0] for part in parts if part is not None])
-            np.testing.assert_array_equal(together, h)
+            for name in ("row", "h", "z"):
+                together = np.concatenate([part[name] for part in parts if part])
+                np.testing.assert_array_equal(together, whole[name])

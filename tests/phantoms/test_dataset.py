@@ -88,7 +88,7 @@ def test_a_set_is_not_replaced_by_another(tmp_path: Path) -> None:
     write_set(tmp_path / "set", 3, size=64, workers=1)
     before = content(tmp_path)
     for options, words in (({"images": 2}, "images 3, now 2"), ({"seed": 5}, "seed 1, now 5")):
-        with pytest.raises(InputError, match=f"holds a set with {words}"):
+        with pytest.raises(InputError, match=f"was begun with {words}"):
             write_set(tmp_path / "set", **({"images": 3, "size": 64} | options), workers=1)
     assert content(tmp_path) == before
 

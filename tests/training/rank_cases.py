@@ -8,7 +8,8 @@ import torch
 from selftaught import distributed, methods
 from selftaught.models.network import Network
 from selftaught.training.checkpoint import newest
-from selftaught.training.inputs import infer, open_plain
+from selftaught.training.inference import infer
+from selftaught.training.inputs import open_plain
 from selftaught.training.stage import train_stage
 from selftaught.training.tasks import new_task
 from tests import thin

@@ -1,4 +1,4 @@
-"""An image that cannot be read while a run goes on: who takes its place, and what is told of it."""
+"""An image that cannot be read while a run goes on: what replaces it, and how it is reported."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -33,8 +33,8 @@ class Problem(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Found(Generic[Content]):
-    """What stands at one place of a batch.
+class Loaded(Generic[Content]):
+    """What was loaded for one place of a batch.
 
     Attributes:
         sample: id of the sample that was taken; -1 = none.
@@ -50,7 +50,7 @@ class Found(Generic[Content]):
 class Skipping:
     """Puts another sample in the place of one that cannot be read, or leaves the place empty.
 
-    Who stands in depends on what `stand_ins` answers and on the files, on nothing else, so that
+    The replacement depends on what `stand_ins` answers and on the files, on nothing else, so that
     any number of threads and ranks agree. A sample that was bad once stays bad for this object.
 
     Args:
@@ -61,7 +61,7 @@ class Skipping:
         self._stand_ins = stand_ins
         self._bad: dict[int, Problem] = {}
 
-    def find(self, epoch: int, sample: int, load: Callable[[int], Content]) -> Found[Content]:
+    def find(self, epoch: int, sample: int, load: Callable[[int], Content]) -> Loaded[Content]:
         """Load a sample or the first of its stand-ins that can be used.
 
         Args:
@@ -77,7 +77,7 @@ class Skipping:
             problem = self._bad.get(one)
             if problem is None:
                 try:
-                    return Found(one, load(one), tuple(problems))
+                    return Loaded(one, load(one), tuple(problems))
                 except BadImage as error:
                     problem = self._bad.setdefault(one, Problem(one, error.path, error.reason))
             problems.append(problem)
@@ -86,7 +86,7 @@ class Skipping:
                 f"{problems[0].file}: {problems[0].reason}; none of the {len(problems) - 1} images "
                 "drawn to stand in for it can be read either"
             )
-        return Found(-1, None, tuple(problems))
+        return Loaded(-1, None, tuple(problems))
 
     def _candidates(self, epoch: int, sample: int) -> Iterator[int]:
         yield sample
@@ -96,10 +96,10 @@ class Skipping:
 
 def find(
     skipping: Skipping | None, epoch: int, sample: int, load: Callable[[int], Content]
-) -> Found[Content]:
+) -> Loaded[Content]:
     """`Skipping.find`; without one, a sample that cannot be used raises its `BadImage`."""
     if skipping is None:
-        return Found(sample, load(sample))
+        return Loaded(sample, load(sample))
     return skipping.find(epoch, sample, load)
 
 

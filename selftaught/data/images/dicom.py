@@ -172,8 +172,8 @@ def _check_description(path: Path, elements: "Dataset") -> tuple[int, int]:
         raise BadImage(path, f"PhotometricInterpretation {kind!r}; allowed: {GREY + COLOR}")
     samples = 1 if kind in (*GREY, "PALETTE COLOR") else 3
     if elements.get("SamplesPerPixel") != samples:
-        found = elements.get("SamplesPerPixel")
-        raise BadImage(path, f"SamplesPerPixel {found}; {kind} has {samples}")
+        given = elements.get("SamplesPerPixel")
+        raise BadImage(path, f"SamplesPerPixel {given}; {kind} has {samples}")
     allocated, stored = elements.get("BitsAllocated"), elements.get("BitsStored")
     if allocated not in (1, 8, 16) or not 1 <= (stored or 0) <= allocated:
         raise BadImage(path, f"{stored} bits stored in {allocated}; allowed: up to 16 in 1, 8, 16")
@@ -198,13 +198,13 @@ def _check_codestream(path: Path, elements: "Dataset", size: tuple[int, int]) ->
         return
     try:
         with Image.open(BytesIO(get_frame(elements.PixelData, 0, number_of_frames=1))) as image:
-            found = (image.height, image.width)
+            coded = (image.height, image.width)
     except Image.UnidentifiedImageError:
         return  # A JPEG flavour that Pillow does not know; pydicom's own plugins decide.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadImage(path, f"compressed image far larger than its header's {size}") from None
-    if found != size:
-        raise BadImage(path, f"compressed image of {found} pixels; the header says {size}")
+    if coded != size:
+        raise BadImage(path, f"compressed image of {coded} pixels; the header says {size}")
 
 
 def _undecodable(path: Path, elements: "Dataset", error: Exception) -> BadImage:

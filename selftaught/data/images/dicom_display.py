@@ -71,12 +71,12 @@ def _to_levels(shown: np.ndarray, bits: int) -> np.ndarray:
 def _displayed(path: Path, elements: "Dataset", stored: np.ndarray) -> np.ndarray:
     """Every stored value's brightness in [0, 1], before polarity."""
     if elements.get("ModalityLUTSequence"):
-        values, _ = _look_up(elements, "ModalityLUTSequence", stored)
+        values, _ = _through_table(elements, "ModalityLUTSequence", stored)
     else:
         slope, intercept = _first(elements, "RescaleSlope"), _first(elements, "RescaleIntercept")
         values = stored * (1.0 if slope is None else slope) + (intercept or 0.0)
     if elements.get("VOILUTSequence"):
-        shown, bits = _look_up(elements, "VOILUTSequence", np.rint(values))
+        shown, bits = _through_table(elements, "VOILUTSequence", np.rint(values))
         return shown / (2.0**bits - 1.0)
     center, width = _first(elements, "WindowCenter"), _first(elements, "WindowWidth")
     if center is None or width is None:
@@ -90,7 +90,7 @@ def _displayed(path: Path, elements: "Dataset", stored: np.ndarray) -> np.ndarra
     return _window(values, center, width, function)
 
 
-def _look_up(elements: "Dataset", name: str, values: np.ndarray) -> tuple[np.ndarray, int]:
+def _through_table(elements: "Dataset", name: str, values: np.ndarray) -> tuple[np.ndarray, int]:
     """Values through the first table of a sequence, as float64, and the table's depth in bits.
 
     pydicom's own modality table knows depths of 8 and 16 bits only; others are common.

@@ -13,7 +13,7 @@
   first pixel in the highest bit of the first byte, 1 = body part, rows not padded. `crc` is
   zlib.crc32 of the image's bytes followed by the mask's.
 
-`low` and `high` are the limits of `selftaught.data.pipeline.sample.contrast_limits` at `cutoff`.
+`low` and `high` are the limits of `selftaught.data.images.contrast.contrast_limits` at `cutoff`.
 
 A manifest names an image as `pack/images/NAME` and its mask as `pack/masks/NAME`; no such files
 exist. `locate` turns such a path into the pack and a slot.
@@ -157,12 +157,12 @@ class Pack:
         return np.frombuffer(mapped, np.uint8, _length(record, start), first)
 
     def _map(self, shard: int) -> mmap.mmap:
-        found = self._maps.get(shard)
-        if found is None:
+        mapped = self._maps.get(shard)
+        if mapped is None:
             with (self.folder / self._shards[shard]["file"]).open("rb") as handle:
-                mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-            found = self._maps.setdefault(shard, mapped)
-        return found
+                new = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = self._maps.setdefault(shard, new)
+        return mapped
 
     def _check(self, slot: int) -> None:
         if self._checked[slot]:

@@ -21,7 +21,7 @@ SEMI_LABELS = {"": -9, "-1": -1, "0": 0, "1": 1, "+1": 1, "-1.0": -1, "0.0": 0, 
 SETS = ("train", "val", "test", "unused")
 ALLOWED = {"label": "0, 1 or blank", "semi_label": "-1, 0, 1 or blank"}
 
-NOT_FOUND = "was not found"
+MISSING = "was not found"
 SHOWN = 80
 # Supersets of what is wrong, so that a million ordinary paths cost a few searches in one text.
 SUSPECT_TEXTS = ("\\", ":", "//", "/.", "/\n", "\n.", "\n/", "\n\n")
@@ -38,9 +38,9 @@ def show(value: str) -> str:
     return f'"{safe}"'
 
 
-def near_name(column: str, found: Iterable[str]) -> str:
+def near_name(column: str, names: Iterable[str]) -> str:
     """A hint at a column that may be the misspelt `column`; "" where none is like it."""
-    others = {name.lower(): name for name in found if name not in COLUMNS}
+    others = {name.lower(): name for name in names if name not in COLUMNS}
     near = difflib.get_close_matches(column, others, n=1)
     return f"; did you mean {show(others[near[0]])} to be {show(column)}?" if near else ""
 
@@ -191,7 +191,7 @@ def files_exist(
         doubtful += [index for index in indices if paths[index].rpartition("/")[2] not in plain]
     for index in sorted(doubtful):
         fault = _file_fault(root / paths[index], real_root, allow_outside)
-        if fault and not (missing and fault == NOT_FOUND):
+        if fault and not (missing and fault == MISSING):
             raise InputError(f"{where(index)}: {column} {show(paths[index])} {fault}")
 
 
@@ -219,7 +219,7 @@ def _file_fault(path: Path, real_root: str, allow_outside: bool) -> str:
             return "is not a file"
     except OSError as error:
         return f"cannot be looked up: {error.strerror}"
-    return NOT_FOUND
+    return MISSING
 
 
 def _inside(real: str, real_root: str) -> bool:

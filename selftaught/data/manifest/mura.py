@@ -65,8 +65,8 @@ def _image_lines(folder: Path, part: str) -> list[tuple[str, str]]:
     """(where, path) of every image of one official set, from its list or else from its tree."""
     path = folder / f"{part}_image_paths.csv"
     if not path.is_file():
-        found = [name for name in list_files(folder, part) if name.count("/") == 4]
-        return [(folder.name, name) for name in found]
+        names = [name for name in list_files(folder, part) if name.count("/") == 4]
+        return [(folder.name, name) for name in names]
     columns, rows = csv_columns(path)
     lines = [(f"{path.name} row {row}", line) for row, line in zip(rows, columns[0], strict=True)]
     has_header = "/" not in lines[0][1]

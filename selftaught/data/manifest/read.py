@@ -171,9 +171,9 @@ def check_header(names: list[str], name: str) -> None:
         if plain in COLUMNS and column != plain:
             raise InputError(f"{name} row 1: column {show(column)}; write it as {show(plain)}")
     if "path" not in names:
-        found = ", ".join(show(column) for column in names[:20]) or "none"
+        listed = ", ".join(show(column) for column in names[:20]) or "none"
         raise InputError(
-            f'{name} row 1: no column "path"; found: {found}; allowed: comma-separated columns'
+            f'{name} row 1: no column "path"; found: {listed}; allowed: comma-separated columns'
         )
 
 
@@ -191,15 +191,15 @@ def read_image_folder(folder: Path) -> Source:
             "the MURA-v1.1 folder"
         )
     for label, kind in (("0", "normal"), ("1", "abnormal")):
-        found = list_files(folder, kind)
-        for path in found:
+        names = list_files(folder, kind)
+        for path in names:
             if not path.lower().endswith(IMAGE_SUFFIXES):
                 raise InputError(
                     f"{folder.name}, {show(path)}: not an image type; allowed: "
                     f"{', '.join(IMAGE_SUFFIXES)}"
                 )
-        paths += found
-        labels += [label] * len(found)
+        paths += names
+        labels += [label] * len(names)
     if not paths:
         raise InputError(f"{folder}: normal/ and abnormal/ hold no image")
     return Source(folder, {"path": paths, "label": labels}, folder.name, None)
@@ -207,9 +207,9 @@ def read_image_folder(folder: Path) -> Source:
 
 def list_files(root: Path, under: str) -> list[str]:
     """Sorted posix paths, relative to `root`, of the files below `under`; hidden ones left out."""
-    found = []
+    paths = []
     for folder, folders, names in os.walk(root / under):
         folders[:] = [name for name in folders if not name.startswith(".")]
         place = Path(folder).relative_to(root).as_posix()
-        found += [f"{place}/{name}" for name in names if not name.startswith(".")]
-    return sorted(found)
+        paths += [f"{place}/{name}" for name in names if not name.startswith(".")]
+    return sorted(paths)

@@ -4,61 +4,19 @@ An executor gets the plan's arrays (`selftaught.data.plan.draw`) and draws nothi
 executors make the same views up to rounding, in any order and with any number of workers.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from selftaught.data.augment import Augment
-from selftaught.data.images.bad_files import Problem
+from selftaught.data.pipeline.cache import CacheBudget
+from selftaught.data.pipeline.executor import Batch, Pipeline, Request
 from selftaught.errors import InputError
 
-# Whoever prepares films needs packs but no torch, whose import takes as long as many films.
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
-__all__ = ["Batch", "Pipeline", "Request", "has_dali", "open_pipeline"]
-
-Request = tuple[int, np.ndarray]
-
-
-class Batch(NamedTuple):
-    """One batch of views.
-
-    Attributes:
-        views: (B, V, 1, S, S) float32, contiguous, in `Augment.input_range`; on the device.
-        masks: (B, V, 1, S, S) float32 in [0, 1] with the views' geometry, or None.
-        ids: (B,) int64 sample ids, as requested; where samples are skipped, those that were taken:
-            another id for each bad one, or fewer than requested.
-        problems: of the samples that were skipped.
-    """
-
-    views: "Tensor"
-    masks: "Tensor | None"
-    ids: "Tensor"
-    problems: tuple[Problem, ...] = ()
-
-
-class Pipeline(Protocol):
-    """From (epoch, sample ids) to batches of views; what they hold depends on nothing else."""
-
-    def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
-        """Batches in the order of the requests, prepared ahead where there are workers."""
-
-    def close(self) -> None:
-        """Stop and join all workers; may be called twice."""
-
-    def __enter__(self) -> "Pipeline": ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+__all__ = ["Batch", "CacheBudget", "Pipeline", "Request", "has_dali", "open_pipeline"]
 
 
 def open_pipeline(

@@ -12,17 +12,18 @@ import numpy as np
 import torch
 
 from selftaught.data.augment import Augment
-from selftaught.data.images.bad_files import Found, Problem, Skipping, find
+from selftaught.data.images.bad_files import Loaded, Problem, Skipping, find
 from selftaught.data.images.decode import read_grey
 from selftaught.data.images.pack import Packed, locate
-from selftaught.data.pipeline import Batch, Request
+from selftaught.data.pipeline.cache import CACHE_BYTES, CacheBudget
 from selftaught.data.pipeline.dali_graph import Kind, Spec, build
 from selftaught.data.pipeline.dali_resident import free_bytes, resident
 from selftaught.data.pipeline.dali_source import Item, Items, numbers
-from selftaught.data.pipeline.opencv import CACHE_BYTES, check_ids, check_options, worker_count
+from selftaught.data.pipeline.executor import Batch, Request, check_ids, check_options
 from selftaught.data.pipeline.sample import Made
 from selftaught.data.plan import draw
 from selftaught.errors import InputError
+from selftaught.workers import worker_count
 
 NEUTRAL = (1.0, 1.0)
 
@@ -34,7 +35,7 @@ class _Fed:
     """
 
     def __init__(
-        self, ids: np.ndarray, plan: np.ndarray, work: list[Callable[[], Found[Item]]]
+        self, ids: np.ndarray, plan: np.ndarray, work: list[Callable[[], Loaded[Item]]]
     ) -> None:
         self.asked, self.ids, self.plan, self.work = ids.size, ids, plan, work
         self.items: list[Item] = []
@@ -44,11 +45,11 @@ class _Fed:
     def wait(self) -> list[Item]:
         """All samples; the first failure in their order is raised."""
         if not self._waited:
-            found = [get() for get in self.work]
-            self.ids = np.array([one.sample for one in found], np.int64)
+            loaded = [get() for get in self.work]
+            self.ids = np.array([one.sample for one in loaded], np.int64)
             self.ids, self.plan = self.ids[self.ids >= 0], self.plan[self.ids >= 0]
-            self.items = [one.content for one in found if one.content is not None]
-            self.problems = tuple(problem for one in found for problem in one.problems)
+            self.items = [one.content for one in loaded if one.content is not None]
+            self.problems = tuple(problem for one in loaded for problem in one.problems)
             self._waited = True
         return self.items
 
@@ -72,7 +73,8 @@ class DaliPipeline:
         workers: threads that read and threads of DALI; "auto" = available cores, 0 = read in the
             calling thread.
         return_masks: give the views' masks in [0, 1] too; without a mask file, the image's frame.
-        cache_bytes: host memory for masks, and for images that DALI cannot decode.
+        cache_bytes: host memory for masks, and for images that DALI cannot decode; a budget may
+            be shared with other pipelines.
         prefetch: batches prepared ahead of the consumer.
         device: where the operators run and the batches are.
         on_device: hold a set of packs in device memory: auto = on a GPU where it fits.
@@ -95,14 +97,14 @@ class DaliPipeline:
         views: int = 1,
         workers: int | Literal["auto"] = "auto",
         return_masks: bool = False,
-        cache_bytes: int = CACHE_BYTES,
+        cache_bytes: int | CacheBudget = CACHE_BYTES,
         prefetch: int = 4,
         device: torch.device | str = "cpu",
         on_device: Literal["auto", "always", "never"] = "auto",
         skipping: Skipping | None = None,
         made: Made | None = None,
     ):
-        check_options(len(paths), masks, image_size, views, cache_bytes, prefetch)
+        check_options(len(paths), masks, image_size, views, prefetch)
         if augment.order != "composed":
             raise InputError(
                 f"data.pipeline dali: augment.order {augment.order!r} runs step by step in Pillow; "
@@ -214,7 +216,7 @@ class DaliPipeline:
             ids = np.asarray(wanted, np.int64).reshape(-1)
             check_ids(ids, len(self._paths))
             plan = self._draw(epoch=epoch, samples=ids)
-            work: list[Callable[[], Found[Item]]] = []
+            work: list[Callable[[], Loaded[Item]]] = []
             for sample in ids.tolist():
                 job = partial(find, self._skipping, epoch, sample, self._items.item)
                 work.append(job if self._pool is None else self._pool.submit(job).result)
@@ -255,8 +257,8 @@ class DaliPipeline:
         for path in files:
             try:
                 read_grey(path)
-            except Exception as found:
-                return found
+            except Exception as broken:
+                return broken
         return RuntimeError(f"{', '.join(map(str, files))}: DALI made no views of these: {error}")
 
     def _empty(self) -> Batch:
@@ -383,10 +385,10 @@ class _Runner:
 
 def _kinds(packed: Sequence[Packed | None], size: int) -> tuple[tuple[Kind, ...], bool]:
     """What kinds of samples may come, and whether one may need resizing."""
-    found = [one for one in packed if one is not None]
-    if not found or len(found) < len(packed):
+    known = [one for one in packed if one is not None]
+    if not known or len(known) < len(packed):
         return tuple(Kind), True
-    records = [one.pack.records[one.slot] for one in found]
+    records = [one.pack.records[one.slot] for one in known]
     kinds = {Kind.PIXELS8 if record["bits"] == 8 else Kind.PIXELS16 for record in records}
     sides = {max(record["height"], record["width"]) for record in records}
     return tuple(sorted(kinds)), sides != {size}

@@ -67,20 +67,20 @@ def resident(
         device: where to.
         budget: the most bytes to use.
     """
-    found = [one for one in images if one is not None]
+    inside = [one for one in images if one is not None]
     regions = [None if path is None else locate(path) for path in masks]
     # A mask of another image, or a file beside a pack, is possible; then the host reads them.
-    own = all(
+    matching = all(
         path is None or (region is not None and one is not None and region[:2] == one[:2])
         for path, region, one in zip(masks, regions, images, strict=True)
     )
-    if not found or len(found) < len(images) or not own:
+    if not inside or len(inside) < len(images) or not matching:
         return None
     has_mask = [path is not None for path in masks]
-    sizes = np.array([_sizes(*pair) for pair in zip(found, has_mask, strict=True)], np.int64)
+    sizes = np.array([_sizes(*pair) for pair in zip(inside, has_mask, strict=True)], np.int64)
     if _aligned(sizes).sum() > budget:
         return None
-    return Resident(found, has_mask, device)
+    return Resident(inside, has_mask, device)
 
 
 def free_bytes(device: torch.device) -> int:

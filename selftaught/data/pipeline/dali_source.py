@@ -1,6 +1,5 @@
 """What a DALI graph is fed: bytes, masks and numbers of samples, looked up on the host."""
 
-import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,12 +9,15 @@ import numpy as np
 from torch import Tensor
 
 from selftaught.data.augment import Augment
+from selftaught.data.images.contrast import contrast_limits
 from selftaught.data.images.decode import read_grey
+from selftaught.data.images.masks import read_mask
 from selftaught.data.images.pack import Packed
 from selftaught.data.pipeline import composed
+from selftaught.data.pipeline.cache import Cache, CacheBudget
 from selftaught.data.pipeline.dali_graph import CODED, Kind
 from selftaught.data.pipeline.dali_resident import Resident
-from selftaught.data.pipeline.sample import Made, contrast_limits, read_mask
+from selftaught.data.pipeline.sample import Made
 from selftaught.data.plan import PARAMETERS
 
 PNG, JPEG = (".png",), (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -97,7 +99,7 @@ class Items:
         *,
         cutoff: float,
         feed_masks: bool,
-        cache_bytes: int,
+        cache_bytes: int | CacheBudget,
         resident: Resident | None,
         made: Made | None = None,
     ) -> None:
@@ -105,9 +107,7 @@ class Items:
         self._cutoff, self._feed_masks = cutoff, feed_masks
         self._resident, self._made = resident, made
         self._facts: dict[int, Facts] = {}
-        self._cache: dict[tuple[int, str], np.ndarray] = {}
-        self._cache_left = cache_bytes
-        self._lock = threading.Lock()
+        self._cache: Cache[np.ndarray] = Cache(cache_bytes)
 
     def item(self, sample: int) -> Item:
         """Everything to feed for one sample.
@@ -131,7 +131,8 @@ class Items:
         if packed is not None:
             return packed.pack.image(packed.slot).reshape(-1).view(np.uint8)
         if facts.kind not in CODED:
-            whole = not facts.masked or self._masks[sample] or (sample, "mask") in self._cache
+            kept = self._cache.get((sample, "mask")) is not None
+            whole = not facts.masked or self._masks[sample] or kept
             return self._cache.get((sample, "image")) if whole else None
         data = _bytes(self._paths[sample], facts.size + 1)
         return data if zlib.crc32(data.data) == facts.crc else None
@@ -157,9 +158,9 @@ class Items:
             kind, data = Kind.PIXELS16 if deep else Kind.PIXELS8, grey.reshape(-1).view(np.uint8)
             size = crc = 0
             if packed is None:
-                self._keep((sample, "image"), data)
+                self._cache.keep((sample, "image"), data, data.nbytes)
         if bits is not None:
-            self._keep((sample, "mask"), bits)
+            self._cache.keep((sample, "mask"), bits, bits.nbytes)
         masked = self._masks[sample] is not None if made is None else bits is not None
         facts = Facts(kind, grey.shape[0], grey.shape[1], low, high, masked, size, crc)
         self._facts[sample] = facts
@@ -175,14 +176,9 @@ class Items:
         if path is None:
             return np.full(size, 255, np.uint8)
         mask = read_mask(path, self._paths[sample], (facts.height, facts.width))
-        return self._keep((sample, "mask"), np.packbits(mask > 0))
-
-    def _keep(self, key: tuple[int, str], found: np.ndarray) -> np.ndarray:
-        with self._lock:
-            if key not in self._cache and found.nbytes <= self._cache_left:
-                self._cache[key] = found
-                self._cache_left -= found.nbytes
-        return found
+        bits = np.packbits(mask > 0)
+        self._cache.keep((sample, "mask"), bits, bits.nbytes)
+        return bits
 
     def forget(self) -> None:
         """Free the memory of images and masks."""

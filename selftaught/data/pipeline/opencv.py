@@ -1,7 +1,5 @@
 """Executes augmentation plans on CPU threads; OpenCV releases the interpreter lock."""
 
-import os
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,68 +13,22 @@ import numpy as np
 import torch
 
 from selftaught.data.augment import Augment
-from selftaught.data.images.bad_files import Found, Skipping, find
-from selftaught.data.pipeline import Batch, Request, composed, published
-from selftaught.data.pipeline.sample import Made, Sample, autocontrast, load
+from selftaught.data.images.bad_files import Loaded, Skipping, find
+from selftaught.data.images.contrast import autocontrast
+from selftaught.data.pipeline import composed, published
+from selftaught.data.pipeline.cache import CACHE_BYTES, Cache, CacheBudget
+from selftaught.data.pipeline.executor import Batch, Request, check_ids, check_options
+from selftaught.data.pipeline.sample import Made, Sample, load
 from selftaught.data.plan import PARAMETERS, draw
 from selftaught.errors import InputError, MachineError
-
-CACHE_BYTES = 2**31
+from selftaught.workers import worker_count
 
 
 class _Started(NamedTuple):
     """A batch whose views are being made."""
 
     batch: Batch
-    work: list[Future[Found[None]]]
-
-
-def worker_count(workers: int | Literal["auto"]) -> int:
-    """Number of threads for `data.workers`: auto = the cores this process may use.
-
-    Raises:
-        InputError: neither "auto" nor a number from 0 to 1024.
-    """
-    if workers == "auto":
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
-    if isinstance(workers, bool) or not isinstance(workers, int) or not 0 <= workers <= 1024:
-        raise InputError(f"data.workers {workers!r}: allowed: auto, or 0 (no threads) to 1024")
-    return workers
-
-
-def check_options(
-    images: int,
-    masks: Sequence[Path | None] | None,
-    image_size: int,
-    views: int,
-    cache_bytes: int,
-    prefetch: int,
-) -> None:
-    """Refuse options that no executor takes.
-
-    Raises:
-        InputError: names the option, its value and what is allowed.
-    """
-    if not 8 <= image_size <= 8192:
-        raise InputError(f"data.image_size {image_size}: allowed 8 to 8192")
-    if views < 1:
-        raise InputError(f"views {views}: allowed from 1")
-    if masks is not None and len(masks) != images:
-        raise InputError(f"{len(masks)} masks for {images} images; one for each is needed")
-    if cache_bytes < 0 or prefetch < 0:
-        raise InputError(f"cache_bytes {cache_bytes}, prefetch {prefetch}: allowed from 0")
-
-
-def check_ids(ids: np.ndarray, images: int) -> None:
-    """Refuse sample ids outside 0 to `images` - 1.
-
-    Raises:
-        ValueError: names the range.
-    """
-    if ids.size and not 0 <= ids.min() <= ids.max() < images:
-        raise ValueError(f"ids {ids.min()} to {ids.max()}: allowed 0 to {images - 1}")
+    work: list[Future[Loaded[None]]]
 
 
 class OpenCVPipeline:
@@ -99,7 +51,7 @@ class OpenCVPipeline:
         views: V, views per image.
         workers: threads; "auto" = available cores, 0 = work in the calling thread.
         return_masks: give the views' masks in [0, 1] too; without a mask file, the image's frame.
-        cache_bytes: memory for prepared images.
+        cache_bytes: memory for prepared images; a budget may be shared with other pipelines.
         prefetch: batches prepared ahead of the consumer.
         skipping: what takes the place of samples that cannot be read; None: they are errors.
         made: gives samples that are not to be read from their files, if there are such.
@@ -120,12 +72,12 @@ class OpenCVPipeline:
         views: int = 1,
         workers: int | Literal["auto"] = "auto",
         return_masks: bool = False,
-        cache_bytes: int = CACHE_BYTES,
+        cache_bytes: int | CacheBudget = CACHE_BYTES,
         prefetch: int = 2,
         skipping: Skipping | None = None,
         made: Made | None = None,
     ):
-        check_options(len(paths), masks, image_size, views, cache_bytes, prefetch)
+        check_options(len(paths), masks, image_size, views, prefetch)
         cv2.setNumThreads(0)
         self._paths = [Path(path) for path in paths]
         self._masks = [None] * len(paths) if masks is None else list(masks)
@@ -134,9 +86,7 @@ class OpenCVPipeline:
         self._draw = partial(draw, augment, seed=seed, stage=stage, views=views)
         self._views = views
         self._return_masks = return_masks
-        self._cache: dict[int, Sample] = {}
-        self._cache_left = cache_bytes
-        self._lock = threading.Lock()
+        self._cache: Cache[Sample] = Cache(cache_bytes)
         self._skipping, self._made = skipping, made
         threads = worker_count(workers)
         self._prefetch = prefetch if threads else 0
@@ -201,7 +151,7 @@ class OpenCVPipeline:
         shape = (ids.size, self._views, 1, self._size, self._size)
         views = np.empty(shape, np.float32)
         masks = np.empty(shape, np.float32) if self._return_masks else None
-        work: list[Future[Found[None]]] = []
+        work: list[Future[Loaded[None]]] = []
         for i, sample in enumerate(ids.tolist()):
             place = (views[i, :, 0], None if masks is None else masks[i, :, 0])
             arguments = (epoch, sample, plan[i], *place)
@@ -220,15 +170,15 @@ class OpenCVPipeline:
         plan: np.ndarray,
         views: np.ndarray,
         masks: np.ndarray | None,
-    ) -> Found[None]:
+    ) -> Loaded[None]:
         """Make all views at one place of a batch; plan (V, P), views and masks (V, S, S)."""
         render = published.render if self._augment.order == "published" else composed.render
         sample = asked
         try:
-            found = find(self._skipping, epoch, asked, self._base)
-            sample = found.sample
-            if found.content is not None:
-                base = found.content
+            loaded = find(self._skipping, epoch, asked, self._base)
+            sample = loaded.sample
+            if loaded.content is not None:
+                base = loaded.content
                 masked = base.mask is not None and not base.framed
                 for v in range(self._views):
                     row = dict(zip(PARAMETERS, plan[v].astype(float).tolist(), strict=True))
@@ -238,7 +188,7 @@ class OpenCVPipeline:
             raise
         except Exception as error:
             raise RuntimeError(f"{self._paths[sample]}: no view could be made") from error
-        return Found(found.sample, None, found.problems)
+        return Loaded(loaded.sample, None, loaded.problems)
 
     def _base(self, sample: int) -> Sample:
         """The prepared image, from memory where it is there."""
@@ -255,30 +205,26 @@ class OpenCVPipeline:
             base = composed.canvas(base, self._size, frame=self._return_masks)
         elif base.mask is None and self._return_masks:
             base = Sample(base.image, np.full(base.image.shape, 255, np.uint8), framed=True)
-        with self._lock:
-            # First come, first kept: over shuffled epochs, evicting would only lower the hits.
-            if sample not in self._cache and base.nbytes <= self._cache_left:
-                self._cache[sample] = base
-                self._cache_left -= base.nbytes
+        self._cache.keep(sample, base, base.nbytes)
         return base
 
 
 def _finish(started: _Started) -> Batch:
     """Wait for a batch; the first failure in its order is raised, the rest dropped."""
     try:
-        found = [future.result() for future in started.work]
+        loaded = [future.result() for future in started.work]
     except BaseException:
         _cancel(started.work)
         raise
-    problems = tuple(problem for one in found for problem in one.problems)
+    problems = tuple(problem for one in loaded for problem in one.problems)
     if not problems:
         return started.batch
     views, masks, _, _ = started.batch
-    ids = torch.tensor([one.sample for one in found])
+    ids = torch.tensor([one.sample for one in loaded])
     kept = ids >= 0
     return Batch(views[kept], None if masks is None else masks[kept], ids[kept], problems)
 
 
-def _cancel(work: Sequence[Future[Found[None]]]) -> None:
+def _cancel(work: Sequence[Future[Loaded[None]]]) -> None:
     for future in work:
         future.cancel()

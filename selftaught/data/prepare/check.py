@@ -62,8 +62,8 @@ def _compare(root: Path, known: dict, cells: pd.Series, pack: Pack) -> dict[str,
     shape = (int(cells["width"]), int(cells["height"]))
     body = cv2.resize(np.ascontiguousarray(body), shape, interpolation=cv2.INTER_AREA) > 127
     mask = pack.mask(int(cells["slot"]))
-    found = np.ones(body.shape, bool) if mask is None else mask > 0
-    dice = 2 * (found & body).sum() / max(int(found.sum() + body.sum()), 1)
+    predicted = np.ones(body.shape, bool) if mask is None else mask > 0
+    dice = 2 * (predicted & body).sum() / max(int(predicted.sum() + body.sum()), 1)
     kept = cv2.fillConvexPoly(np.zeros_like(truth), np.round(quad).astype(np.int32), 1) > 0
     try:
         visible = edges_visible(read_grey(root / known["path"]), film)

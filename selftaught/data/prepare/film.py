@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from selftaught.data.images.contrast import contrast_limits
 from selftaught.data.images.decode import is_dicom, read_grey
 from selftaught.data.images.limits import BadImage
-from selftaught.data.pipeline.sample import contrast_limits
+from selftaught.data.images.masks import read_mask
 from selftaught.data.prepare import carrier, published
 from selftaught.data.prepare import mask as masks
 from selftaught.data.prepare.config import PrepareConfig
@@ -80,7 +81,8 @@ def prepare_film(path: Path, given: Path | None, body_part: str, config: Prepare
     mask: Mask | None = None
     origin: Literal["given", "found", "none"] = "none"
     if given is not None and config.given_mask and config.mask != "none":
-        mask, origin = _given(given, grey, quad, portrait, image), "given"
+        whole = read_mask(given, path, grey.shape)
+        mask, origin = _cropped(given, whole, quad, portrait, image), "given"
     elif config.mask != "none" and not low_contrast:
         mask = (published if config.mask == "paper" else masks).find_mask(positive)
         origin = "none" if mask is None else "found"
@@ -138,14 +140,14 @@ def _carrier(
     if config.carrier == "none" or min(grey.shape) < 8:
         return frame, "whole", 0.0
     if config.carrier == "paper":
-        found = published.find_carrier(grey, body_part)
+        page = published.find_carrier(grey, body_part)
     else:
-        found = carrier.find_carrier(grey)
-    if found is None:
+        page = carrier.find_carrier(grey)
+    if page is None:
         return frame, "unsure", 0.0
-    if config.carrier == "default" and overlap(found.quad, frame) >= WHOLE:
-        return frame, "whole", found.score
-    return found.quad, "cropped", found.score
+    if config.carrier == "default" and overlap(page.quad, frame) >= WHOLE:
+        return frame, "whole", page.score
+    return page.quad, "cropped", page.score
 
 
 def _polarity(path: Path, image: np.ndarray, config: PrepareConfig) -> tuple[bool, Polarity]:
@@ -160,20 +162,9 @@ def _polarity(path: Path, image: np.ndarray, config: PrepareConfig) -> tuple[boo
     return verdict == "negative", "unsure" if verdict == "unsure" else "found"
 
 
-def _given(path: Path, grey: np.ndarray, quad: Quad, portrait: bool, image: np.ndarray) -> Mask:
-    """The manifest's mask through the same crop."""
-    mask = read_grey(path)
-    if mask.shape != grey.shape:
-        raise BadImage(
-            path,
-            f"mask of {mask.shape[1]} x {mask.shape[0]} pixels; its image has "
-            f"{grey.shape[1]} x {grey.shape[0]}",
-        )
-    highest = int(mask.max())
-    if highest == 0:
-        raise BadImage(path, "mask is empty: no pixel is above 0")
-    plain = np.where(mask > highest // 2, np.uint8(255), np.uint8(0))
-    cropped = upright(plain, quad, portrait=portrait)
+def _cropped(path: Path, mask: np.ndarray, quad: Quad, portrait: bool, image: np.ndarray) -> Mask:
+    """The manifest's mask, read from `path`, through the crop that its image went through."""
+    cropped = upright(mask, quad, portrait=portrait)
     size = (image.shape[1], image.shape[0])
     if cropped.shape != image.shape:
         cropped = cv2.resize(cropped, size, interpolation=cv2.INTER_AREA)

@@ -11,15 +11,15 @@ import pandas as pd
 
 from selftaught.data.images.pack import FOLDER, IMAGES, MASKS
 from selftaught.data.images.pack_writer import Record, write_index
+from selftaught.data.images.stamps import NAME as SOURCES
+from selftaught.data.images.stamps import write_stamps
 from selftaught.data.manifest import Manifest, check
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.shard_work import Note, Places, stamps_of
 from selftaught.data.prepare.sheet import write_sheets
-from selftaught.data.sources import write_stamps
 from selftaught.errors import InputError
 from selftaught.files import write_atomic
 
-SOURCES = "sources.csv"
 FACTS = (
     "source",
     "sha256",
@@ -150,7 +150,7 @@ def _write_manifest(path: Path, source: Manifest, kept: list[Note]) -> None:
         f"{FOLDER}/{MASKS}/{note['name']}" if note["record"]["mask_offset"] >= 0 else ""
         for note in kept
     ]
-    found = pd.DataFrame(
+    facts = pd.DataFrame(
         {
             **{name: [note.get(name, "") for note in kept] for name in FACTS},
             **{
@@ -168,7 +168,7 @@ def _write_manifest(path: Path, source: Manifest, kept: list[Note]) -> None:
         for name in table.columns
         if name not in FACTS and (name in always or not _blank(table[name], name))
     ]
-    cells = [*(table[name].map(_text) for name in columns), *(found[name] for name in FACTS)]
+    cells = [*(table[name].map(_text) for name in columns), *(facts[name] for name in FACTS)]
     _write_csv(path, [[*columns, *FACTS], *(list(row) for row in zip(*cells, strict=True))])
 
 

@@ -3,20 +3,14 @@
 import hashlib
 import json
 import os
-import signal
-import threading
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
-
 from selftaught.data.images.limits import BadImage
 from selftaught.data.images.pack_writer import Packable, shard_bytes
+from selftaught.data.images.stamps import Stamp, stamp
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.film import Film, usable_film
-from selftaught.data.prepare.source import leads_out
-from selftaught.data.sources import Stamp, stamp
 from selftaught.errors import MachineError
 from selftaught.files import sha256, write_atomic
 
@@ -47,22 +41,6 @@ class Places(NamedTuple):
     def notes(self, number: int) -> Path:
         """What happened to the rows of a shard; written last."""
         return self.work / f"{number:05d}.json"
-
-
-def start_worker() -> None:
-    """Set up a process: one thread, deaf to signals of the group, gone when its parent is gone."""
-    cv2.setNumThreads(1)
-    # Ctrl-C and job schedulers reach all processes; the parent alone decides.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    parent = parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def work_shard(places: Places, number: int, rows: list[Row], config: PrepareConfig) -> None:
@@ -109,10 +87,10 @@ def _check_source(root: Path) -> None:
         MachineError: there is no such folder any more, or it is empty.
     """
     try:
-        found = next(root.iterdir(), None)
+        entry = next(root.iterdir(), None)
     except OSError:
-        found = None
-    if found is None:
+        entry = None
+    if entry is None:
         raise MachineError(
             f"{root}: the images' folder is gone or empty; finished shards are kept: start the "
             "same command again once it is back"
@@ -149,7 +127,7 @@ def _files(root: Path, row: Row, config: PrepareConfig) -> dict[str, Stamp]:
     return {
         name: stamp(root / name)
         for name in names
-        if name and (config.allow_outside or not leads_out(root / name, root))
+        if name and (config.allow_outside or not _leads_out(root / name, root))
     }
 
 
@@ -158,9 +136,15 @@ def _film(root: Path, row: Row, config: PrepareConfig) -> Film:
     given = root / row.mask if row.mask else None
     if not config.allow_outside:
         for one in (path, given):
-            if one is not None and leads_out(one, root):
+            if one is not None and _leads_out(one, root):
                 raise BadImage(one, "leads out of the manifest's folder; see --allow_outside")
     return usable_film(path, given, row.body_part, config)
+
+
+def _leads_out(path: Path, root: Path) -> bool:
+    """Whether a symbolic link leads a path out of its manifest's folder."""
+    real, real_root = os.path.realpath(path), os.path.realpath(root)
+    return not (real == real_root or real.startswith(real_root.rstrip("/") + "/"))
 
 
 def _reason(error: BadImage, row: Row) -> str:

@@ -1,6 +1,5 @@
 """What is to be prepared: a manifest, the MURA tree, or any folder of images."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -81,9 +80,3 @@ def pack_names(paths: list[str]) -> list[str]:
         taken.add(name)
         names.append(name)
     return names
-
-
-def leads_out(path: Path, root: Path) -> bool:
-    """Whether a symbolic link leads a path out of its manifest's folder."""
-    real, real_root = os.path.realpath(path), os.path.realpath(root)
-    return not (real == real_root or real.startswith(real_root.rstrip("/") + "/"))

@@ -96,8 +96,8 @@ def near_codes(
         block = np.ascontiguousarray(first[start : start + rows])
         limits, distance, position = index.range_search(block, most + 1)
         ends = limits.astype(np.int64)
-        own = start + np.repeat(np.arange(len(block)), ends[1:] - ends[:-1])
-        yield own, position.astype(np.int64), distance.astype(np.int64)
+        positions = start + np.repeat(np.arange(len(block)), ends[1:] - ends[:-1])
+        yield positions, position.astype(np.int64), distance.astype(np.int64)
 
 
 def mirror(hashes: np.ndarray) -> np.ndarray:

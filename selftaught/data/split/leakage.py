@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from selftaught.data.manifest.check import SETS
-from selftaught.data.preflight import Checked
 from selftaught.data.split.config import SplitWarning
 from selftaught.data.split.duplicates import NEAR, Near, near_duplicates
 from selftaught.errors import InputError
@@ -55,7 +54,7 @@ def find_leakage(frame: pd.DataFrame, hashes: np.ndarray, compared: np.ndarray) 
     """
     sets = frame["split"].to_numpy(object)
     rows = [np.flatnonzero((sets == name) & compared) for name in USED]
-    crossing = [_crossing(hashes, own, other) for own, other in combinations(rows, 2)]
+    crossing = [_crossing(hashes, *two) for two in combinations(rows, 2)]
     # A symmetric image is near its like both ways: the nearer one counts.
     pairs = pd.concat(crossing).sort_values(["distance", "mirrored", "first", "second"])
     pairs = pairs.drop_duplicates(["first", "second"])
@@ -81,12 +80,12 @@ def _excess(sets: np.ndarray, patients: np.ndarray, pairs: pd.DataFrame) -> np.n
     """Images of val that cross into test, and of train that cross into what is left of the two."""
     first, second = (pairs[side].to_numpy(np.int64) for side in ("first", "second"))
     excess = np.zeros(len(sets), bool)
-    for own, later in (("val", ("test",)), ("train", ("val", "test"))):
+    for earlier, later in (("val", ("test",)), ("train", ("val", "test"))):
         kept = np.isin(sets, later) & ~excess
         crossing = np.isin(patients, patients[kept & (patients != "")])
         # The first of a pair is in the earlier set.
         crossing[first[kept[second]]] = True
-        excess |= crossing & (sets == own)
+        excess |= crossing & (sets == earlier)
     return excess
 
 
@@ -97,27 +96,27 @@ def without_leaks(frame: pd.DataFrame, excess: np.ndarray) -> pd.DataFrame:
     return frame.assign(split=pd.Series(split, frame.index, dtype="str"), semi_label=semi)
 
 
-def _crossing(hashes: np.ndarray, own: np.ndarray, other: np.ndarray) -> pd.DataFrame:
-    """Near pairs of two sets, by row of the split."""
-    blocks = list(near_duplicates(hashes[own], hashes[other])) or [NONE]
+def _crossing(hashes: np.ndarray, first: np.ndarray, second: np.ndarray) -> pd.DataFrame:
+    """Near pairs of two sets, given by their rows of the split."""
+    blocks = list(near_duplicates(hashes[first], hashes[second])) or [NONE]
     columns = {
         name: np.concatenate([getattr(one, name) for one in blocks]) for name in Near._fields
     }
     return pd.DataFrame(
-        columns | {"first": own[columns["first"]], "second": other[columns["second"]]}
+        columns | {"first": first[columns["first"]], "second": second[columns["second"]]}
     )
 
 
 def _named(frame: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """Rows as a reader knows them."""
-    told = {}
+    columns = {}
     for prefix, side in (("", "first"), ("other_", "second")):
         part = frame.iloc[pairs[side].to_numpy()]
         for name, column in (("path", "path"), ("set", "split"), ("patient", "patient")):
-            told[prefix + name] = part[column].to_numpy(object)
-        told[prefix + "label"] = part["label"].astype(object).where(part["label"].notna(), "")
-    told |= {"distance": pairs["distance"], "mirrored": pairs["mirrored"].astype(int)}
-    return pd.DataFrame({name: np.asarray(told[name]) for name in COLUMNS})
+            columns[prefix + name] = part[column].to_numpy(object)
+        columns[prefix + "label"] = part["label"].astype(object).where(part["label"].notna(), "")
+    columns |= {"distance": pairs["distance"], "mirrored": pairs["mirrored"].astype(int)}
+    return pd.DataFrame({name: np.asarray(columns[name]) for name in COLUMNS})
 
 
 def _patients(used: pd.DataFrame) -> dict[str, int]:
@@ -137,10 +136,10 @@ def in_words(facts: dict[str, Any]) -> list[str]:
     Args:
         facts: of `Leakage`.
     """
-    said = []
+    sentences = []
     patients, near = facts["patients"], facts["near_duplicates"]
     if patients["crossing"]:
-        said.append(
+        sentences.append(
             f"{patients['crossing']} of {patients['named']} patients have images in more than one "
             f"set ({patients['images']} images)"
         )
@@ -148,24 +147,25 @@ def in_words(facts: dict[str, Any]) -> list[str]:
         touched = ", ".join(
             f"{near['images'][name]} of {near['of'][name]} {name} images" for name in USED
         )
-        said.append(
+        sentences.append(
             f"near-duplicate images in two sets: {near['pairs']} pairs, {near['mirrored']} of them "
             f"mirrored, with {touched}"
         )
-    if said and "dropped" in facts:
+    if sentences and "dropped" in facts:
         dropped = " and ".join(f"{count} {name}" for name, count in facts["dropped"].items())
-        said.append(f"{dropped} images are unused, so that nothing crosses")
-    return said
+        sentences.append(f"{dropped} images are unused, so that nothing crosses")
+    return sentences
 
 
 def report_leakage(
-    frame: pd.DataFrame, checked: Checked, policy: str, split: Path
+    frame: pd.DataFrame, hashes: np.ndarray, compared: np.ndarray, policy: str, split: Path
 ) -> tuple[list[str], np.ndarray]:
     """Look for leaks, write what was found beside the split file, and warn, fail or drop.
 
     Args:
         frame: the images in use of a split.
-        checked: what is known of them.
+        hashes: (N, 32) uint8 perceptual hashes of them.
+        compared: (N,) bool, which of them are there.
         policy: `split.leakage`: warn, fail, drop or off.
         split: the split file.
 
@@ -182,19 +182,19 @@ def report_leakage(
         table.unlink(missing_ok=True)
         write_atomic(facts, json.dumps({"leakage": {"policy": policy}}, indent=1) + "\n")
         return [], nothing
-    leakage = find_leakage(frame, checked.hashes, checked.hashed)
-    told = {"policy": policy, **leakage.facts}
+    leakage = find_leakage(frame, hashes, compared)
+    report = {"policy": policy, **leakage.facts}
     if policy == "drop":
         dropped = frame["split"].to_numpy(object)[leakage.excess]
-        told["dropped"] = {name: int((dropped == name).sum()) for name in ("train", "val")}
+        report["dropped"] = {name: int((dropped == name).sum()) for name in ("train", "val")}
     write_atomic(table, lambda path: leakage.pairs.to_csv(path, index=False))
-    write_atomic(facts, json.dumps({"leakage": told}, indent=1) + "\n")
+    write_atomic(facts, json.dumps({"leakage": report}, indent=1) + "\n")
     near = leakage.facts["near_duplicates"]
     line = f"leakage: {near['compared']} images compared, {near['not_compared']} could not be"
-    said = in_words(told)
-    if not said:
+    sentences = in_words(report)
+    if not sentences:
         return [f"{line}; no patient and no near-duplicate image is in two sets"], nothing
-    text = f"{'; '.join(said)}; the pairs are in {table}"
+    text = f"{'; '.join(sentences)}; the pairs are in {table}"
     if policy == "drop":
         return [line, f"leakage: {text}"], leakage.excess
     if policy == "fail":

@@ -33,8 +33,8 @@ def draw_paper(
     sets = np.full(len(groups.names), UNUSED, np.int8)
     known = np.zeros(len(groups.names), bool)
     wanted = {"normal": int((1 - b) * f * total), "abnormal": int(b * f * total)}
-    found = {"normal": groups.all_normal, "abnormal": groups.all_abnormal, "mixed": groups.mixed}
-    for kind, members in found.items():
+    kinds = {"normal": groups.all_normal, "abnormal": groups.all_abnormal, "mixed": groups.mixed}
+    for kind, members in kinds.items():
         members = shuffled(members, config.seed)
         count = wanted.get(kind, 0)
         if count > len(members) - 2 * (kind == "normal") or (kind == "normal" and count < 1):

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from selftaught.data.augment import finetune_augment, pretext_augment
+from selftaught.data.images.contrast import contrast_limits
 from selftaught.data.images.decode import check_header, read_grey
 from selftaught.data.images.limits import BadImage
 from selftaught.data.images.pack import Pack, locate
 from selftaught.data.images.pack_writer import Packable, write_pack
 from selftaught.data.manifest import read_manifest
 from selftaught.data.pipeline import open_pipeline
-from selftaught.data.pipeline.sample import contrast_limits
-from selftaught.data.preflight import check_images
+from selftaught.data.survey import survey
 from selftaught.errors import InputError
 
 SHAPES = [(40, 31), (64, 64), (1, 64), (64, 3), (33, 57), (64, 50)]
@@ -112,7 +112,7 @@ def test_a_manifest_of_a_pack_is_one_of_files(folder: Path, tmp_path: Path) -> N
     path = manifest_of(folder, tmp_path)
     manifest = read_manifest(path)
     names = [*manifest.table["path"], *(name for name in manifest.table["mask"] if name)]
-    check_images([manifest.root / name for name in names], workers=2)
+    survey([manifest.root / name for name in names], workers=2)
     path.write_text(path.read_text().replace("a 5, x", "a 6, x"))
     with pytest.raises(InputError, match="row 7: path .* was not found"):
         read_manifest(path)

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from selftaught.data.augment import Augment, finetune_augment, plain, pretext_augment
+from selftaught.data.images.contrast import contrast_limits
 from selftaught.data.images.pack_writer import Packable, write_pack
 from selftaught.data.pipeline import Batch
 from selftaught.data.pipeline.opencv import OpenCVPipeline
-from selftaught.data.pipeline.sample import contrast_limits
 
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed (Linux x86-64, extra gpu)")
 

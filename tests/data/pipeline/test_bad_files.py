@@ -12,10 +12,10 @@ from PIL import Image
 
 from selftaught.data.augment import pretext_augment
 from selftaught.data.images.bad_files import Problem, Skipping
+from selftaught.data.images.contrast import contrast_limits
 from selftaught.data.images.limits import BadImage
 from selftaught.data.images.pack_writer import Packable, write_pack
 from selftaught.data.pipeline import Batch, has_dali, open_pipeline
-from selftaught.data.pipeline.sample import contrast_limits
 from selftaught.data.plan import stand_ins
 from selftaught.errors import InputError
 from tests.data.images.broken import KINDS, break_file, write_good

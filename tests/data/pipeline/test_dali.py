@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from selftaught.data.augment import PLAIN, Augment, pretext_augment
+from selftaught.data.images.contrast import autocontrast
 from selftaught.data.images.pack_writer import Packable, write_pack
 from selftaught.data.pipeline import composed
-from selftaught.data.pipeline.sample import autocontrast
 from selftaught.data.plan import PARAMETERS, draw
 from tests.data.pipeline.dali_cases import (
     OPERATORS,

@@ -14,9 +14,10 @@ from PIL import Image
 
 from selftaught.data.images.limits import BadImage
 from selftaught.data.pipeline import Batch, open_pipeline
-from selftaught.data.pipeline.opencv import OpenCVPipeline, worker_count
+from selftaught.data.pipeline.opencv import OpenCVPipeline
 from selftaught.data.plan import PLAIN, finetune_augment, plain, pretext_augment
 from selftaught.errors import InputError
+from selftaught.workers import worker_count
 
 REPO = Path(__file__).resolve().parents[3]
 KNEES = REPO / ".." / "shared" / "data" / "knee" / "images"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from selftaught.data.images.contrast import autocontrast
 from selftaught.data.images.limits import BadImage
-from selftaught.data.pipeline.sample import autocontrast, load
+from selftaught.data.pipeline.sample import load
 
 
 @pytest.mark.parametrize("cutoff", [0.0, 1.0, 10.0, 49.0])

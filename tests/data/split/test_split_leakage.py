@@ -10,9 +10,9 @@ import pytest
 
 from selftaught.cli.main import main
 from selftaught.data.images.decode import read_grey
-from selftaught.data.preflight import check_images
 from selftaught.data.split.duplicates import NEAR, mirror, near_duplicates, perceptual_hash
 from selftaught.data.split.leakage import find_leakage, without_leaks
+from selftaught.data.survey import survey
 
 KNEES = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "knee"
 SETS = ("train", "val", "test")
@@ -206,7 +206,7 @@ def test_counts_and_list() -> None:
 def test_real_knees() -> None:
     """Clusters of the same knee are found; what else is near looks like the same knee too."""
     table = pd.read_csv(KNEES / "manifest.csv", dtype=str)
-    checked = check_images([KNEES / path for path in table["path"]], hashes=True)
+    checked = survey([KNEES / path for path in table["path"]], hashes=True)
     assert checked.hashed.all() and not checked.problems
     cluster = table["patient"].to_numpy(object)
     found: dict[tuple[int, int], int] = {}
@@ -230,7 +230,7 @@ def test_bad_images_are_not_compared(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "c.png"), np.full((30, 30), 9, np.uint8))
     done: list[int] = []
     files = [tmp_path / f"{name}.png" for name in "abcd"]
-    checked = check_images(files, hashes=True, workers=1, done=done.append)
+    checked = survey(files, hashes=True, workers=1, done=done.append)
     assert checked.hashed.tolist() == [True, False, False, False] and done == [1, 2, 3, 4]
     assert [one.sample for one in checked.problems] == [1, 3]
     assert np.array_equal(checked.hashes[0], perceptual_hash(read_grey(files[0])))
@@ -246,7 +246,7 @@ def test_sets_without_an_image_that_can_be_compared(tmp_path: Path, blank: tuple
         names.append(name)
         sets.append(own)
     frame = pd.DataFrame({"path": names, "split": sets, "patient": "", "label": 0})
-    checked = check_images([tmp_path / name for name in names], hashes=True)
+    checked = survey([tmp_path / name for name in names], hashes=True)
     found = find_leakage(frame, checked.hashes, checked.hashed).facts["near_duplicates"]
     assert found["pairs"] == 0
     assert found["not_compared"] == 3 * len(blank)

@@ -4,15 +4,16 @@ import csv
 import io
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from selftaught.data.images.limits import MAX_BYTES
+from selftaught.data.images.pack import stored_in
 from selftaught.errors import InputError
 from selftaught.files import sha256, write_atomic
 
+NAME = "sources.csv"
 HEADER = ["path", "bytes", "mtime_ns", "sha256"]
 
 
@@ -42,54 +43,37 @@ def stamp(path: Path) -> Stamp:
         return Stamp(size, time, "")
 
 
-def stamps(
-    root: Path,
-    names: Iterable[str],
-    *,
-    workers: int | Literal["auto"] = "auto",
-    stop: Callable[[], bool] = lambda: False,
-    done: Callable[[int], None] = lambda count: None,
-) -> dict[str, Stamp]:
-    """The files below `root` as they are now; once `stop` is true the rest is left out.
-
-    `done` is told how many files are behind us.
-    """
-    wanted = list(dict.fromkeys(names))
-    threads = (os.cpu_count() or 1) if workers == "auto" else max(workers, 1)
-    with ThreadPoolExecutor(threads) as pool:
-        found = []
-        for one in pool.map(lambda name: None if stop() else stamp(root / name), wanted):
-            found.append(one)
-            done(len(found))
-    return {name: one for name, one in zip(wanted, found, strict=True) if one is not None}
+def stamp_name(path: Path, root: Path) -> str:
+    """How a list of stamps names an image or mask: the file it is stored in, from `root` on."""
+    return os.path.relpath(stored_in(path), root)
 
 
 def changes(root: Path, then: Mapping[str, Stamp]) -> dict[str, str]:
     """What is no longer as it was, by name: "has changed", "is gone" or "has appeared".
 
-    A file of the same size and time counts as the same; one of another time is read and compared
-    by checksum, so that copied files are the same.
+    A file of the same size and time counts as the same; one with another time is read, and its
+    checksum decides, so that copied files are the same.
 
     Args:
         root: folder that the names start from.
         then: what the files were.
     """
-    told: dict[str, str] = {}
+    changed: dict[str, str] = {}
     for name, was in then.items():
         size, time = _facts(root / name)
         if (size, time) == was[:2]:
             continue
         if size < 0 or was.bytes < 0:
-            told[name] = "is gone" if size < 0 else "has appeared"
+            changed[name] = "is gone" if size < 0 else "has appeared"
         elif size != was.bytes or not was.sha256 or stamp(root / name).sha256 != was.sha256:
-            told[name] = "has changed"
-    return told
+            changed[name] = "has changed"
+    return changed
 
 
-def first_of(told: Mapping[str, str]) -> str:
+def first_of(changed: Mapping[str, str]) -> str:
     """Changes as part of one line."""
-    name, what = next(iter(told.items()))
-    return f"{name} {what}" + (f" (and {len(told) - 1} more files)" if len(told) > 1 else "")
+    name, what = next(iter(changed.items()))
+    return f"{name} {what}" + (f" (and {len(changed) - 1} more files)" if len(changed) > 1 else "")
 
 
 def write_stamps(path: Path, then: Mapping[str, Stamp]) -> None:
@@ -126,9 +110,9 @@ def read_stamps(path: Path) -> dict[str, Stamp]:
 def _facts(path: Path) -> tuple[int, int]:
     """Size and time of a file; (-1, 0) where there is none, or a pipe, which has no end."""
     try:
-        found = os.stat(path)
+        facts = os.stat(path)
     except (OSError, ValueError):
         return NO_FILE[:2]
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(facts.st_mode):
         return NO_FILE[:2]
-    return found.st_size, found.st_mtime_ns
+    return facts.st_size, facts.st_mtime_ns
