@@ -18,16 +18,14 @@ import torch.nn.functional as F
 
 from benchmarks.plot import draw
 from benchmarks.record import write
-from selftaught import distributed
-from selftaught.models.encoder import EncoderConfig
-from selftaught.models.heads import build_embedder
+from selftaught import distributed, methods
+from selftaught.models.network import Network
 from selftaught.training.config import EngineConfig
-from selftaught.training.engine import make_engine
-from selftaught.training.tasks import FinetuneTask, PretextTask
+from selftaught.training.stage import make_engine
 
 IMAGES, SIZE, BATCH, STEPS, CENTERS = 48, 32, 8, 20, 4
 LIMIT = 1e-4
-STAGES = ("pretext", "finetune")
+STAGES = {"pretext": {"name": "ntxent"}, "finetune": {"name": "spheres", "centers": CENTERS}}
 RATES = {"adam": 1e-4, "sgd": 0.05 * BATCH / 256}
 OPTIMIZERS = {"fp32": ("adam", "sgd"), "fp64": ("adam",)}
 # Name, kind, ZeRO stage, precisions. DeepSpeed divides weights in float32 only.
@@ -56,13 +54,10 @@ def batches(dtype):
 def losses(stage, kind, zero, precision, optimizer):
     """Loss of each step, over all ranks."""
     dtype = torch.float64 if precision == "fp64" else torch.float32
-    embedder = build_embedder(EncoderConfig(), 1)
-    if stage == "pretext":
-        task = PretextTask(embedder, temperature=0.5, method="ntxent")
-    else:
-        generator = torch.Generator().manual_seed(6)
-        centers = torch.randn(CENTERS, 128, generator=generator)
-        task = FinetuneTask(embedder, centers, eta=1.0, gamma=0.0)
+    options = methods.options(**STAGES[stage])
+    task = methods.load(options.method)(options, Network(seed=1))
+    if stage == "finetune":
+        task.centers.copy_(torch.randn(CENTERS, 128, generator=torch.Generator().manual_seed(6)))
     config = EngineConfig(kind=kind, zero_stage=zero, precision=precision)
     engine = make_engine(task.to(dtype), config, optimizer=optimizer, weight_decay=1e-6)
     found = []

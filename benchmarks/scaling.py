@@ -19,12 +19,10 @@ import torch
 
 from benchmarks.plot import draw
 from benchmarks.record import write
-from selftaught import distributed
-from selftaught.models.encoder import EncoderConfig
-from selftaught.models.heads import build_embedder
+from selftaught import distributed, methods
+from selftaught.models.network import Network
 from selftaught.training.config import EngineConfig
-from selftaught.training.engine import make_engine
-from selftaught.training.tasks import PretextTask
+from selftaught.training.stage import make_engine
 
 SIZE, BATCH, STEPS, ROUNDS = 96, 24, 4, 5
 
@@ -85,7 +83,7 @@ def measure():
         "semi_label": torch.zeros(share, dtype=torch.int64),
         "ids": torch.arange(share),
     }
-    task = PretextTask(build_embedder(EncoderConfig(), 1), temperature=0.5, method="ntxent")
+    task = methods.load("ntxent")(methods.options("ntxent"), Network(seed=1))
     config = EngineConfig(precision="fp32")
     engine = make_engine(task, config, optimizer="sgd", weight_decay=0.0)
     seconds_per_step(engine, batch, True)

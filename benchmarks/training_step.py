@@ -2,7 +2,7 @@
 
 python -m benchmarks.training_step
 
-Also what torch.compile of the encoder gains. Providers take turns, a round of steps each; ratios
+Also what torch.compile of the backbone gains. Providers take turns, a round of steps each; ratios
 are medians over rounds, losses those of the first round, in which all begin from the same weights.
 On a GPU: 512 px, bf16, channels-last, and the gate of 2,500 views/s; elsewhere a size for 2 cores.
 """
@@ -14,6 +14,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +22,14 @@ import torch.nn.functional as F
 from benchmarks.measure import median_ratio
 from benchmarks.plot import draw
 from benchmarks.record import write
-from selftaught.models.encoder import EncoderConfig
-from selftaught.models.heads import build_embedder
-from selftaught.training.compiling import compile_encoder
-from selftaught.training.engine import TorchEngine
-from selftaught.training.loop import Schedule, train
+from selftaught import methods
+from selftaught.models.network import Network
+from selftaught.training.compiling import compile_backbone
+from selftaught.training.ddp import TorchEngine
+from selftaught.training.loop import train
 from selftaught.training.progress import Reporter
+from selftaught.training.schedule import Schedule
 from selftaught.training.stop import Stopper
-from selftaught.training.tasks import PretextTask
 
 ROUNDS = 5
 VIEWS_PER_S = 2_500
@@ -68,7 +69,9 @@ GPU = Shape(512, 256, 8, "bf16", torch.device("cuda"))
 
 
 class Fixed:
-    """A stage over batches made beforehand."""
+    """A stage over batches made beforehand; `began` is when its first one was asked for."""
+
+    pending = False
 
     def __init__(self, batches):
         self.schedule = Schedule(
@@ -77,13 +80,14 @@ class Fixed:
         self._batches = batches
 
     def batches(self, first_step):
-        return iter(self._batches[first_step:])
-
-    def close_epoch(self):
-        return {}
+        self.began = time.perf_counter()
+        yield from self._batches[first_step:]
 
     def observe_epoch(self, epoch, step):
         return {}
+
+    def share(self):
+        raise AssertionError("nothing was skipped")
 
     def files(self, ids):
         return []
@@ -112,40 +116,30 @@ def plain_round(embedder, optimizer, batches, shape):
     return time.perf_counter() - start, losses
 
 
-def timed(stage, clock):
-    """The stage with its clock started at the first batch and stopped after the last step."""
-
-    def batches(first_step):
-        clock["start"] = time.perf_counter()
-        yield from stage._batches[first_step:]
+def our_round(engine, batches, folder):
+    """Seconds and losses of a pass over the batches."""
+    stage, clock = Fixed(batches), {}
+    folder.mkdir()
 
     def close_epoch():
         clock["end"] = time.perf_counter()
         return {}
 
-    stage.batches, stage.close_epoch = batches, close_epoch
-    return stage
-
-
-def our_round(engine, batches, folder):
-    """Seconds and losses of a pass over the batches."""
-    clock = {}
-    folder.mkdir()
-    with Reporter(folder) as reporter:
-        train(engine, timed(Fixed(batches), clock), folder / "pretext", reporter, Stopper())
+    with Reporter(folder) as reporter, mock.patch.object(engine.task, "close_epoch", close_epoch):
+        train(engine, stage, folder / "pretext", reporter, Stopper())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return clock["end"] - clock["start"], [x["loss"] for x in lines if x["kind"] == "step"]
+    return clock["end"] - stage.began, [x["loss"] for x in lines if x["kind"] == "step"]
 
 
 def new_engine(shape):
-    task = PretextTask(build_embedder(EncoderConfig(), 1), temperature=0.5, method="ntxent")
+    task = methods.load("ntxent")(methods.options("ntxent"), Network(seed=1))
     return TorchEngine(shape.place(task), weight_decay=1e-6, precision=shape.precision)
 
 
 def measure(shape):
     """Rows of the CSV, a provider each."""
     batches = shape.batches()
-    plain = shape.place(build_embedder(EncoderConfig(), 1))
+    plain = shape.place(Network(seed=1).embedder())
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-4, weight_decay=1e-6)
     ours, compiled = new_engine(shape), new_engine(shape)
     work = {
@@ -157,7 +151,7 @@ def measure(shape):
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         with Reporter(place) as reporter:
-            compile_encoder(compiled, batches[0], reporter, "pretext", 0)
+            compile_backbone(compiled, batches[0], reporter, "pretext", 0)
         for number, (name, one) in itertools.product(range(1 + ROUNDS), work.items()):
             seconds, found = one(place / f"{number} {name}")
             losses.setdefault(name, found)

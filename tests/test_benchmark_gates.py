@@ -12,8 +12,7 @@ pytest.importorskip("cv2")
 
 from benchmarks import data, record, training_step
 from benchmarks.data import STAYS, gates, prepared, row
-from selftaught.models.encoder import EncoderConfig
-from selftaught.models.heads import build_embedder
+from selftaught.models.network import Network
 
 
 def made(provider, mode, source, rate, masks=True, **figures):
@@ -100,7 +99,7 @@ def test_the_step_on_a_gpu_is_held_to_views_per_second():
 def test_plain_loop_and_ours_begin_with_the_same_loss():
     shape = training_step.Shape(32, 4, 1, "fp32", torch.device("cpu"))
     batches = shape.batches()
-    plain = build_embedder(EncoderConfig(), 1)
+    plain = Network(seed=1).embedder()
     optimizer = torch.optim.Adam(plain.parameters())
     ours = training_step.new_engine(shape).task
     expected = ours(batches[0])["loss"].item()

@@ -143,7 +143,9 @@ def test_unknown_key_in_a_file(manifest, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("pretext.epochs", "0"),
+        ("pretext.epochs", "-1"),
+        ("pretext.validate_every", "-1"),
+        ("finetune.method", "none.such"),
         ("pretext.lr", "-1"),
         ("finetune.centers", "0"),
         ("finetune.gamma", "2"),
