@@ -14,6 +14,7 @@ from tests.tiny import options
 
 pydicom = pytest.importorskip("pydicom")
 
+pytestmark = pytest.mark.usefixtures("thin_encoder")
 REAL = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "dicom"
 RULES = {"carrier": "none", "polarity": "none", "mask": "none", "workers": 1, "sheets": 1}
 IDENTIFIERS = {

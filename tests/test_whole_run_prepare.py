@@ -16,7 +16,7 @@ from tests.faults.injected import At, KillIn, KillOnceThere, send
 from tests.faults.ranks import start
 from tests.tiny import options, write_images
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("thin_encoder")]
 RESULTS = (
     "prepared/manifest.csv",
     "prepared/pack/pack.json",

@@ -70,7 +70,13 @@ def assert_agree(run, reference, steps=STEPS):
     assert ours["score"].corr(theirs["score"], method="spearman") >= 0.99
 
 
-def test_ddp_agrees_with_one_process(manifest, tmp_path):
+def test_ddp_agrees_with_one_process(manifest, one_process, tmp_path):
+    end(begin(manifest, tmp_path / "run", 2))
+    assert_agree(tmp_path / "run", one_process)
+
+
+@pytest.mark.slow
+def test_ddp_agrees_with_one_process_of_the_whole_encoder(manifest, tmp_path):
     for ranks in (1, 2):
         end(begin(manifest, tmp_path / f"{ranks}", ranks, whole=True))
     assert_agree(tmp_path / "2", tmp_path / "1")

@@ -13,6 +13,7 @@ import pytest
 from selftaught.cli.main import main
 from tests.tiny import options, write_images
 
+pytestmark = pytest.mark.usefixtures("thin_encoder")
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 
 

@@ -6,6 +6,8 @@ import pytest
 from selftaught.cli.main import main
 from tests.tiny import options, write_images
 
+pytestmark = pytest.mark.usefixtures("thin_encoder")
+
 
 @pytest.fixture
 def manifest(tmp_path):

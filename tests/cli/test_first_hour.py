@@ -16,6 +16,8 @@ from selftaught.errors import InputError
 from selftaught.models.weights import load_encoder_weights
 from tests.tiny import options, write_images, write_model
 
+pytestmark = pytest.mark.usefixtures("thin_encoder")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

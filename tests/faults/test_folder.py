@@ -14,7 +14,7 @@ from tests.faults.injected import At
 from tests.faults.ranks import start
 from tests.tiny import options, write_images
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("thin_encoder")]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import torch
 from selftaught import methods
 from selftaught.training.config import Config, DataConfig, EngineConfig
 from selftaught.training.inputs import Images
-from tests import thin
 from tests.tiny import write_images
 
 SIZE = 32
@@ -42,8 +41,5 @@ def config(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def small():
-    """One thread, and a thin encoder."""
+def one_thread(thin_encoder):
     torch.set_num_threads(1)
-    with thin.patch():
-        yield
