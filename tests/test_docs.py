@@ -8,7 +8,7 @@ import pytest
 from benchmarks import scaling
 from selftaught.models.encoder import EncoderConfig
 from selftaught.models.heads import build_embedder
-from selftaught.training.folder import FREE
+from selftaught.training.config import Config, resume_policies
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
@@ -96,7 +96,8 @@ def test_make_faults_runs_files_that_exist():
 def test_settings_that_may_change_on_resume_are_listed():
     text = prose(ROOT / "docs" / "files.md")
     listed = text[text.index("A second run in a folder") : text.index("**Checkpoints** hold")]
-    names = {name for name in FREE if name != "out"}
+    policies = resume_policies(Config(out="run"))
+    names = {name for name, policy in policies.items() if policy == "free"} - {"out"}
     assert names <= set(re.findall(r"`([^`]+)`", listed))
 
 

@@ -1,11 +1,14 @@
-// The few machine instructions the kernels are written in; `emulation.h` gives them to any host.
+// The few machine instructions the kernels are written in.
+//
+// A host's C++ compiler takes the kernels where SELFTAUGHT_DEVICE names a header that has all of
+// `device.cuh` and `hopper.cuh`.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
-#ifndef __CUDACC__
-#include "emulation.h"
+#ifdef SELFTAUGHT_DEVICE
+#include SELFTAUGHT_DEVICE
 #else
 #include <cuda_runtime.h>
 

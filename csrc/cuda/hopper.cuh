@@ -1,13 +1,9 @@
-// The instructions of sm_90a that the warp-specialised kernels are written in; see
-// `emulation_hopper.h` for what they do.
+// The instructions of sm_90a that the warp-specialised kernels are written in.
 #pragma once
 
 #include "device.cuh"
 
-#ifndef __CUDACC__
-#include "emulation_hopper.h"
-#define HAS_WGMMA 1
-#else
+#ifndef SELFTAUGHT_DEVICE
 #include <cuda.h>
 
 // On other targets the kernels only stop; nothing starts them there.

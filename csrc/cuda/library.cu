@@ -1,6 +1,4 @@
 // The library's C functions: each starts kernels on a stream and returns 0 or a CUDA error code.
-//
-// A C++ compiler without CUDA makes the emulated library of the tests from this same file.
 #include "centers.cuh"
 #include "log_sums.cuh"
 #include "nearest_center.cuh"
@@ -251,7 +249,6 @@ EXPORTED int selftaught_nearest_by_centers(const NearestGradient* a, int number,
   });
 }
 
-#ifdef __CUDACC__
 // Why kernels cannot run on a device; "" where they can.
 EXPORTED const char* selftaught_trouble(int index) {
   cudaFuncAttributes attributes;
@@ -264,14 +261,3 @@ EXPORTED const char* selftaught_error(int code) {
   return code == BAD_SHAPE ? "no kernel has this shape"
                            : cudaGetErrorString(static_cast<cudaError_t>(code));
 }
-#else
-EXPORTED const char* selftaught_trouble(int) { return ""; }
-EXPORTED const char* selftaught_error(int) { return "no kernel has this shape"; }
-// Order of threads and copies from now on; bank conflicts so far.
-EXPORTED void selftaught_seed(int seed) { emulation::seed = seed; }
-EXPORTED long selftaught_conflicts() { return emulation::conflicts; }
-// Address of an entry of an operand of warpgroups, for the test of the emulation itself.
-EXPORTED unsigned selftaught_described(uint64_t descriptor, int by_mn, int mn, int k) {
-  return emulation::described(descriptor, by_mn != 0, mn, k);
-}
-#endif

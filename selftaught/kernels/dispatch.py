@@ -1,10 +1,8 @@
 """Which backend runs an op on a device, and why.
 
 Order of choice: the `backend` argument, the environment variable `SELFTAUGHT_BACKEND`, the best
-backend measured for the device. A backend is a module `selftaught.kernels.<backend>` that holds
-
-- one function per op and one per backward, with the names and signatures of `reference`;
-- `refusal(request: Request) -> str`: "" where it can serve the request, else the reason in words.
+backend measured for the device. A backend is the `Backend` that
+`selftaught.kernels.<name>` holds as BACKEND.
 
 A module that is absent, or that fails to import, is an unavailable backend, never an error by
 itself: only a backend that was asked for by name has to be there.
@@ -14,14 +12,13 @@ import importlib
 import importlib.util
 import logging
 import os
-from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 
 from selftaught.errors import InputError
+from selftaught.kernels.backend import ABSENT, Backend, Request
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
@@ -29,26 +26,8 @@ OPS = ("ntxent", "supcon", "info_nce", "nearest_center", "mad")
 VARIABLE = "SELFTAUGHT_BACKEND"
 # "cuda" joins once it has been measured to beat "triton"; until then it is taken by name only.
 BEST_FIRST = {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")}
-ABSENT = "not part of this installation"
 
 _log = logging.getLogger("selftaught.kernels")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a backend must know to accept or refuse a call.
-
-    Attributes:
-        op: one of `OPS`; the backward of an op goes under the op's own name.
-        device: device of the embeddings.
-        dtype: dtype of the embeddings.
-        width: embedding width D.
-    """
-
-    op: str
-    device: torch.device
-    dtype: torch.dtype
-    width: int
 
 
 class BackendRow(NamedTuple):
@@ -63,21 +42,21 @@ class BackendRow(NamedTuple):
 
 
 @cache
-def load(backend: str) -> ModuleType | str:
-    """The backend's module, or why there is none."""
+def load(backend: str) -> Backend | str:
+    """The backend, or why there is none."""
     name = f"selftaught.kernels.{backend}"
     if importlib.util.find_spec(name) is None:
         return ABSENT
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(name).BACKEND
     except (ImportError, OSError) as error:
         return f"cannot be imported: {error}"
 
 
 def refusal(backend: str, request: Request) -> str:
     """Why `backend` cannot serve `request`; "" where it can."""
-    module = load(backend)
-    return module if isinstance(module, str) else module.refusal(request)
+    found = load(backend)
+    return found if isinstance(found, str) else found.refusal(request)
 
 
 def requested(backend: str | None) -> str:
@@ -136,11 +115,11 @@ def choose(request: Request, backend: str | None = None) -> str:
     return name
 
 
-def implementation(request: Request, backend: str | None = None) -> ModuleType:
-    """Module whose function `request.op` (or its backward) is to be called; see `choose`."""
-    module = load(choose(request, backend))
-    assert isinstance(module, ModuleType)
-    return module
+def implementation(request: Request, backend: str | None = None) -> Backend:
+    """The backend that serves `request`; see `choose`."""
+    found = load(choose(request, backend))
+    assert isinstance(found, Backend)
+    return found
 
 
 def backend_table() -> list[BackendRow]:

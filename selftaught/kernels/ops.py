@@ -55,11 +55,11 @@ def _implementation(family: _Family, backward: bool) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
         *passed, backend = arguments
         embeddings = passed[1] if backward else passed[0]
-        module = dispatch.implementation(_request(family, embeddings), backend)
+        chosen = dispatch.implementation(_request(family, embeddings), backend)
         with torch.autocast(embeddings.device.type, enabled=False):
             if backward:
-                return tuple(getattr(module, f"{family.name}_backward")(*passed))
-            return getattr(module, family.name)(*passed)
+                return tuple(chosen.op(f"{family.name}_backward")(*passed))
+            return chosen.op(family.name)(*passed)
 
     return run
 
@@ -98,10 +98,11 @@ def _differentiable_backward(
 ) -> Sequence[Tensor]:
     """The reference's backward as ordinary PyTorch, its forward state computed again."""
     reference = dispatch.load("reference")
+    assert isinstance(reference, dispatch.Backend)
     with torch.autocast(passed[0].device.type, enabled=False):
-        outputs = getattr(reference, family.name)(*passed)
+        outputs = reference.op(family.name)(*passed)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        return getattr(reference, f"{family.name}_backward")(grad, *passed, *outputs, needs)
+        return reference.op(f"{family.name}_backward")(grad, *passed, *outputs, needs)
 
 
 def _backward(family: _Family) -> Callable[..., tuple[Tensor | None, ...]]:

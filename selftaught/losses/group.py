@@ -154,6 +154,6 @@ def over_ranks(loss: Loss, backend: str, tensors: list[Tensor | None], **setting
     z = tensors[0]
     assert z is not None
     request = dispatch.Request(op=loss.name, device=z.device, dtype=z.dtype, width=int(z.shape[1]))
-    tiles = dispatch.implementation(request, backend).TILES
+    tiles = dispatch.implementation(request, backend).tiles
     with torch.autocast(z.device.type, enabled=False):
         return _OverRanks.apply(loss, Call(tiles=tiles, **settings), *tensors)

@@ -26,7 +26,7 @@ class Options:
 
     Args:
         method: the method's name, or the dotted path of a Task of your own.
-        epochs: passes over the training set; 0 where a method trains nothing.
+        epochs: passes over the training set.
         batch_size: images in a global batch; divided over ranks.
         lr: learning rate.
         optimizer: adam as published; sgd and lars (for large batches) have momentum 0.9 and want
@@ -43,6 +43,7 @@ class Options:
     # What a preset changes, by option; an option's name may go into its parts (`augment.blur`).
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     least_images: ClassVar[int] = 1  # in a batch
+    least_epochs: ClassVar[int] = 1
 
     method: str = ""
     epochs: int = 100
@@ -56,7 +57,8 @@ class Options:
 
     def __post_init__(self) -> None:
         least = self.least_images
-        require("epochs", self.epochs, "0 or more", self.epochs >= 0)
+        epochs = self.least_epochs
+        require("epochs", self.epochs, f"{epochs} or more", self.epochs >= epochs)
         require("batch_size", self.batch_size, f"{least} or more", self.batch_size >= least)
         require("lr", self.lr, "above 0", 0 < self.lr < math.inf)
         optimizers = ("adam", "sgd", "lars")
@@ -121,6 +123,8 @@ class Task(nn.Module):
 
     def __init__(self, options: AnyOptions, network: Network) -> None:
         """Build with shapes alone; never reads data, since resume and load build with it too.
+
+        Loading builds on the meta device first, to compare shapes before it reads weights.
 
         Args:
             options: of this method.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ class WeightsOptions(Options):
     Args:
         epochs: 0, whatever is given: nothing is trained.
     """
+
+    least_epochs: ClassVar[int] = 0
 
     epochs: int = 0
     batch_size: int = 24

@@ -22,6 +22,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,13 @@ from torch import Tensor
 
 from selftaught.errors import InputError, MachineError
 from selftaught.files import (
+    Content,
     disk_full,
     free_bytes,
-    fsync_file,
-    fsync_folder,
     machine_errors,
     sha256,
     write_atomic,
+    write_folder,
 )
 from selftaught.training.folder import check_held
 
@@ -95,27 +96,21 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     final = folder / f"step-{checkpoint.step:08d}"
     if final.exists() and _is_whole(final):
         return final
-    temporary = folder / f".{final.name}.tmp"
-    with machine_errors(final, _size(checkpoint.weights) + _size(checkpoint.optimizer)):
-        try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            for name, tensors in zip(
-                TENSORS, (checkpoint.weights, checkpoint.optimizer), strict=True
-            ):
-                save_file(_contiguous(tensors), temporary / name)
-            state: dict[str, Any] = {"step": checkpoint.step, "figures": checkpoint.figures}
-            state["sha256"] = _digests(temporary, state)
-            (temporary / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-            for path in temporary.iterdir():
-                fsync_file(path)
-            fsync_folder(temporary)
-            if final.exists():
-                _put_aside(final)
-            os.rename(temporary, final)
-            fsync_folder(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    size = _size(checkpoint.weights) + _size(checkpoint.optimizer)
+    with machine_errors(final, size):
+        if final.exists():
+            _put_aside(final)
+    tensors = zip(TENSORS, (checkpoint.weights, checkpoint.optimizer), strict=True)
+    contents: dict[str, Content] = {
+        name: partial(save_file, _contiguous(content)) for name, content in tensors
+    }
+    state: dict[str, Any] = {"step": checkpoint.step, "figures": checkpoint.figures}
+
+    def write_state(path: Path) -> None:
+        state["sha256"] = _digests(path.parent, state)
+        path.write_text(json.dumps(state, indent=1), encoding="utf-8")
+
+    write_folder(final, {**contents, STATE: write_state}, size=size)
     for old in _folders(folder)[:-KEEP]:
         shutil.rmtree(old)
     return final

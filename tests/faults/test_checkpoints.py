@@ -5,10 +5,12 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from selftaught import files
 from selftaught.training import checkpoint
 from selftaught.training.checkpoint import Checkpoint
 from tests.ranks import CONTEXT
@@ -94,22 +96,21 @@ def test_a_hundred_and_three_damages_of_each_file_are_seen(two, file):
 def test_files_reach_the_disk_before_their_name_and_the_old_one_goes_last(two, monkeypatch):
     done = []
 
-    def told(name, function, position=0):
+    def noted(name, function, position=0):
         def call(*arguments):
-            done.append((name, arguments[position].name))
+            done.append((name, Path(arguments[position]).name))
             return function(*arguments)
 
         return call
 
-    monkeypatch.setattr(checkpoint, "fsync_file", told("flush", checkpoint.fsync_file))
-    monkeypatch.setattr(checkpoint, "fsync_folder", told("flush", checkpoint.fsync_folder))
-    monkeypatch.setattr(checkpoint.os, "rename", told("name", os.rename, position=1))
-    monkeypatch.setattr(checkpoint, "save_file", told("write", checkpoint.save_file, position=1))
+    monkeypatch.setattr(files, "fsync_file", noted("flush", files.fsync_file))
+    monkeypatch.setattr(files, "fsync_folder", noted("flush", files.fsync_folder))
+    monkeypatch.setattr(files.os, "replace", noted("name", os.replace, position=1))
+    monkeypatch.setattr(checkpoint, "save_file", noted("write", checkpoint.save_file, position=1))
     checkpoint.save(two, made(3))
     new = "step-00000003"
-    assert sorted(done[:5]) == sorted(
-        [("write", file) for file in FILES[:2]] + [("flush", file) for file in FILES]
-    )
+    tensors = [(kind, file) for file in FILES[:2] for kind in ("write", "flush")]
+    assert done[:5] == [*tensors, ("flush", FILES[2])]
     assert done[5:] == [("flush", f".{new}.tmp"), ("name", new), ("flush", two.name)]
 
 

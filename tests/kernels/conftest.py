@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.kernels.cuda_library import Machine
+from selftaught.kernels.cuda import library as native
+from tests.kernels.emulation import Machine
 
 
 @pytest.fixture(scope="session")
@@ -16,11 +17,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
-def machine(request: pytest.FixtureRequest, folder: Path) -> Iterator[Machine]:
+def machine(
+    request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Machine]:
     """The emulation, and a GPU where there is one; the test fails on bank conflicts."""
     if request.param == "gpu" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     machine = Machine(folder if request.param == "emulated" else None)
+    monkeypatch.setattr(native, "loaded", lambda: machine.library)
     before = machine.conflicts()
     machine.seed(0)
     yield machine

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from selftaught.kernels import reference
 from selftaught.kernels.contrastive import Contrastive
+from selftaught.kernels.reference import contrastive as reference
 from selftaught.kernels.reference.tiles import EagerTiles
 from tests.losses.formulas import relative_error, views
 

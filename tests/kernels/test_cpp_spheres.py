@@ -7,10 +7,14 @@ import pytest
 import torch
 
 from selftaught.kernels import dispatch, native, ops
-from selftaught.kernels.cpp import spheres
+from selftaught.kernels.cpp.spheres import CppSpheres
+from selftaught.kernels.spheres import SphereOps
+from tests.kernels.nearest_center_table import counted
 from tests.losses import formulas
 from tests.losses.formulas import relative_error
 
+PASSES = CppSpheres()
+spheres = SphereOps(PASSES)
 pytestmark = pytest.mark.skipif(bool(native.reason()), reason=native.reason() or "library is there")
 
 VARIANTS = native.variants()
@@ -147,7 +151,7 @@ def test_rows_that_are_not_finite(value, many, variant):
     x, c = (t.float() for t in points(70, many, 20))
     good = spheres.nearest_center(x, c, None, "auto")
     x[[0, 33, 69]] = torch.where(torch.arange(20) == 19, value, x[[0, 33, 69]])
-    squared, index, counts = spheres.nearest_center_counts(x, c, None, "auto")
+    squared, index, counts = counted(PASSES, x, c, None)
     bad = torch.zeros(70, dtype=torch.bool)
     bad[[0, 33, 69]] = True
     assert squared[bad].isnan().all() and (index[bad] == -1).all()
@@ -163,7 +167,7 @@ def test_rows_that_are_not_finite(value, many, variant):
 def test_no_active_center_and_centers_that_are_not_finite(variant):
     x, c = (t.float() for t in points(70, 5, 20))
     none = torch.zeros(5, dtype=torch.bool)
-    squared, index, counts = spheres.nearest_center_counts(x, c, none, "auto")
+    squared, index, counts = counted(PASSES, x, c, none)
     assert squared.isnan().all() and (index == -1).all() and (counts == 0).all()
     c[2, 3] = float("nan")
     squared, index = spheres.nearest_center(x, c, None, "auto")
@@ -184,7 +188,7 @@ def test_scores_that_overflow_are_reported(variant):
 def test_inactive_centers_and_counts(many):
     x, c = points(501, many, 17)
     active = torch.arange(many) % 3 != 1
-    squared, index, counts = spheres.nearest_center_counts(x.float(), c.float(), active, "auto")
+    squared, index, counts = counted(PASSES, x.float(), c.float(), active)
     assert_nearest(x, c, squared, index, active)
     assert active[index].all()
     assert torch.equal(counts, torch.bincount(index, minlength=many))

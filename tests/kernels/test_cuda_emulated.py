@@ -8,12 +8,12 @@ import math
 import pytest
 import torch
 
-from selftaught.kernels import reference
 from selftaught.kernels.contrastive import Contrastive
 from selftaught.kernels.cuda import plan
+from selftaught.kernels.reference import contrastive as reference
 from selftaught.kernels.reference.tiles import EagerTiles
 from selftaught.kernels.tiles import Classes, Excluded, Rows, Side
-from tests.kernels.cuda_library import Machine
+from tests.kernels.emulation import Machine
 from tests.losses.formulas import relative_error, views
 
 EAGER = EagerTiles()

@@ -5,14 +5,14 @@ import torch
 
 from selftaught.kernels.cuda import spheres
 from selftaught.kernels.cuda.spheres import CudaSpheres
-from tests.kernels.nearest_center_table import LOW, NearestCenterTable, check
+from tests.kernels.nearest_center_table import LOW, NearestCenterTable, check, counted
 
 
 class TestCuda(NearestCenterTable):
     @pytest.fixture(autouse=True)
     def on_the_machine(self, machine):
         self.machine, self.device = machine, machine.device.type
-        self.spheres = CudaSpheres(lambda: machine.library)
+        self.passes = CudaSpheres()
 
     @pytest.fixture(autouse=True)
     def few_blocks(self, monkeypatch):
@@ -25,7 +25,7 @@ class TestCuda(NearestCenterTable):
     def test_blocks_of_many_rows(self, count, width, dtype):
         """Centres kept in shared memory and not, counted there and not, by more than one round."""
         x, c = self.points(300, count, width, dtype=dtype)
-        found = self.spheres.nearest_center_counts(x, c, None, "auto")
+        found = counted(self.passes, x, c)
         check(x, c, found[:2])
         assert torch.equal(found[2], torch.bincount(found[1], minlength=count))
 
@@ -56,7 +56,7 @@ class TestCuda(NearestCenterTable):
                 self.machine.seed(seed)
                 found = self.spheres.mad(x, c, y, None, 0.7, 1e-3, "auto")
                 settings = (x, c, y, None, 0.7, 1e-3, "auto", *found, [True, True])
-                counts = self.spheres.nearest_center_counts(x, c, None, "auto")[2]
+                counts = counted(self.passes, x, c)[2]
                 runs.append((*found, counts, *self.spheres.mad_backward(found[0], *settings)))
             for run in runs[1:]:
                 assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
@@ -73,7 +73,7 @@ class TestCuda(NearestCenterTable):
 
     def test_nothing_to_search(self):
         x, c = self.points(5, 3, 8)
-        squared, index, counts = self.spheres.nearest_center_counts(x[:0], c, None, "auto")
+        squared, index, counts = counted(self.passes, x[:0], c)
         assert squared.shape == index.shape == (0,) and counts.tolist() == [0, 0, 0]
         y = self.semi_labels(0)
         found = self.spheres.mad(x[:0], c, y, None, 1.0, 1e-6, "auto")

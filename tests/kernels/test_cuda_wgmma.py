@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from selftaught.errors import InputError, MachineError
+from selftaught.kernels.cuda import library as native
 from selftaught.kernels.cuda import passes, plan
 from selftaught.kernels.tiles import Excluded, Side
-from tests.kernels.cuda_library import Machine
+from tests.kernels.emulation import Machine
 from tests.kernels.test_cuda_emulated import compare_passes, prepare, rows
 
 # Seeds. Bit 0: copies land at once, not only when nothing else can go on; bit 1: so do products.
@@ -28,6 +29,7 @@ def machine(request, folder, monkeypatch):
         pytest.skip("no CUDA device of compute capability 9.0")
     monkeypatch.setenv(passes.PATH, "wgmma")
     machine = Machine(folder if request.param == "emulated" else None)
+    monkeypatch.setattr(native, "loaded", lambda: machine.library)
     machine.seed(0)
     return machine
 
@@ -158,6 +160,6 @@ def test_path_is_chosen(machine, monkeypatch):
     with pytest.raises(InputError, match="fast"):
         passes.shape_of(fp16, fp16)
     monkeypatch.setenv(passes.PATH, "wgmma")
-    monkeypatch.setattr(passes, "_is_hopper", lambda device: False)
+    monkeypatch.setattr(machine.library, "capability", lambda device: (10, 0))
     with pytest.raises(MachineError, match=r"9\.0"):
         passes.shape_of(fp16, fp16)

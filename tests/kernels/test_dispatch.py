@@ -1,13 +1,13 @@
 """Choice of backend: argument, then environment, then the best that is there."""
 
 import logging
-from types import ModuleType
 
 import pytest
 import torch
 
 from selftaught.errors import InputError
 from selftaught.kernels import backend_table, dispatch
+from selftaught.kernels.backend import Backend
 
 REQUEST = dispatch.Request(op="ntxent", device=torch.device("cpu"), dtype=torch.float32, width=128)
 
@@ -23,9 +23,7 @@ def clean(monkeypatch):
 
 
 def backend(reason=""):
-    module = ModuleType("backend")
-    module.refusal = lambda request: reason
-    return module
+    return Backend(tiles=None, losses=None, spheres=None, refusal=lambda request: reason)
 
 
 def test_the_best_that_is_there(clean):

@@ -11,7 +11,7 @@ import triton.language as tl  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from selftaught.kernels.triton import factors, passes, rows, tables  # noqa: E402
+from selftaught.kernels.triton import log_sums, rows, tuning, weighted_sums  # noqa: E402
 
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
@@ -52,14 +52,14 @@ def check(compiled, capability, folder):
 
 
 def tiles(kind, capability, width, split, half="fp16", **changes):
-    shape = tables.table_shape(kind, capability // 10, width, split)
+    shape = tuning.table_shape(kind, capability // 10, width, split)
     constants = dict(WIDTH=width, BX=shape.rows, BY=shape.columns, CHUNK=shape.chunk)
     constants |= dict(SPLIT=split, EXCLUDE=2)
     if kind == "sum":
-        kernel = passes.sum_tiles
+        kernel = log_sums.sum_tiles
         constants |= dict(SYMMETRIC=True, COLUMNS=True)
     else:
-        kernel = passes.weighted_tiles
+        kernel = weighted_sums.weighted_tiles
         more = kind == "more"
         constants |= dict(OUT=shape.out, HALF=tl.bfloat16 if half == "bf16" else tl.float16)
         constants |= dict(ROW=True, COLUMN=True, CLASSES=more, SLOPE=more)
@@ -105,13 +105,13 @@ def test_variants(kind, capability, tmp_path):
     "capability", [90, *(pytest.param(c, marks=pytest.mark.slow) for c in (80, 100))]
 )
 def test_small_kernels(capability, tmp_path):
-    flags = dict(ROW=True, COLUMN=True, SHARE=True, BLOCK=factors.BLOCK)
+    flags = dict(ROW=True, COLUMN=True, SHARE=True, BLOCK=weighted_sums.BLOCK)
     wide = dict(BLOCK=4, WIDE=1024)
     made = dict(WIDTH=768, NORMALIZE=True, SPLIT=True, HALF=tl.float16, SCALED=True, UNIT=True)
     for kernel, constants in (
-        (passes.merge_sums, dict(FIRST=False, LAST=True, BLOCK=256)),
-        (factors.find_bounds, flags),
-        (factors.find_factors, flags | dict(SLOPE=True)),
+        (log_sums.merge_sums, dict(FIRST=False, LAST=True, BLOCK=256)),
+        (weighted_sums.find_bounds, flags),
+        (weighted_sums.find_factors, flags | dict(SLOPE=True)),
         (rows.measure, wide),
         (rows.make_operands, made | wide),
         (rows.finish_rows, dict(NORMALIZED=True, PARTNER=True) | wide),
@@ -127,8 +127,8 @@ def test_small_kernels(capability, tmp_path):
 @pytest.mark.parametrize("width", [16, 128, 256, 768])
 @pytest.mark.parametrize("split", [False, True])
 def test_rows_below_their_maximum(split, width, capability, tmp_path):
-    shape = tables.table_shape("robust", capability // 10, width, split)
+    shape = tuning.table_shape("robust", capability // 10, width, split)
     constants = dict(WIDTH=width, BX=shape.rows, BY=shape.columns, CHUNK=shape.chunk)
     constants |= dict(SPLIT=split, EXCLUDE=2)
-    compiled = build(passes.sum_rows, capability, constants, shape.warps, shape.stages)
+    compiled = build(log_sums.sum_rows, capability, constants, shape.warps, shape.stages)
     check(compiled, capability, tmp_path)

@@ -54,8 +54,8 @@ def check(compiled, capability, folder, most=168):
     assert compiled.metadata.shared <= SHARED[capability]
 
 
-def constants(count, width, tier, vectors=True, **changes):
-    shape = spheres.blocks(count, width, tier, vectors)
+def constants(capability, count, width, tier, vectors=True, **changes):
+    shape = spheres.blocks(count, width, tier, vectors, capability // 10)
     flags = dict(ACTIVE=True, TIER=tier, MAD=True, COUNTED=False)
     return flags | shape._asdict() | changes, spheres.options(shape, vectors)
 
@@ -65,7 +65,12 @@ def constants(count, width, tier, vectors=True, **changes):
 def test_assignment(tier, capability, tmp_path):
     dtype, operand = TIERS[tier]
     compiled = build(
-        kernels.assign, capability, *constants(100, 128, tier), x=dtype, high=operand, low=operand
+        kernels.assign,
+        capability,
+        *constants(capability, 100, 128, tier),
+        x=dtype,
+        high=operand,
+        low=operand,
     )
     check(compiled, capability, tmp_path)
     product = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}[capability]
@@ -80,7 +85,7 @@ def test_assignment(tier, capability, tmp_path):
 )
 def test_rows_that_cannot_be_read_in_vectors(capability, tier, width, tmp_path):
     dtype, operand = TIERS[tier]
-    settings = constants(100, width, tier, vectors=False)
+    settings = constants(capability, 100, width, tier, vectors=False)
     compiled = build(
         kernels.assign, capability, *settings, vectors=False, x=dtype, high=operand, low=operand
     )
@@ -91,7 +96,12 @@ def test_rows_that_cannot_be_read_in_vectors(capability, tier, width, tmp_path):
 def test_one_center_and_wide_rows(tier, tmp_path):
     changes = dict(TIER=0) if tier == 0 else dict(MAD=False, COUNTED=True)
     compiled = build(
-        kernels.assign, 90, *constants(1000, 512, 1, **changes), x="bf16", high="bf16", low="bf16"
+        kernels.assign,
+        90,
+        *constants(90, 1000, 512, 1, **changes),
+        x="bf16",
+        high="bf16",
+        low="bf16",
     )
     check(compiled, 90, tmp_path)
 

@@ -7,7 +7,7 @@ from tests.kernels.nearest_center_table import NearestCenterTable
 
 
 class TestTriton(NearestCenterTable):
-    spheres = spheres
+    passes = spheres.TritonSpheres()
     device = "cpu" if spheres.triton.knobs.runtime.interpret else "cuda"
 
     @pytest.fixture(autouse=True)

@@ -13,11 +13,10 @@ pytest.importorskip("triton")
 
 import triton
 
-from selftaught.kernels import reference
-from selftaught.kernels import triton as backend
+from selftaught.kernels.reference import contrastive as reference
 from selftaught.kernels.tiles import Classes, Excluded, Side
-from selftaught.kernels.triton import sums, tuning, weights
-from selftaught.kernels.triton.tables import Shape
+from selftaught.kernels.triton import BACKEND, log_sums, tuning, weighted_sums
+from selftaught.kernels.triton.tuning import Shape
 from tests.kernels.tiles_truth import logits_of, weighted
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -25,7 +24,7 @@ if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1 or a GPU", allow_module_level=True)
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
-TILES = backend.TILES
+TILES = BACKEND.tiles
 # Relative to the largest: unit of the operands, and fp32-faithful.
 UNITS = {"auto": 2.0**-23, "fp16": 2.0**-11, "bf16": 2.0**-8}
 
@@ -120,8 +119,8 @@ def test_symmetric(count, tau):
 
 
 def test_partial_sums_in_rounds(monkeypatch):
-    monkeypatch.setattr(sums, "_slots", lambda pair: 1)
-    monkeypatch.setattr(sums, "PROGRAMS", 2)
+    monkeypatch.setattr(log_sums, "_slots", lambda pair: 1)
+    monkeypatch.setattr(log_sums, "PROGRAMS", 2)
     z, y, tau = normal(150, 16), normal(70, 16, seed=1), number(0.1)
     x, other = TILES.prepare(z, True, "auto"), TILES.prepare(y, True, "auto")
     logits, _ = logits_of(z, z, tau, Excluded(0, 75))
@@ -345,7 +344,7 @@ def test_as_exact_as_eager(noise, tau):
         weight,
     )
     args = (z, number(tau), 0.0, True, "auto")
-    found, eager = gradients(backend, args, weight), gradients(reference, args, weight)
+    found, eager = gradients(BACKEND.losses, args, weight), gradients(reference, args, weight)
     for ours, theirs, true in zip(found, eager, exact, strict=True):
         scale = true.abs().amax()
         error = (ours - true).norm()
@@ -373,10 +372,10 @@ def test_losses_against_reference(normalize, tau):
         double = tuple(
             a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args
         )
-        loss, expected = getattr(backend, op)(*args), getattr(reference, op)(*double)
+        loss, expected = getattr(BACKEND.losses, op)(*args), getattr(reference, op)(*double)
         close(loss, expected, 4e-7 / tau + 2e-6)
         grad = normal(len(loss), seed=4)
-        found = getattr(backend, op + "_backward")(grad, *args, loss, needs)
+        found = getattr(BACKEND.losses, op + "_backward")(grad, *args, loss, needs)
         right = getattr(reference, op + "_backward")(grad.double(), *double, expected, needs)
         for one, other, need in zip(found, right, needs, strict=True):
             if need:
@@ -384,7 +383,7 @@ def test_losses_against_reference(normalize, tau):
 
 
 def test_columns_in_parts(monkeypatch):
-    monkeypatch.setattr(weights, "PROGRAMS", 1)
+    monkeypatch.setattr(weighted_sums, "PROGRAMS", 1)
     z, tau = normal(70, 16), number(0.1)
     x = TILES.prepare(z, True, "auto")
     logits, y = logits_of(z, z, tau, None)

@@ -147,7 +147,8 @@ def test_systems_name_methods_that_are_there():
         ("nothing", "method is 'nothing'; allowed: .*ntxent.*, or the dotted path of a Task"),
         ("no_such_module.Mine", "cannot be imported .*PYTHONPATH"),
         ("collections.OrderedDict", "is no selftaught.methods.Task"),
-        (".Mine", "cannot be imported"),
+        (".Mine", "method is .*; allowed"),
+        ("...", "method is .*; allowed"),
         ("tests.methods.runs.nothing", "is no selftaught.methods.Task"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Percentile and flag: by counting, with ties, without normals, of scores that are missing."""
+"""Percentile and flag: by counting, with ties, without normal images, without a score."""
 
 import math
 

@@ -24,7 +24,7 @@ def count(module):
 
 
 def test_the_published_network_has_its_published_size():
-    embedder = Embedder(EncoderConfig(batch_norm="plain"), (512, 256, 128))
+    embedder = Embedder(EncoderConfig(batch_norm="plain"), (256, 128))
     assert count(embedder) == 11_331_136
     names = dict(embedder.named_parameters())
     assert not any(".bn" in name or "downsample.1" in name for name in names)
@@ -104,8 +104,9 @@ def test_the_head_is_the_published_one():
 def test_wrong_heads_are_refused():
     with pytest.raises(ValueError, match=r"widths=\(512,\)"):
         ProjectionHead((512,))
-    with pytest.raises(ValueError, match=r"the first must be 2048, the width of resnet50"):
-        Embedder(EncoderConfig(architecture="resnet50"), (512, 256, 128))
+    for head in ((), (256, 0)):
+        with pytest.raises(ValueError, match="must be two or more numbers, all >= 1"):
+            Embedder(EncoderConfig(), head)
     h, z = Embedder(EncoderConfig(architecture="resnet50")).eval()(torch.rand(1, 1, 32, 32))
     assert h.shape == (1, 2048) and z.shape == (1, 128)
 

@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 
+from selftaught import files
 from selftaught.errors import InputError, MachineError
 from selftaught.training import checkpoint
 from selftaught.training.checkpoint import Checkpoint
@@ -112,7 +113,7 @@ def test_a_save_that_was_killed_leaves_no_checkpoint(tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.os, "rename", killed)
+    monkeypatch.setattr(files.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(tmp_path, make(2))
     assert checkpoint.newest(tmp_path)[0].step == 1

@@ -1,7 +1,6 @@
 """The nearest centre and the MAD loss in C++, forward and backward.
 
-float32 and float64; bfloat16 and float16 are computed in float32. `precision` bounds how low a
-backend may go, and this one never goes lower than its input.
+float32 and float64; bfloat16 and float16 are computed in float32.
 """
 
 import ctypes
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from selftaught.kernels import native
 from selftaught.kernels.reference.common import compute_dtype
+from selftaught.kernels.spheres import Mad, Nearest
 
 
 class _Arguments(ctypes.Structure):
@@ -28,10 +28,6 @@ class _Arguments(ctypes.Structure):
 
 def _matrix(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.detach().to(dtype).contiguous()
-
-
-def _labels(semi_labels: Tensor) -> Tensor:
-    return semi_labels.to(torch.int64).contiguous()
 
 
 def _run(kernel: str, dtype: torch.dtype, tensors: dict[str, Tensor | None], **more: Any) -> None:
@@ -51,119 +47,74 @@ def _run(kernel: str, dtype: torch.dtype, tensors: dict[str, Tensor | None], **m
     native.run(kernel, dtype, arguments)
 
 
-def _forward(
-    x: Tensor, centers: Tensor, active: Tensor | None, outputs: dict[str, Tensor | None], **mad: Any
-) -> tuple[Tensor, Tensor]:
-    dtype = compute_dtype(x)
-    squared = x.new_empty(x.shape[0], dtype=dtype)
-    index = x.new_empty(x.shape[0], dtype=torch.int64)
-    tensors = {
-        "x": _matrix(x, dtype),
-        "centers": _matrix(centers, dtype),
-        "active": None if active is None else active.contiguous(),
-        "squared": squared,
-        "index": index,
-        **outputs,
-    }
-    _run("nearest_center", dtype, tensors, **mad)
-    return squared, index
+def _settings(mad: Mad | None) -> tuple[Tensor | None, dict[str, float]]:
+    """The labels, and the loss's other fields of the struct."""
+    if mad is None:
+        return None, {}
+    return mad.labels.to(torch.int64).contiguous(), {"eta": mad.eta, "eps": mad.eps}
 
 
-def nearest_center(
-    x: Tensor, centers: Tensor, active: Tensor | None, precision: str
-) -> tuple[Tensor, Tensor]:
-    """Squared distance to, and index of, the nearest centre; see `reference.nearest_center`."""
-    return _forward(x, centers, active, {})
+class CppSpheres:
+    """`selftaught.kernels.spheres.Spheres` on the native library."""
 
+    def search(
+        self,
+        x: Tensor,
+        centers: Tensor,
+        active: Tensor | None,
+        mad: Mad | None = None,
+        counts: Tensor | None = None,
+    ) -> Nearest:
+        """See `Spheres`."""
+        dtype = compute_dtype(x)
+        squared = x.new_empty(x.shape[0], dtype=dtype)
+        index = x.new_empty(x.shape[0], dtype=torch.int64)
+        loss = None if mad is None else torch.empty_like(squared)
+        labels, numbers = _settings(mad)
+        tensors = {
+            "x": _matrix(x, dtype),
+            "centers": _matrix(centers, dtype),
+            "active": None if active is None else active.contiguous(),
+            "labels": labels,
+            "loss": loss,
+            "squared": squared,
+            "index": index,
+            "counts": counts,
+        }
+        _run("nearest_center", dtype, tensors, **numbers)
+        return Nearest(squared, index, loss)
 
-def nearest_center_counts(
-    x: Tensor, centers: Tensor, active: Tensor | None, precision: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`nearest_center`, and (K,) int64 numbers of rows that are nearest to each centre.
-
-    Rows with index -1 are counted nowhere.
-    """
-    counts = x.new_empty(centers.shape[0], dtype=torch.int64)
-    return *_forward(x, centers, active, {"counts": counts}), counts
-
-
-def mad(
-    x: Tensor,
-    centers: Tensor,
-    semi_labels: Tensor,
-    active: Tensor | None,
-    eta: float,
-    eps: float,
-    precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses, squared distances and indices of the nearest centres; see `reference.mad`."""
-    loss = x.new_empty(x.shape[0], dtype=compute_dtype(x))
-    outputs: dict[str, Tensor | None] = {"loss": loss, "labels": _labels(semi_labels)}
-    return loss, *_forward(x, centers, active, outputs, eta=eta, eps=eps)
-
-
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    centers: Tensor,
-    squared: Tensor,
-    index: Tensor,
-    needs: list[bool],
-    labels: Tensor | None = None,
-    **mad: Any,
-) -> list[Tensor]:
-    dtype = compute_dtype(x)
-    x_ND, centers_KD = _matrix(x, dtype), _matrix(centers, dtype)
-    by_x = torch.empty_like(x_ND) if needs[0] else None
-    by_centers = torch.empty_like(centers_KD) if needs[1] else None
-    grad = grad.to(dtype)
-    # The gradient of a mean is one number seen N times; a copy of it would be a pass of its own.
-    many = grad if grad.is_contiguous() else grad.as_strided((1,), (1,))
-    tensors = {
-        "x": x_ND,
-        "centers": centers_KD,
-        "labels": labels,
-        "squared": squared.contiguous(),
-        "index": index.contiguous(),
-        "grad": many,
-        "by_x": by_x,
-        "by_centers": by_centers,
-    }
-    _run("nearest_center_backward", dtype, tensors, grad_stride=grad.stride(0), **mad)
-    return [
-        grad.new_empty(0) if value is None else value.to(source.dtype)
-        for value, source in ((by_x, x), (by_centers, centers))
-    ]
-
-
-def nearest_center_backward(
-    grad: Tensor,
-    x: Tensor,
-    centers: Tensor,
-    active: Tensor | None,
-    precision: str,
-    squared: Tensor,
-    index: Tensor,
-    needs: list[bool],
-) -> list[Tensor]:
-    """Gradients of sum(grad * squared distance) by x and centers."""
-    return _backward(grad, x, centers, squared, index, needs)
-
-
-def mad_backward(
-    grad: Tensor,
-    x: Tensor,
-    centers: Tensor,
-    semi_labels: Tensor,
-    active: Tensor | None,
-    eta: float,
-    eps: float,
-    precision: str,
-    loss: Tensor,
-    squared: Tensor,
-    index: Tensor,
-    needs: list[bool],
-) -> list[Tensor]:
-    """Gradients of sum(grad * loss) by x and centers."""
-    labels = _labels(semi_labels)
-    return _backward(grad, x, centers, squared, index, needs, labels, eta=eta, eps=eps)
+    def gradients(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        centers: Tensor,
+        nearest: Nearest,
+        mad: Mad | None,
+        needs: list[bool],
+    ) -> list[Tensor]:
+        """See `Spheres`."""
+        dtype = compute_dtype(x)
+        x_ND, centers_KD = _matrix(x, dtype), _matrix(centers, dtype)
+        by_x = torch.empty_like(x_ND) if needs[0] else None
+        by_centers = torch.empty_like(centers_KD) if needs[1] else None
+        grad = grad.to(dtype)
+        # The gradient of a mean is one number seen N times; a copy of it would be a pass of its
+        # own.
+        many = grad if grad.is_contiguous() else grad.as_strided((1,), (1,))
+        labels, numbers = _settings(mad)
+        tensors = {
+            "x": x_ND,
+            "centers": centers_KD,
+            "labels": labels,
+            "squared": nearest.squared.contiguous(),
+            "index": nearest.center.contiguous(),
+            "grad": many,
+            "by_x": by_x,
+            "by_centers": by_centers,
+        }
+        _run("nearest_center_backward", dtype, tensors, grad_stride=grad.stride(0), **numbers)
+        return [
+            grad.new_empty(0) if value is None else value.to(source.dtype)
+            for value, source in ((by_x, x), (by_centers, centers))
+        ]

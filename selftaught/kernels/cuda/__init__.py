@@ -11,28 +11,12 @@ from functools import cache
 
 import torch
 
+from selftaught.kernels.backend import ABSENT, Backend, Request
 from selftaught.kernels.contrastive import Contrastive
 from selftaught.kernels.cuda import library
 from selftaught.kernels.cuda.passes import WIDTHS
 from selftaught.kernels.cuda.spheres import WIDEST, CudaSpheres
 from selftaught.kernels.cuda.tiles import TILES
-from selftaught.kernels.dispatch import ABSENT, Request
-
-__all__ = [
-    "TILES",
-    "info_nce",
-    "info_nce_backward",
-    "mad",
-    "mad_backward",
-    "nearest_center",
-    "nearest_center_backward",
-    "nearest_center_counts",
-    "ntxent",
-    "ntxent_backward",
-    "refusal",
-    "supcon",
-    "supcon_backward",
-]
 
 MOST_WIDE = {
     **dict.fromkeys(("ntxent", "supcon", "info_nce"), WIDTHS[-1]),
@@ -40,15 +24,6 @@ MOST_WIDE = {
 }
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST = (8, 0)
-
-_losses = Contrastive(TILES)
-ntxent, ntxent_backward = _losses.ntxent, _losses.ntxent_backward
-supcon, supcon_backward = _losses.supcon, _losses.supcon_backward
-info_nce, info_nce_backward = _losses.info_nce, _losses.info_nce_backward
-_spheres = CudaSpheres()
-nearest_center, nearest_center_counts = _spheres.nearest_center, _spheres.nearest_center_counts
-nearest_center_backward = _spheres.nearest_center_backward
-mad, mad_backward = _spheres.mad, _spheres.mad_backward
 
 
 def refusal(request: Request) -> str:
@@ -70,3 +45,6 @@ def _trouble(found: library.Library, device: torch.device) -> str:
     if torch.cuda.get_device_capability(device) < OLDEST:
         return f"needs compute capability {OLDEST[0]}.{OLDEST[1]}"
     return found.trouble(device)
+
+
+BACKEND = Backend(tiles=TILES, losses=Contrastive(TILES), spheres=CudaSpheres(), refusal=refusal)

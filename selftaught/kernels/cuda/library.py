@@ -5,7 +5,7 @@ it, only a driver. `build` makes it. The structs mirror those of `csrc/cuda`.
 """
 
 import ctypes
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -194,11 +194,23 @@ class Library:
             MachineError: the kernel could not be started.
         """
         function = getattr(self._library, f"selftaught_{name}")
-        with _on(device):
-            code = function(ctypes.byref(arguments), *shape, _stream(device))
+        code = self.start(lambda stream: function(ctypes.byref(arguments), *shape, stream), device)
         if code:
             why = self._library.selftaught_error(code).decode()
             raise MachineError(f"CUDA kernel {name} could not be started: {why}")
+
+    def start(self, launch: Callable[[int | None], int], device: torch.device) -> int:
+        """Calls `launch` with the current stream of the device, which is made the current one."""
+        with torch.cuda.device(device):
+            return launch(torch.cuda.current_stream(device).cuda_stream)
+
+    def processors(self, device: torch.device) -> int:
+        """Multiprocessors of the device."""
+        return torch.cuda.get_device_properties(device).multi_processor_count
+
+    def capability(self, device: torch.device) -> tuple[int, int]:
+        """Compute capability of the device."""
+        return torch.cuda.get_device_capability(device)
 
     def circle_block(self, padded: int, variant: int) -> int:
         """Rows of a block of the forward pass."""
@@ -223,17 +235,9 @@ class Library:
 
     def trouble(self, device: torch.device) -> str:
         """Why the kernels cannot run on a CUDA device; "" where they can."""
-        with _on(device):
+        with torch.cuda.device(device):
             index = device.index if device.index is not None else torch.cuda.current_device()
             return self._library.selftaught_trouble(index).decode()
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _stream(device: torch.device) -> int | None:
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
 
 
 def address(tensor: Tensor | None) -> int | None:

@@ -1,7 +1,6 @@
 """The two passes over pairs of rows: buffers, arguments and launches of their kernels."""
 
 import os
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch import Tensor
 from selftaught.errors import InputError, MachineError
 from selftaught.kernels.cuda import library as native
 from selftaught.kernels.cuda import plan
-from selftaught.kernels.cuda.library import Library, address
+from selftaught.kernels.cuda.library import address
 from selftaught.kernels.tiles import Classes, Excluded, Rows, Side
 
 WIDTHS = (64, 128, 256)  # those with kernels; others are padded with zeros
@@ -29,25 +28,11 @@ def flat(tensor: Tensor) -> Tensor:
     return tensor.float().contiguous()
 
 
-@cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of the device."""
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@cache
-def _is_hopper(device: torch.device) -> bool:
-    # The emulation has no CUDA device.
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) == HOPPER
-
-
 def _wants_wgmma(device: torch.device) -> bool:
     path = os.environ.get(PATH) or "mma"
     if path not in ("mma", "wgmma"):
         raise InputError(f"{PATH}={path}: allowed are mma and wgmma")
-    if path == "wgmma" and not _is_hopper(device):
+    if path == "wgmma" and native.loaded().capability(device) != HOPPER:
         raise MachineError(f"{PATH}={path}: needs compute capability {HOPPER[0]}.{HOPPER[1]}")
     return path == "wgmma"
 
@@ -73,7 +58,6 @@ def _exclusion(excluded: Excluded | None) -> dict[str, int]:
 
 
 def set_ranges(
-    library: Library,
     x: Rows,
     y: Rows,
     temperature: Tensor,
@@ -83,7 +67,6 @@ def set_ranges(
     """Struct Ranges of the product of x and y, decided on the device.
 
     Args:
-        library: the kernels.
         x: (R, D) rows.
         y: (C, D) columns.
         temperature: 0-d.
@@ -106,11 +89,11 @@ def set_ranges(
         rows=x.unit.shape[0],
         columns=y.unit.shape[0],
     )
-    library.call("set_ranges", arguments, x.unit.device)
+    native.loaded().call("set_ranges", arguments, x.unit.device)
     return ranges
 
 
-def set_sides(library: Library, side: Side | None, ranges: Tensor, count: int) -> Tensor:
+def set_sides(side: Side | None, ranges: Tensor, count: int) -> Tensor:
     """(count, 4) what the gradient pass weighs rows or columns with; struct Sides."""
     result = torch.empty(count, 4, device=ranges.device)
     parts = (None, None, None) if side is None else (side.weight, side.total, side.share)
@@ -123,12 +106,11 @@ def set_sides(library: Library, side: Side | None, ranges: Tensor, count: int) -
         side=address(result),
         count=count,
     )
-    library.call("set_sides", arguments, ranges.device)
+    native.loaded().call("set_sides", arguments, ranges.device)
     return result
 
 
 def walk(
-    library: Library,
     x: Rows,
     y: Rows,
     ranges: Tensor,
@@ -141,8 +123,11 @@ def walk(
     """
     device, symmetric, shape = x.unit.device, y is x, shape_of(x, y)
     rows, others = x.unit.shape[0], y.unit.shape[0]
+    library = native.loaded()
     block, both = library.circle_block(*shape), symmetric or columns
-    cut = plan.circle(rows, others, block, processors(device), symmetric=symmetric, walked=both)
+    cut = plan.circle(
+        rows, others, block, library.processors(device), symmetric=symmetric, walked=both
+    )
     own = torch.empty(plan.ceil_div(cut.span, cut.chunk), rows, device=device)
     parts = library.circle_parts(*shape)
     walked = torch.empty(cut.span, parts, others, device=device) if both else None
@@ -172,7 +157,7 @@ def walk(
             **shared,
             **_exclusion(excluded),
         )
-        library.call("log_sums", arguments, device, *shape)
+        native.loaded().call("log_sums", arguments, device, *shape)
         for output, of_own, of_walked in outputs:
             merge = native.Merge(
                 own=address(of_own),
@@ -187,23 +172,22 @@ def walk(
                 parts=parts,
                 **shared,
             )
-            library.call("merge", merge, device)
+            native.loaded().call("merge", merge, device)
     return outputs[0][0][1], outputs[1][0][1] if columns else None
 
 
-def _add_chunks(library: Library, parts: Tensor) -> Tensor:
+def _add_chunks(parts: Tensor) -> Tensor:
     if parts.shape[0] == 1:
         return parts[0]
     result = torch.empty_like(parts[0])
     arguments = native.Gather(
         parts=address(parts), sums=address(result), count=result.numel(), chunks=parts.shape[0]
     )
-    library.call("gather", arguments, parts.device)
+    native.loaded().call("gather", arguments, parts.device)
     return result
 
 
 def weigh(
-    library: Library,
     x: Rows,
     y: Rows,
     ranges: Tensor,
@@ -215,7 +199,6 @@ def weigh(
     """The gradient pass; see weighted_sums.cuh.
 
     Args:
-        library: the kernels.
         x: (R, D) rows.
         y: (C, D) columns.
         ranges: from `set_ranges`, with the sides' weights.
@@ -229,8 +212,9 @@ def weigh(
     """
     device, shape = x.unit.device, shape_of(x, y)
     (rows, width), others = x.unit.shape, y.unit.shape[0]
+    library = native.loaded()
     owned = library.gradient_rows(*shape)
-    chunk = plan.column_chunk(rows, others, width, owned, processors(device))
+    chunk = plan.column_chunk(rows, others, width, owned, library.processors(device))
     chunks = plan.ceil_div(others, chunk)
     sums = torch.empty(chunks, rows, width, device=device)
     slopes = None if positive is None else torch.empty(chunks, rows, device=device)
@@ -253,5 +237,5 @@ def weigh(
         chunk=chunk,
         **_exclusion(excluded),
     )
-    library.call("weighted_sums", arguments, device, *shape)
-    return _add_chunks(library, sums), None if slopes is None else _add_chunks(library, slopes)
+    native.loaded().call("weighted_sums", arguments, device, *shape)
+    return _add_chunks(sums), None if slopes is None else _add_chunks(slopes)

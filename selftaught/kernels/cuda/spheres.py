@@ -6,16 +6,16 @@ smallest distance, but for ties within rounding, whatever the dtype; `precision`
 Shapes: N rows, K centres, D width.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from selftaught.kernels.cuda import library as native
-from selftaught.kernels.cuda.library import Library, address
-from selftaught.kernels.cuda.passes import flat, processors
+from selftaught.kernels.cuda.library import address
+from selftaught.kernels.cuda.passes import flat
 from selftaught.kernels.cuda.plan import ceil_div
+from selftaught.kernels.spheres import Mad, Nearest
 
 NUMBERS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as library.cu counts them
 DIRECT_MEAN = 256  # centres up to which every block of `move_centers` adds all of them by itself
@@ -35,18 +35,6 @@ class _Moved(NamedTuple):
     added: Tensor
 
 
-class _Mad(NamedTuple):
-    labels: Tensor
-    eta: float
-    eps: float
-
-
-class _Found(NamedTuple):
-    loss: Tensor | None
-    squared: Tensor
-    center: Tensor
-
-
 def _rows(z: Tensor) -> Tensor:
     """The matrix with entries of a row side by side."""
     return z if z.stride(1) == 1 or z.shape[1] == 1 else z.contiguous()
@@ -58,25 +46,16 @@ def _whole(z: Tensor) -> bool:
     return all(place % ALIGNMENT == 0 for place in bytes_)
 
 
-def _loss_settings(mad: _Mad | None) -> dict[str, int | float | None]:
+def _loss_settings(mad: Mad | None) -> tuple[dict[str, int | float | None], Tensor | None]:
+    """The loss's fields of a struct, and the labels, which must outlive it."""
     if mad is None:
-        return {"labels": None, "eta": 0.0, "eps": 0.0}
-    return {"labels": address(mad.labels), "eta": mad.eta, "eps": mad.eps}
-
-
-def _labels(semi_labels: Tensor) -> Tensor:
-    return semi_labels.to(torch.int64).contiguous()
+        return {"labels": None, "eta": 0.0, "eps": 0.0}, None
+    labels = mad.labels.to(torch.int64).contiguous()
+    return {"labels": address(labels), "eta": mad.eta, "eps": mad.eps}, labels
 
 
 class CudaSpheres:
-    """Functions of `selftaught.kernels.reference.spheres` on the kernels of `csrc/cuda`.
-
-    Args:
-        library: gives the library; called when it is first needed.
-    """
-
-    def __init__(self, library: Callable[[], Library] = native.loaded) -> None:
-        self._library = library
+    """`selftaught.kernels.spheres.Spheres` on the kernels of `csrc/cuda`."""
 
     def _sums(self, centers: Tensor, active: Tensor | None) -> Tensor | None:
         """(parts, D + 1) sums of the centres and how many they are; None for few centres."""
@@ -91,11 +70,11 @@ class CudaSpheres:
             count=count,
             width=width,
         )
-        self._library().call("sum_centers", arguments, centers.device)
+        native.loaded().call("sum_centers", arguments, centers.device)
         return sums
 
     def _move(self, centers: Tensor, active: Tensor | None, exact: bool) -> _Moved:
-        library, device, (count, width) = self._library(), centers.device, centers.shape
+        library, device, (count, width) = native.loaded(), centers.device, centers.shape
         _, many, columns = library.assign_sizes()
         padded, places = ceil_div(width, columns) * columns, ceil_div(count, many) * many
         sums = self._sums(centers, active)
@@ -119,14 +98,15 @@ class CudaSpheres:
         library.call("move_centers", arguments, device)
         return result
 
-    def _assign(
+    def search(
         self,
         x: Tensor,
         centers: Tensor,
         active: Tensor | None,
-        mad: _Mad | None = None,
+        mad: Mad | None = None,
         counts: Tensor | None = None,
-    ) -> _Found:
+    ) -> Nearest:
+        """See `Spheres`."""
         if centers.shape[0] == 0:
             raise ValueError(f"centers: must have at least one row, got {tuple(centers.shape)}")
         x, centers = _rows(x), flat(centers)
@@ -135,8 +115,9 @@ class CudaSpheres:
         squared = torch.empty(rows, device=x.device)
         index = torch.empty(rows, dtype=torch.int64, device=x.device)
         loss = None if mad is None else torch.empty_like(squared)
+        settings, _labels = _loss_settings(mad)
         if rows:
-            library = self._library()
+            library = native.loaded()
             moved = self._move(centers, active, x.dtype != torch.float32)
             tile = library.assign_sizes()[0]
             arguments = native.Assign(
@@ -154,45 +135,11 @@ class CudaSpheres:
                 padded=moved.origin.shape[0],
                 x_whole=_whole(x),
                 centers_whole=_whole(centers),
-                blocks=min(ceil_div(rows, tile), BLOCKS * processors(x.device)),
-                **_loss_settings(mad),
+                blocks=min(ceil_div(rows, tile), BLOCKS * library.processors(x.device)),
+                **settings,
             )
             library.call("assign", arguments, x.device, NUMBERS[x.dtype], 0)
-        return _Found(loss, squared, index)
-
-    def nearest_center(
-        self, x: Tensor, centers: Tensor, active: Tensor | None, precision: str
-    ) -> tuple[Tensor, Tensor]:
-        """Squared distance to, and index of, the nearest centre; see `reference.spheres`."""
-        found = self._assign(x, centers, active)
-        return found.squared, found.center
-
-    def nearest_center_counts(
-        self, x: Tensor, centers: Tensor, active: Tensor | None, precision: str
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`nearest_center` and, from the same pass, (K,) int64 numbers of rows of each centre.
-
-        Rows with index -1 are counted nowhere.
-        """
-        counts = torch.zeros(centers.shape[0], dtype=torch.int64, device=x.device)
-        found = self._assign(x, centers, active, counts=counts)
-        return found.squared, found.center, counts
-
-    def mad(
-        self,
-        x: Tensor,
-        centers: Tensor,
-        semi_labels: Tensor,
-        active: Tensor | None,
-        eta: float,
-        eps: float,
-        precision: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses, squared distances and indices of the nearest centres; see `reference.spheres`."""
-        mad = _Mad(_labels(semi_labels), eta, eps)
-        found = self._assign(x, centers, active, mad)
-        assert found.loss is not None
-        return found.loss, found.squared, found.center
+        return Nearest(squared, index, loss)
 
     def _by_centers(
         self, x: Tensor, centers: Tensor, index: Tensor, settings: dict, number: int
@@ -210,22 +157,24 @@ class CudaSpheres:
             splits=splits,
             **settings,
         )
-        self._library().call("nearest_by_centers", arguments, device, number, 0)
+        native.loaded().call("nearest_by_centers", arguments, device, number, 0)
         return parts.sum(0)
 
-    def _backward(
+    def gradients(
         self,
         grad: Tensor,
         x: Tensor,
         centers: Tensor,
-        squared: Tensor,
-        index: Tensor,
-        mad: _Mad | None,
+        nearest: Nearest,
+        mad: Mad | None,
         needs: list[bool],
     ) -> list[Tensor]:
+        """See `Spheres`."""
         x, grad, number = _rows(x), grad.float(), NUMBERS[x.dtype]
-        of, squared, index = flat(centers), squared.contiguous(), index.contiguous()
+        of, squared = flat(centers), nearest.squared.contiguous()
+        index = nearest.center.contiguous()
         by_x = by_centers = grad.new_empty(0)
+        loss_settings, _labels = _loss_settings(mad)
         settings = dict(
             grad=address(grad),
             x=address(x),
@@ -239,46 +188,13 @@ class CudaSpheres:
             width=x.shape[1],
             x_whole=_whole(x),
             centers_whole=_whole(of),
-            **_loss_settings(mad),
+            **loss_settings,
         )
         if needs[0]:
             by_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
             if x.shape[0]:
                 arguments = native.NearestGradient(by_x=address(by_x), **settings)
-                self._library().call("nearest_by_rows", arguments, x.device, number, 0)
+                native.loaded().call("nearest_by_rows", arguments, x.device, number, 0)
         if needs[1]:
             by_centers = self._by_centers(x, of, index, settings, number).to(centers.dtype)
         return [by_x, by_centers]
-
-    def nearest_center_backward(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        centers: Tensor,
-        active: Tensor | None,
-        precision: str,
-        squared: Tensor,
-        index: Tensor,
-        needs: list[bool],
-    ) -> list[Tensor]:
-        """Gradients of sum(grad * squared distance) by x and centers."""
-        return self._backward(grad, x, centers, squared, index, None, needs)
-
-    def mad_backward(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        centers: Tensor,
-        semi_labels: Tensor,
-        active: Tensor | None,
-        eta: float,
-        eps: float,
-        precision: str,
-        loss: Tensor,
-        squared: Tensor,
-        index: Tensor,
-        needs: list[bool],
-    ) -> list[Tensor]:
-        """Gradients of sum(grad * loss) by x and centers."""
-        mad = _Mad(_labels(semi_labels), eta, eps)
-        return self._backward(grad, x, centers, squared, index, mad, needs)

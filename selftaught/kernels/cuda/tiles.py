@@ -9,13 +9,11 @@ call: weights below 2^-38 of that are lost, so rows whose loss is below 1e-10 or
 gradient, or none but their positive's.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from selftaught.kernels.cuda import library as native
-from selftaught.kernels.cuda.library import Library, address
+from selftaught.kernels.cuda.library import address
 from selftaught.kernels.cuda.passes import flat, padded, set_ranges, set_sides, walk, weigh
 from selftaught.kernels.tiles import Classes, Excluded, Rows, Side
 
@@ -36,14 +34,7 @@ def _scale(z: Tensor, normalize: bool) -> Tensor:
 
 
 class CudaTiles:
-    """`selftaught.kernels.tiles.Tiles` on the kernels of `csrc/cuda`.
-
-    Args:
-        library: gives the library; called when it is first needed.
-    """
-
-    def __init__(self, library: Callable[[], Library] = native.loaded) -> None:
-        self._library = library
+    """`selftaught.kernels.tiles.Tiles` on the kernels of `csrc/cuda`."""
 
     def prepare(self, z: Tensor, normalize: bool, precision: str) -> Rows:
         """See `Tiles`. Operands: halves (N, 1 or 2 padded), lengths (N,), scale (N,)."""
@@ -69,7 +60,7 @@ class CudaTiles:
                 padded=padded(width),
                 split=split,
             )
-            self._library().call("prepare", arguments, z.device)
+            native.loaded().call("prepare", arguments, z.device)
         operands = (halves, lengths, scale.expand(count))
         return Rows(unit=z if unit is None else unit, inverse=inverse, operands=operands)
 
@@ -86,7 +77,7 @@ class CudaTiles:
                 count=count,
                 width=width,
             )
-            self._library().call("dots", arguments, one.device)
+            native.loaded().call("dots", arguments, one.device)
         return result
 
     def log_sums(
@@ -103,8 +94,8 @@ class CudaTiles:
         if not rows or not others:
             nothing = x.unit.new_full((rows,), float("-inf"))
             return nothing, x.unit.new_full((others,), float("-inf")) if columns else None
-        ranges = set_ranges(self._library(), x, y, temperature)
-        own, walked = walk(self._library(), x, y, ranges, excluded, columns and y is not x)
+        ranges = set_ranges(x, y, temperature)
+        own, walked = walk(x, y, ranges, excluded, columns and y is not x)
         return own, own if columns and y is x else walked
 
     def weighted_sums(
@@ -124,17 +115,16 @@ class CudaTiles:
         slope = slope and row is not None
         if not rows or not y.unit.shape[0]:
             return x.unit.new_zeros(rows, width), x.unit.new_zeros(rows) if slope else None
-        library = self._library()
-        ranges = set_ranges(library, x, y, temperature, row, column)
+        ranges = set_ranges(x, y, temperature, row, column)
         sides = (
-            set_sides(library, row, ranges, rows),
-            set_sides(library, column, ranges, y.unit.shape[0]),
+            set_sides(row, ranges, rows),
+            set_sides(column, ranges, y.unit.shape[0]),
         )
         positive = None
         if slope:
             assert row is not None and row.positive is not None
             positive = flat(row.positive)
-        return weigh(library, x, y, ranges, excluded, sides, classes, positive)
+        return weigh(x, y, ranges, excluded, sides, classes, positive)
 
     def finish(
         self,
@@ -166,7 +156,7 @@ class CudaTiles:
             count=count,
             width=width,
         )
-        self._library().call("finish", arguments, sums.device)
+        native.loaded().call("finish", arguments, sums.device)
         return result
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from selftaught.kernels.reference.common import cast, compute_dtype
+from selftaught.kernels.spheres import Mad, Nearest
 
 CHUNK_SCORES = 1 << 24  # (rows, K) scores alive at once in the search for the nearest centre
 
@@ -54,34 +55,7 @@ def _nearest(x_ND: Tensor, centers_KD: Tensor, active: Tensor | None) -> Tensor:
     return torch.cat(indices)
 
 
-def nearest_center(
-    x: Tensor, centers: Tensor, active: Tensor | None, precision: str
-) -> tuple[Tensor, Tensor]:
-    """Squared distance to, and index of, the nearest centre.
-
-    The index comes from |c|^2 - 2xc about the centres' mean, and from direct differences where
-    that leaves a doubt, ties going to the smallest; the distance is computed by direct difference,
-    because the expansion loses every digit where points sit close to their centre.
-
-    Args:
-        x: (N, D) points.
-        centers: (K, D) centres.
-        active: (K,) bool, False for a centre that is never nearest, or None.
-        precision: lowest precision of matrix products a backend may use.
-
-    Returns:
-        (N,) squared distances, float32 (float64 for float64 x), and (N,) int64 indices; NaN and
-        -1 for a row with a non-finite entry, and for every row where no centre is active.
-    """
-    x_ND, centers_KD = x.to(compute_dtype(x)), centers.to(compute_dtype(x))
-    with torch.no_grad():
-        index_N = _nearest(x_ND, centers_KD, active)
-    difference_ND = x_ND - centers_KD[index_N.clamp(min=0)]
-    squared_N = difference_ND.square().sum(1)
-    return squared_N.masked_fill(index_N < 0, float("nan")), index_N
-
-
-def _nearest_backward(
+def _gradients(
     grad_N: Tensor, x: Tensor, centers: Tensor, index: Tensor, needs: list[bool]
 ) -> list[Tensor]:
     x_ND, centers_KD = x.to(compute_dtype(x)), centers.to(compute_dtype(x))
@@ -94,69 +68,54 @@ def _nearest_backward(
     return cast([grad_ND, grad_KD], [x, centers], needs)
 
 
-def nearest_center_backward(
-    grad: Tensor,
-    x: Tensor,
-    centers: Tensor,
-    active: Tensor | None,
-    precision: str,
-    squared: Tensor,
-    index: Tensor,
-    needs: list[bool],
-) -> list[Tensor]:
-    """Gradients of sum(grad * squared distance) by x and centers."""
-    return _nearest_backward(grad, x, centers, index, needs)
+class EagerSpheres:
+    """`selftaught.kernels.spheres.Spheres` in formulas, for any device.
 
-
-def mad(
-    x: Tensor,
-    centers: Tensor,
-    semi_labels: Tensor,
-    active: Tensor | None,
-    eta: float,
-    eps: float,
-    precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Multi-modal anomaly detection loss of every row (paper, Eq. 2).
-
-    Args:
-        x: (N, D) embeddings.
-        centers: (K, D) centres.
-        semi_labels: (N,) integers: 0 unknown, +1 known normal, -1 known abnormal.
-        active: (K,) bool, False for a centre that is never nearest, or None.
-        eta: weight of the known samples.
-        eps: added to the squared distance of the known samples.
-        precision: lowest precision of matrix products a backend may use.
-
-    Returns:
-        (N,) losses, (N,) squared distances to and (N,) indices of the nearest centres. The
-        distances carry no gradient. A row with any other semi-label has loss NaN.
+    The index comes from |c|^2 - 2xc about the centres' mean, and from direct differences where
+    that leaves a doubt, ties going to the smallest; the distance is computed by direct difference,
+    because the expansion loses every digit where points sit close to their centre.
     """
-    squared, index = nearest_center(x, centers, active, precision)
-    loss = torch.full_like(squared, float("nan"))
-    loss = torch.where(semi_labels == 0, squared, loss)
-    loss = torch.where(semi_labels == 1, eta * (squared + eps), loss)
-    return torch.where(semi_labels == -1, eta / (squared + eps), loss), squared, index
 
+    def search(
+        self,
+        x: Tensor,
+        centers: Tensor,
+        active: Tensor | None,
+        mad: Mad | None = None,
+        counts: Tensor | None = None,
+    ) -> Nearest:
+        """See `Spheres`."""
+        x_ND, centers_KD = x.to(compute_dtype(x)), centers.to(compute_dtype(x))
+        with torch.no_grad():
+            index_N = _nearest(x_ND, centers_KD, active)
+        if counts is not None:
+            counts += torch.bincount(index_N[index_N >= 0], minlength=len(counts))
+        difference_ND = x_ND - centers_KD[index_N.clamp(min=0)]
+        squared = difference_ND.square().sum(1).masked_fill(index_N < 0, float("nan"))
+        if mad is None:
+            return Nearest(squared, index_N)
+        loss = torch.full_like(squared, float("nan"))
+        loss = torch.where(mad.labels == 0, squared, loss)
+        loss = torch.where(mad.labels == 1, mad.eta * (squared + mad.eps), loss)
+        loss = torch.where(mad.labels == -1, mad.eta / (squared + mad.eps), loss)
+        return Nearest(squared, index_N, loss)
 
-def mad_backward(
-    grad: Tensor,
-    x: Tensor,
-    centers: Tensor,
-    semi_labels: Tensor,
-    active: Tensor | None,
-    eta: float,
-    eps: float,
-    precision: str,
-    loss: Tensor,
-    squared: Tensor,
-    index: Tensor,
-    needs: list[bool],
-) -> list[Tensor]:
-    """Gradients of sum(grad * loss) by x and centers."""
-    slope = torch.full_like(squared, float("nan"))
-    slope = torch.where(semi_labels == 0, 1.0, slope)
-    slope = torch.where(semi_labels == 1, eta, slope)
-    # Divided twice: the square of a small eps is 0 in float32.
-    slope = torch.where(semi_labels == -1, -eta / (squared + eps) / (squared + eps), slope)
-    return _nearest_backward(grad * slope, x, centers, index, needs)
+    def gradients(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        centers: Tensor,
+        nearest: Nearest,
+        mad: Mad | None,
+        needs: list[bool],
+    ) -> list[Tensor]:
+        """See `Spheres`."""
+        if mad is not None:
+            slope = torch.full_like(nearest.squared, float("nan"))
+            slope = torch.where(mad.labels == 0, 1.0, slope)
+            slope = torch.where(mad.labels == 1, mad.eta, slope)
+            # Divided twice: the square of a small eps is 0 in float32.
+            known = nearest.squared + mad.eps
+            slope = torch.where(mad.labels == -1, -mad.eta / known / known, slope)
+            grad = grad * slope
+        return _gradients(grad, x, centers, nearest.center, needs)

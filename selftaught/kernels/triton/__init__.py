@@ -3,32 +3,10 @@
 import torch
 import triton
 
+from selftaught.kernels.backend import ABSENT, Backend, Request
 from selftaught.kernels.contrastive import Contrastive
-from selftaught.kernels.dispatch import ABSENT, Request
-from selftaught.kernels.triton.spheres import (
-    mad,
-    mad_backward,
-    nearest_center,
-    nearest_center_backward,
-    nearest_center_counts,
-)
+from selftaught.kernels.triton.spheres import TritonSpheres
 from selftaught.kernels.triton.tiles import TILES
-
-__all__ = [
-    "TILES",
-    "info_nce",
-    "info_nce_backward",
-    "mad",
-    "mad_backward",
-    "nearest_center",
-    "nearest_center_backward",
-    "nearest_center_counts",
-    "ntxent",
-    "ntxent_backward",
-    "refusal",
-    "supcon",
-    "supcon_backward",
-]
 
 OPS: tuple[str, ...] = ("ntxent", "supcon", "info_nce", "nearest_center", "mad")
 CONTRASTIVE = OPS[:3]
@@ -36,11 +14,6 @@ CONTRASTIVE = OPS[:3]
 OLDEST = (8, 0)
 # Kernels over rows hold a whole row in registers.
 WIDEST = 8192
-
-_losses = Contrastive(TILES)
-ntxent, ntxent_backward = _losses.ntxent, _losses.ntxent_backward
-supcon, supcon_backward = _losses.supcon, _losses.supcon_backward
-info_nce, info_nce_backward = _losses.info_nce, _losses.info_nce_backward
 
 
 def refusal(request: Request) -> str:
@@ -60,3 +33,6 @@ def refusal(request: Request) -> str:
     if request.op in CONTRASTIVE and request.width > WIDEST:
         return f"embeddings may be up to {WIDEST} wide, not {request.width}"
     return ""
+
+
+BACKEND = Backend(tiles=TILES, losses=Contrastive(TILES), spheres=TritonSpheres(), refusal=refusal)

@@ -1,4 +1,4 @@
-"""Triton kernels over single rows: normalised operands, products of pairs, finished gradients.
+"""Passes over single rows in Triton: operands, products of pairs, finished gradients.
 
 A program holds BLOCK whole rows of D columns, WIDE the next power of two.
 """
@@ -6,16 +6,23 @@ A program holds BLOCK whole rows of D columns, WIDE the next power of two.
 # Kernel arguments have no Python types.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from selftaught.kernels.tiles import Rows
+from selftaught.kernels.triton.pairs import on
 from selftaught.kernels.triton.pieces import clamped, exponent, power_of_two
+from selftaught.kernels.triton.tuning import padded
 
 # Rows of length 1 are multiplied by this power of two: far from float16's ends on both sides.
 UNIT_PLACES = tl.constexpr(8)
 # The largest entry of other rows is moved to about this power of two.
 TOP_PLACES = tl.constexpr(13)
 SMALLEST_NORMAL = tl.constexpr(1.1754943508222875e-38)
+# Entries that one program of the kernels over rows holds.
+ENTRIES = 4096
 
 
 @triton.jit
@@ -76,7 +83,7 @@ def make_operands(
         bound = tl.load(measured + 1)
         scale = power_of_two(tl.full((), 0, tl.int32))
         if SCALED:
-            scale = power_of_two(clamped(TOP_PLACES - exponent(tl.load(measured)), -100, 100))
+            scale = power_of_two(clamped(-exponent(tl.load(measured)) + TOP_PLACES, -100, 100))
     if tl.program_id(0) == 0:
         tl.store(stats, scale)
         tl.store(stats + 1, bound)
@@ -125,3 +132,92 @@ def finish_rows(
         values = (values - along[:, None] * own) * factor[:, None]
     place = rows.to(tl.int64)[:, None] * D + columns[None, :]
     tl.store(gradient + place, values, mask=there[:, None] & (columns < D)[None, :])
+
+
+def _dense(z: Tensor) -> Tensor:
+    return z if z.stride(1) == 1 else z.contiguous()
+
+
+def _block(count: int, width: int) -> tuple[tuple[int], dict[str, int]]:
+    """Grid and block of a kernel over rows."""
+    wide = triton.next_power_of_2(width)
+    block = max(1, ENTRIES // wide)
+    return (triton.cdiv(count, block),), {"BLOCK": block, "WIDE": wide}
+
+
+def _kind(precision: str, dtype: torch.dtype) -> tuple[torch.dtype, bool]:
+    """Dtype of the operands, and whether there are two, a high and a low part."""
+    if precision == "auto":
+        precision = "fp32" if dtype == torch.float32 else "fp16"
+    return torch.bfloat16 if precision == "bf16" else torch.float16, precision == "fp32"
+
+
+def prepare(z: Tensor, normalize: bool, precision: str) -> Rows:
+    """See `Tiles.prepare`, and `TritonTiles` for the operands."""
+    z = _dense(z)
+    count, width = z.shape
+    half, split = _kind(precision, z.dtype)
+    wide = padded(width)
+    # Rows that are float32 already, and not to be normalised, are what they are.
+    kept = not normalize and z.dtype == torch.float32 and z.is_contiguous()
+    unit = z if kept else z.new_empty(count, width, dtype=torch.float32)
+    inverse = unit.new_empty(count, 1) if normalize else None
+    high = z.new_empty(count, wide, dtype=half)
+    low = torch.empty_like(high) if split else high
+    stats = unit.new_empty(1, 2)
+    operands = (high, low, stats.expand(count, 2)) if split else (high, stats.expand(count, 2))
+    if count:
+        grid, block = _block(count, wide)
+        with on(z):
+            measured = stats
+            if not normalize:
+                found = unit.new_empty(grid[0], 2)
+                measure[grid](z, found, count, width, z.stride(0), **block)
+                measured = found.amax(0)
+            make_operands[grid](
+                z, unit, stats if inverse is None else inverse, high, low, stats, measured,
+                count, width, z.stride(0),
+                WIDTH=wide, NORMALIZE=normalize, SPLIT=split, UNIT=not kept,
+                HALF=tl.bfloat16 if half == torch.bfloat16 else tl.float16,
+                SCALED=half == torch.float16, **block,
+            )  # fmt: skip
+    return Rows(unit=unit, inverse=inverse, operands=operands)
+
+
+def dots(x: Rows, y: Rows) -> Tensor:
+    """See `Tiles.dots`."""
+    left, right = _dense(x.unit), _dense(y.unit)
+    count, width = left.shape
+    products = left.new_empty(count)
+    if count:
+        grid, block = _block(count, width)
+        with on(left):
+            multiply_rows[grid](
+                left, right, products, count, width, left.stride(0), right.stride(0), **block
+            )
+    return products
+
+
+def finish(
+    sums: Tensor,
+    x: Rows,
+    temperature: Tensor,
+    partner: Rows | None = None,
+    coefficient: Tensor | None = None,
+) -> Tensor:
+    """See `Tiles.finish`."""
+    sums, unit = _dense(sums), _dense(x.unit)
+    other = unit if partner is None else _dense(partner.unit)
+    factor = sums if coefficient is None else coefficient.contiguous()
+    inverse = unit if x.inverse is None else x.inverse
+    gradient = sums.new_empty(sums.shape)
+    count, width = sums.shape
+    if count:
+        grid, block = _block(count, width)
+        with on(sums):
+            finish_rows[grid](
+                sums, unit, inverse, other, factor, temperature, gradient, count, width,
+                sums.stride(0), unit.stride(0), other.stride(0), inverse.stride(0),
+                NORMALIZED=x.inverse is not None, PARTNER=partner is not None, **block,
+            )  # fmt: skip
+    return gradient

@@ -12,8 +12,10 @@ import torch
 import triton
 from torch import Tensor
 
+from selftaught.kernels.spheres import Mad, Nearest
 from selftaught.kernels.triton import nearest_center as kernels
 from selftaught.kernels.triton import nearest_gradient as gradients
+from selftaught.kernels.triton.tuning import generation
 
 DIRECT_MEAN = 1024  # centres up to which every program of `prepare` sums all of them by itself
 SUMMED = 256  # centres summed by one program above that
@@ -72,32 +74,21 @@ class _Moved(NamedTuple):
     length: Tensor
 
 
-class _Mad(NamedTuple):
-    labels: Tensor
-    eta: float
-    eps: float
-
-
-class _Found(NamedTuple):
-    loss: Tensor
-    squared: Tensor
-    center: Tensor
-
-
-def blocks(count: int, width: int, number: int, vectors: bool) -> _Blocks:
+def blocks(count: int, width: int, number: int, vectors: bool, generation: int) -> _Blocks:
     """Tile sizes for K centres of width D in a tier; the same at every N.
 
-    `vectors` says whether rows can be read 16 entries at a time. Where they cannot, they take more
-    addresses, and a tile of 64 centres would spill on sm_80.
+    `vectors` says whether rows can be read 16 entries at a time; where they cannot, they take more
+    addresses. A tile of 64 centres would then spill on sm_80, and in tier 3 spills there always.
     """
     padded = max(16, triton.next_power_of_2(width))
     short = number == 1
     held = short and padded <= HELD_WIDTH
+    wide = vectors and (number < 3 or generation > 8)
     return _Blocks(
         HELD=held,
         BN=64,
-        BK=min(64 if vectors else 32, max(16, triton.next_power_of_2(count))),
-        BD=padded if held else min(padded, 64 if short else 32),
+        BK=min(64 if wide else 32, max(16, triton.next_power_of_2(count))),
+        BD=padded if held else min(padded, 64 if short and vectors else 32),
         BW=min(padded, 32),
     )
 
@@ -150,119 +141,13 @@ def _prepare(centers: Tensor, active: Tensor | None, level: _Tier, shape: _Block
     return _Moved(origin, high, low, length)
 
 
-def _assign(
-    x: Tensor,
-    centers: Tensor,
-    active: Tensor | None,
-    mad: _Mad | None = None,
-    counts: Tensor | None = None,
-) -> _Found:
-    x, centers = _packed(x), _packed(centers)
-    active = None if active is None else active.contiguous()
-    (many, width), count = x.shape, centers.shape[0]
-    level = _TIERS[x.dtype]
-    vectors = _in_vectors(x) and _in_vectors(centers)
-    shape = blocks(count, width, level.number, vectors)
-    squared = x.new_empty(many, dtype=torch.float32)
-    index = x.new_empty(many, dtype=torch.int64)
-    loss = squared if mad is None else torch.empty_like(squared)
-    labels = index if mad is None else mad.labels
-    with _device(x):
-        if count > 1:
-            moved = _prepare(centers, active, level, shape)
-        else:
-            moved = _Moved(squared, squared, squared, squared)
-        kernels.assign[(triton.cdiv(many, shape.BN),)](
-            x, centers, centers if active is None else active, *moved, labels, loss, squared,
-            index, index if counts is None else counts,
-            many, count, width, moved.length.shape[0], moved.origin.shape[0],
-            x.stride(0), centers.stride(0), labels.stride(0),
-            0.0 if mad is None else mad.eta, 0.0 if mad is None else mad.eps,
-            level.error + level.error_per_column * width,
-            ACTIVE=active is not None, TIER=level.number if count > 1 else 0, MAD=mad is not None,
-            COUNTED=counts is not None, **shape._asdict(), **options(shape, vectors),
-        )  # fmt: skip
-    return _Found(loss, squared, index)
-
-
-def nearest_center(
-    x: Tensor, centers: Tensor, active: Tensor | None, precision: str
-) -> tuple[Tensor, Tensor]:
-    """Squared distance to, and index of, the nearest centre; see `reference.spheres`.
-
-    The index is that of the smallest distance but for ties within rounding, for x of any dtype.
-
-    Args:
-        x: (N, D) points; float32, float16 or bfloat16.
-        centers: (K, D) centres of any float dtype.
-        active: (K,) bool, False for a centre that is never nearest, or None.
-        precision: makes no difference, the products are as good as the index needs.
-
-    Returns:
-        (N,) float32 squared distances and (N,) int64 indices; NaN and -1 for a row with a
-        non-finite entry, and for every row where no centre is active.
-    """
-    found = _assign(x, centers, active)
-    return found.squared, found.center
-
-
-def nearest_center_counts(
-    x: Tensor, centers: Tensor, active: Tensor | None, precision: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`nearest_center` and, from the same pass, how many rows each centre got.
-
-    Args:
-        x: as in `nearest_center`.
-        centers: as in `nearest_center`.
-        active: as in `nearest_center`.
-        precision: as in `nearest_center`.
-
-    Returns:
-        Squared distances and indices as in `nearest_center`, and (K,) int64 counts; a row without
-        a nearest centre is not counted.
-    """
-    counts = torch.zeros(centers.shape[0], dtype=torch.int64, device=x.device)
-    found = _assign(x, centers, active, counts=counts)
-    return found.squared, found.center, counts
-
-
-def mad(
-    x: Tensor,
-    centers: Tensor,
-    semi_labels: Tensor,
-    active: Tensor | None,
-    eta: float,
-    eps: float,
-    precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Multi-modal anomaly detection loss of every row (paper, Eq. 2); see `reference.spheres`.
-
-    Args:
-        x: as in `nearest_center`.
-        centers: as in `nearest_center`.
-        semi_labels: (N,) integers: 0 unknown, +1 known normal, -1 known abnormal.
-        active: as in `nearest_center`.
-        eta: weight of the known samples.
-        eps: added to the squared distance of the known samples.
-        precision: as in `nearest_center`.
-
-    Returns:
-        (N,) losses, (N,) squared distances to and (N,) indices of the nearest centres. A row with
-        any other semi-label has loss NaN.
-    """
-    found = _assign(x, centers, active, _Mad(semi_labels, eta, eps))
-    return found.loss, found.squared, found.center
-
-
-def _by_rows(
-    grad: Tensor, x: Tensor, centers: Tensor, squared: Tensor, index: Tensor, mad: _Mad | None
-) -> Tensor:
-    (many, width), labels = x.shape, index if mad is None else mad.labels
+def _by_rows(grad: Tensor, x: Tensor, centers: Tensor, nearest: Nearest, mad: Mad | None) -> Tensor:
+    (many, width), labels = x.shape, nearest.center if mad is None else mad.labels
     result = x.new_empty(many, width)
     columns = min(128, max(16, triton.next_power_of_2(width)))
     rows = 4096 // columns
     gradients.gradient_rows[(triton.cdiv(many, rows), triton.cdiv(width, columns))](
-        grad, x, centers, labels, squared, index, result,
+        grad, x, centers, labels, nearest.squared, nearest.center, result,
         many, width, x.stride(0), centers.stride(0), grad.stride(0), labels.stride(0),
         0.0 if mad is None else mad.eta, 0.0 if mad is None else mad.eps,
         MAD=mad is not None, BN=rows, BD=columns, **FUSED,
@@ -271,17 +156,17 @@ def _by_rows(
 
 
 def _by_centers(
-    grad: Tensor, x: Tensor, centers: Tensor, squared: Tensor, index: Tensor, mad: _Mad | None
+    grad: Tensor, x: Tensor, centers: Tensor, nearest: Nearest, mad: Mad | None
 ) -> Tensor:
     """The rows sorted by centre, then sums in a fixed order: equal bits in every run."""
-    (count, width), labels = centers.shape, index if mad is None else mad.labels
-    nearest, order = index.clamp(min=0).sort(stable=True)
-    bounds = torch.searchsorted(nearest, torch.arange(count + 1, device=x.device))
+    (count, width), labels = centers.shape, nearest.center if mad is None else mad.labels
+    place, order = nearest.center.clamp(min=0).sort(stable=True)
+    bounds = torch.searchsorted(place, torch.arange(count + 1, device=x.device))
     splits = min(256, triton.next_power_of_2(triton.cdiv(SPLITS, count)))
     parts = torch.empty(splits, count, width, dtype=torch.float32, device=x.device)
     columns = min(128, max(16, triton.next_power_of_2(width)))
     gradients.gradient_centers[(count, splits, triton.cdiv(width, columns))](
-        grad, x, centers, labels, squared, index, order, bounds, parts,
+        grad, x, centers, labels, nearest.squared, nearest.center, order, bounds, parts,
         count, width, x.stride(0), centers.stride(0), grad.stride(0), labels.stride(0),
         0.0 if mad is None else mad.eta, 0.0 if mad is None else mad.eps,
         MAD=mad is not None, SPLITS=splits, BN=32, BD=columns, **FUSED,
@@ -289,50 +174,62 @@ def _by_centers(
     return parts.sum(0).to(centers.dtype)
 
 
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    centers: Tensor,
-    squared: Tensor,
-    index: Tensor,
-    mad: _Mad | None,
-    needs: list[bool],
-) -> list[Tensor]:
-    x, centers, none = _packed(x), _packed(centers), grad.new_empty(0)
-    with _device(x):
-        return [
-            _by_rows(grad, x, centers, squared, index, mad) if needs[0] else none,
-            _by_centers(grad, x, centers, squared, index, mad) if needs[1] else none,
-        ]
+class TritonSpheres:
+    """`selftaught.kernels.spheres.Spheres` on a GPU, or in Triton's interpreter.
 
+    Rows are float32, float16 or bfloat16, centres of any float dtype.
+    """
 
-def nearest_center_backward(
-    grad: Tensor,
-    x: Tensor,
-    centers: Tensor,
-    active: Tensor | None,
-    precision: str,
-    squared: Tensor,
-    index: Tensor,
-    needs: list[bool],
-) -> list[Tensor]:
-    """Gradients of sum(grad * squared distance) by x and centers."""
-    return _backward(grad, x, centers, squared, index, None, needs)
+    def search(
+        self,
+        x: Tensor,
+        centers: Tensor,
+        active: Tensor | None,
+        mad: Mad | None = None,
+        counts: Tensor | None = None,
+    ) -> Nearest:
+        """See `Spheres`."""
+        x, centers = _packed(x), _packed(centers)
+        active = None if active is None else active.contiguous()
+        (many, width), count = x.shape, centers.shape[0]
+        level = _TIERS[x.dtype]
+        vectors = _in_vectors(x) and _in_vectors(centers)
+        shape = blocks(count, width, level.number, vectors, generation(x.device))
+        squared = x.new_empty(many, dtype=torch.float32)
+        index = x.new_empty(many, dtype=torch.int64)
+        loss = squared if mad is None else torch.empty_like(squared)
+        labels = index if mad is None else mad.labels
+        with _device(x):
+            if count > 1:
+                moved = _prepare(centers, active, level, shape)
+            else:
+                moved = _Moved(squared, squared, squared, squared)
+            kernels.assign[(triton.cdiv(many, shape.BN),)](
+                x, centers, centers if active is None else active, *moved, labels, loss, squared,
+                index, index if counts is None else counts,
+                many, count, width, moved.length.shape[0], moved.origin.shape[0],
+                x.stride(0), centers.stride(0), labels.stride(0),
+                0.0 if mad is None else mad.eta, 0.0 if mad is None else mad.eps,
+                level.error + level.error_per_column * width,
+                ACTIVE=active is not None, TIER=level.number if count > 1 else 0,
+                MAD=mad is not None, COUNTED=counts is not None,
+                **shape._asdict(), **options(shape, vectors),
+            )  # fmt: skip
+        return Nearest(squared, index, None if mad is None else loss)
 
-
-def mad_backward(
-    grad: Tensor,
-    x: Tensor,
-    centers: Tensor,
-    semi_labels: Tensor,
-    active: Tensor | None,
-    eta: float,
-    eps: float,
-    precision: str,
-    loss: Tensor,
-    squared: Tensor,
-    index: Tensor,
-    needs: list[bool],
-) -> list[Tensor]:
-    """Gradients of sum(grad * loss) by x and centers."""
-    return _backward(grad, x, centers, squared, index, _Mad(semi_labels, eta, eps), needs)
+    def gradients(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        centers: Tensor,
+        nearest: Nearest,
+        mad: Mad | None,
+        needs: list[bool],
+    ) -> list[Tensor]:
+        """See `Spheres`."""
+        x, centers, none = _packed(x), _packed(centers), grad.new_empty(0)
+        with _device(x):
+            return [
+                _by_rows(grad, x, centers, nearest, mad) if needs[0] else none,
+                _by_centers(grad, x, centers, nearest, mad) if needs[1] else none,
+            ]

@@ -1,7 +1,7 @@
-// The machine instructions of `device.cuh` on the emulated GPU of `emulation_machine.h`.
+// The machine instructions of `device.cuh` on the emulated GPU of `machine.h`.
 #pragma once
 
-#include "emulation_machine.h"
+#include "machine.h"
 
 namespace device {
 

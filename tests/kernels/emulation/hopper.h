@@ -11,7 +11,7 @@
 #include <map>
 #include <utility>
 
-#include "emulation.h"
+#include "instructions.h"
 
 namespace emulation {
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels for tests: on a host compiler's emulation, or on a GPU."""
+"""The CUDA kernels for tests: on a GPU, or on one that a host's C++ compiler emulates."""
 
 import ctypes
 import shutil
@@ -11,41 +11,54 @@ import torch
 
 from selftaught.kernels.cuda import build
 from selftaught.kernels.cuda.library import Library, load
-from selftaught.kernels.cuda.tiles import CudaTiles
+from selftaught.kernels.cuda.tiles import TILES
 
-FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-Wno-unknown-pragmas", "-x", "c++")
+HERE = Path(__file__).parent
+FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-Wno-unknown-pragmas")
 
 
-def compile_emulation(folder: Path, *options: str, source: Path = build.SOURCE) -> Path:
+class EmulatedLibrary(Library):
+    """A library whose GPU is the host: one multiprocessor, with the instructions of sm_90a."""
+
+    def start(self, launch, device):
+        return launch(None)
+
+    def processors(self, device):
+        return 1
+
+    def capability(self, device):
+        return (9, 0)
+
+
+@cache
+def compile_emulation(folder: Path) -> Path:
     """Builds the emulated library with g++, or skips the test where there is none."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ to compile the emulation of the CUDA kernels")
     library = folder / "emulated.so"
-    command = [compiler, *FLAGS, *options, str(source), "-o", str(library)]
+    folders = [f"-I{folder}" for folder in (HERE, build.SOURCE.parent)]
+    command = [compiler, *FLAGS, *folders, HERE / "library.cpp", "-o", library]
     subprocess.run(command, check=True)
     return library
 
 
-@cache
-def _emulated(folder: Path) -> tuple[Library, ctypes.CDLL]:
-    path = compile_emulation(folder)
-    return Library(path), ctypes.CDLL(str(path))
-
-
 class Machine:
-    """Where the kernels run: the tiles, the device, and what only the emulation can tell."""
+    """Where the kernels run: the library, the device, and what only the emulation can tell."""
+
+    tiles = TILES
 
     def __init__(self, folder: Path | None) -> None:
         self.device = torch.device("cuda" if folder is None else "cpu")
+        self.raw = None
         if folder is None:
             found = load()
             if isinstance(found, str):
                 pytest.skip(found)
-            self.library, self.raw = found, None
+            self.library = found
         else:
-            self.library, self.raw = _emulated(folder)
-        self.tiles = CudaTiles(lambda: self.library)
+            path = compile_emulation(folder)
+            self.library, self.raw = EmulatedLibrary(path), ctypes.CDLL(str(path))
 
     def seed(self, seed: int) -> None:
         """Shuffles the order of threads and copies, where it can be chosen."""

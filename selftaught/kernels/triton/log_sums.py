@@ -1,8 +1,9 @@
-"""Triton kernels of the contrastive passes: log-sums by tiles, by rows, and weighted sums.
+"""Log-sums of rows and columns in Triton: kernels, their schedules and launches, merging.
 
 Notation: rows x (R, D) and columns y (C, D), as operands padded to WIDTH columns, BX and BY rows a
 block. `x_low` and `y_low` are read with SPLIT only. Entry (i, j) is excluded by comparing
-i + row_shift with j + column_shift; see `pieces.excluded`. Every sum is added in one fixed order.
+i + row_shift with j + column_shift; see `pieces.left_out`. Every sum is added in one fixed order.
+Partial sums are held for a bounded number of tiles at a time: memory is O(N D), not O(N^2 / BX).
 """
 
 # Kernel arguments have no Python types.
@@ -10,30 +11,34 @@ i + row_shift with j + column_shift; see `pieces.excluded`. Every sum is added i
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from selftaught.kernels.triton import tuning
+from selftaught.kernels.triton.pairs import Pair
 from selftaught.kernels.triton.pieces import (
-    GRADIENT_EXPONENTS,
-    INTERPRETED,
     LEFT_OUT,
-    LN2,
     chunked_product,
-    clamped,
-    exponent,
     fixed_shift,
     left_out,
     load_tile,
     logarithm,
     multiply,
-    power_of_two,
     scale_and_reach,
     touches,
 )
+from selftaught.kernels.triton.tuning import Shape
 
+# Programs that keep any GPU busy.
+PROGRAMS = 1024
+# Bytes of partial sums at a time, at least; or as many as the columns' entries.
+PARTIAL_BYTES = 8 << 20
+MERGED = 256
+# Programs that share a row where its maximum has to be found.
+ROBUST_PARTS = 8
 # Integers that a kernel is not compiled anew for.
+COUNTS = ["R", "C", "half", "row_shift", "column_shift", "visits", "visits_each", "bits"]
 STEPS = ["first_block", "first_visit"]
 PARTS = ["bits", "N", "part_count", "more_first", "more_end", "program_count"]
-WEIGHTED = ["R", "C", "half", "row_shift", "column_shift", "visits", "visits_each"]
-COUNTS = [*WEIGHTED, "bits"]
 
 
 @triton.jit(do_not_specialize=COUNTS + STEPS)
@@ -185,130 +190,151 @@ def merge_sums(
         tl.store(running + places, total, mask=there)
 
 
-@triton.jit(do_not_specialize=WEIGHTED)
-def weighted_tiles(
-    x, x_low, y, y_low, x_stats, y_stats, temperature, of_rows, of_columns, unscale,
-    row_classes, column_classes, sums, slopes,
-    R, C, D, half, row_shift, column_shift, visits, visits_each,
-    WIDTH: tl.constexpr, BX: tl.constexpr, BY: tl.constexpr, CHUNK: tl.constexpr,
-    OUT: tl.constexpr, SPLIT: tl.constexpr, HALF: tl.constexpr, EXCLUDE: tl.constexpr,
-    ROW: tl.constexpr, COLUMN: tl.constexpr, CLASSES: tl.constexpr, SLOPE: tl.constexpr,
-):  # fmt: skip
-    """Sums of y weighted by both sides' softmax: an attention-like pass owned by rows.
+def _slots(pair: Pair) -> int:
+    """How many partial sums of every column may be held."""
+    most = max(pair.rows, pair.columns)
+    return max(1, max(PARTIAL_BYTES, most * pair.width) // (4 * most))
 
-    `of_rows` (7, R), `of_columns` (4, C) and `unscale` come from `factors.find_factors`. Program
-    (b, d, p) owns row block b and output columns d * OUT.., and visits `visits_each` column blocks
-    from p * visits_each on; writes `sums` (programs, R, D) and `slopes` (programs, R).
-    Grid: (blocks, D / OUT, programs).
+
+def _each(blocks: int, visits: int) -> int:
+    """Visits of a program, so that there are about `PROGRAMS`."""
+    return min(visits, triton.cdiv(blocks * visits, PROGRAMS))
+
+
+def _sum_tiles(
+    pair: Pair,
+    shape: Shape,
+    row_sums: Tensor,
+    column_sums: Tensor,
+    blocks: tuple[int, int],
+    visits: tuple[int, int],
+    each: int,
+    *,
+    symmetric: bool,
+    columns: bool,
+) -> None:
+    """`blocks` and `visits`: first and number."""
+    sum_tiles[blocks[1], triton.cdiv(visits[1], each)](
+        *pair.tensors, row_sums, column_sums, pair.rows, pair.columns, pair.bits,
+        *pair.exclusion, blocks[0], visits[0], visits[1], each,
+        WIDTH=pair.width, BX=shape.rows, BY=shape.columns, CHUNK=shape.chunk,
+        SPLIT=pair.split, EXCLUDE=pair.mode, SYMMETRIC=symmetric, COLUMNS=columns,
+        num_warps=shape.warps, num_stages=shape.stages,
+    )  # fmt: skip
+
+
+def _shape(pair: Pair) -> Shape:
+    def launch(shape: Shape) -> None:
+        blocks = triton.cdiv(pair.rows, shape.rows)
+        visits = triton.cdiv(pair.columns, shape.columns)
+        sums = pair.empty(1, pair.rows)
+        _sum_tiles(
+            pair, shape, sums, sums, (0, blocks), (0, visits), visits, symmetric=False,
+            columns=False,
+        )  # fmt: skip
+
+    return tuning.best("sum", pair, launch)
+
+
+def _sum_rows(pair: Pair) -> tuple[Tensor, Tensor]:
+    """Maxima and sums of rows where no shift serves all; see `sum_rows`."""
+    shape = tuning.default_shape("robust", pair)
+    blocks = triton.cdiv(pair.rows, shape.rows)
+    visits = triton.cdiv(pair.columns, shape.columns)
+    each = triton.cdiv(visits, min(ROBUST_PARTS, visits))
+    parts = triton.cdiv(visits, each)
+    maxima, sums = pair.empty(parts, pair.rows), pair.empty(parts, pair.rows)
+    sum_rows[blocks, parts](
+        *pair.tensors, maxima, sums, pair.rows, pair.columns, pair.bits, *pair.exclusion,
+        visits, each,
+        WIDTH=pair.width, BX=shape.rows, BY=shape.columns, CHUNK=shape.chunk,
+        SPLIT=pair.split, EXCLUDE=pair.mode, num_warps=shape.warps, num_stages=shape.stages,
+    )  # fmt: skip
+    return maxima, sums
+
+
+class _Merge:
+    """Adds up partial sums of the rows of `pair`, round by round, and takes the logarithm."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.running = pair.empty(pair.rows)
+        self.maxima, self.sums = _sum_rows(pair)
+
+    def add(
+        self,
+        parts: Tensor,
+        more: Tensor | None = None,
+        more_range: tuple[int, int] = (0, 0),
+        *,
+        first: bool = True,
+        last: bool = True,
+    ) -> Tensor:
+        """Adds `parts` (any, N) and a range of `more`; (N,) logarithms, of use after the last."""
+        pair = self.pair
+        merge_sums[(triton.cdiv(pair.rows, MERGED),)](
+            self.running, self.running, parts, parts if more is None else more,
+            self.maxima, self.sums, *pair.stats, pair.temperature,
+            pair.rows, pair.bits, len(parts), *more_range, len(self.maxima),
+            FIRST=first, LAST=last, BLOCK=MERGED,
+        )  # fmt: skip
+        return self.running
+
+
+def symmetric_log_sums(pair: Pair) -> Tensor:
+    """(N,) log-sums where rows and columns are the same; a tile serves both.
+
+    Row block I visits the blocks I, I + 1, ... I + n // 2, cyclically. Of blocks at the distances
+    0 and n / 2 either visits the other, so that only rows are summed there.
     """
-    scale, reach = scale_and_reach(x_stats, y_stats, temperature)
-    safe = reach <= GRADIENT_EXPONENTS
-    own = tl.program_id(0) * BX
-    column = tl.program_id(1) * OUT
-    begin = tl.program_id(2) * visits_each
-    end = tl.minimum(begin + visits_each, visits)
-    rows = own + tl.arange(0, BX)
-    place = of_rows + tl.minimum(rows, R - 1)
-    row_scale = tl.load(place)
-    row_factor = tl.load(place + R)
-    row_weight = tl.load(place + 2 * R)
-    row_total = tl.load(place + 3 * R)
-    row_share = tl.load(place + 4 * R)
-    row_positive = tl.load(place + 5 * R)
-    row_unscale = tl.load(place + 6 * R)
-    if CLASSES:
-        row_class = tl.load(row_classes + tl.minimum(rows, R - 1))
-    if CHUNK == WIDTH:
-        held = load_tile(x, own, R, 0, WIDTH, BX, WIDTH)
-        held_low = held
-        if SPLIT:
-            held_low = load_tile(x_low, own, R, 0, WIDTH, BX, WIDTH)
-    total = tl.zeros((BX, OUT), tl.float32)
-    slope = tl.zeros((BX,), tl.float32)
-    for visit in range(begin, end):
-        first = visit * BY
-        if CHUNK == WIDTH:
-            seen = load_tile(y, first, C, 0, WIDTH, BY, WIDTH)
-            seen_low = seen
-            if SPLIT:
-                seen_low = load_tile(y_low, first, C, 0, WIDTH, BY, WIDTH)
-            found = multiply(held, held_low, tl.trans(seen), tl.trans(seen_low), SPLIT)
-        else:
-            found = chunked_product(
-                x, x_low, own, R, y, y_low, first, C, WIDTH, CHUNK, BX, BY, SPLIT
-            )
-        logits = found * scale
-        columns = first + tl.arange(0, BY)
-        special = first + BY > C
-        special = special | touches(first + column_shift - own - row_shift, half, BX, BY, EXCLUDE)
-        if special:
-            out = left_out(
-                (rows + row_shift)[:, None], tl.arange(0, BY)[None, :], first + column_shift,
-                C - first, half, EXCLUDE,
-            )  # fmt: skip
-            logits = tl.where(out, LEFT_OUT, logits)
-        other = of_columns + tl.minimum(columns, C - 1)
-        if safe:
-            powers = tl.exp2(logits)
-            if COLUMN:
-                factor = tl.load(other)[None, :] * row_scale[:, None]
-                if ROW:
-                    factor += row_factor[:, None]
-                weights = powers * factor
-            else:
-                weights = powers * row_factor[:, None]
-        else:
-            powers = tl.exp2(logits - row_total[:, None])
-            weights = powers * row_weight[:, None]
-            if COLUMN:
-                lower = tl.exp2(logits - tl.load(other + 2 * C)[None, :])
-                lower = lower * tl.load(other + C)[None, :] * row_scale[:, None]
-                weights = weights + lower if ROW else lower
-        if CLASSES:
-            column_class = tl.load(column_classes + tl.minimum(columns, C - 1))
-            same = (row_class[:, None] == column_class[None, :]) & (logits > 0.5 * LEFT_OUT)
-            share = tl.load(other + 3 * C)[None, :] * row_scale[:, None] + row_share[:, None]
-            weights -= tl.where(same, share, 0.0)
-        if SLOPE:
-            slope += tl.sum(powers * (logits - row_positive[:, None]), 1)
-        if CHUNK == WIDTH and OUT == WIDTH:
-            values = seen
-            values_low = seen_low
-        else:
-            values = load_tile(y, first, C, column, WIDTH, BY, OUT)
-            values_low = values
-            if SPLIT:
-                values_low = load_tile(y_low, first, C, column, WIDTH, BY, OUT)
-        if SPLIT:
-            # Keeps digits where all softmax weights are tiny, as they are at small losses.
-            room = clamped(13 - exponent(tl.max(tl.abs(weights), 1)), -100, 100)
-            weights *= power_of_two(room)[:, None]
-            upper = weights.to(HALF)
-            lower = (weights - upper.to(tl.float32)).to(HALF)
-            if INTERPRETED:
-                upper = upper.to(tl.float32)
-                lower = lower.to(tl.float32)
-            part = tl.dot(lower, values)
-            part = tl.dot(upper, values_low, part)
-            part = tl.dot(upper, values, part)
-            # Tensor cores round sums towards zero: long ones are added outside of them.
-            total += part * (row_unscale * power_of_two(-room))[:, None]
-        else:
-            upper = weights.to(HALF)
-            if INTERPRETED:
-                upper = upper.to(tl.float32)
-            total = tl.dot(upper, values, total)
-    rest = tl.load(unscale)
-    if not SPLIT:
-        total = total * row_unscale[:, None]
-    target = tl.program_id(2).to(tl.int64) * R + rows.to(tl.int64)
-    if SLOPE:
-        if tl.program_id(1) == 0:
-            slope = slope * tl.where(safe, row_factor, row_weight) * row_unscale * rest * LN2
-            tl.store(slopes + target, slope, mask=rows < R)
-    places = column + tl.arange(0, OUT)
-    tl.store(
-        sums + target[:, None] * D + places[None, :],
-        total / tl.load(y_stats) * rest,
-        mask=(rows < R)[:, None] & (places < D)[None, :],
-    )
+    shape = _shape(pair)
+    blocks = triton.cdiv(pair.rows, shape.rows)
+    distances = blocks // 2 + 1
+    both = triton.cdiv(blocks, 2)
+    held = min(distances, _slots(pair))
+    tiles = shape.rows // shape.columns
+    each = _each(blocks, held * tiles)
+    merge = _Merge(pair)
+    row_sums = pair.empty(triton.cdiv(held * tiles, each), pair.rows)
+    column_sums = pair.empty(held, pair.rows)
+    for first in range(0, distances, held):
+        visits = min(held, distances - first)
+        _sum_tiles(
+            pair, shape, row_sums, column_sums, (0, blocks), (first * tiles, visits * tiles), each,
+            symmetric=True, columns=True,
+        )  # fmt: skip
+        merge.add(
+            row_sums[: triton.cdiv(visits * tiles, each)],
+            column_sums,
+            (max(1 - first, 0), min(both - first, visits)),
+            first=first == 0,
+            last=first + visits == distances,
+        )
+    return merge.running
+
+
+def log_sums(pair: Pair, columns: bool) -> tuple[Tensor, Tensor | None]:
+    """(R,) log-sums of rows and, if `columns`, (C,) of columns."""
+    shape = _shape(pair)
+    blocks = triton.cdiv(pair.rows, shape.rows)
+    visits = triton.cdiv(pair.columns, shape.columns)
+    held = min(blocks, _slots(pair)) if columns else blocks
+    each = max(_each(held, visits), triton.cdiv(visits, _slots(pair)))
+    of_rows = _Merge(pair)
+    row_sums = pair.empty(triton.cdiv(visits, each), pair.rows)
+    if not columns:
+        _sum_tiles(
+            pair, shape, row_sums, row_sums, (0, blocks), (0, visits), each, symmetric=False,
+            columns=False,
+        )  # fmt: skip
+        return of_rows.add(row_sums), None
+    of_columns = _Merge(pair.swapped())
+    column_sums = pair.empty(held, pair.columns)
+    for first in range(0, blocks, held):
+        many = min(held, blocks - first)
+        _sum_tiles(
+            pair, shape, row_sums, column_sums, (first, many), (0, visits), each,
+            symmetric=False, columns=True,
+        )  # fmt: skip
+        of_columns.add(column_sums[:many], first=first == 0, last=first + many == blocks)
+    return of_rows.add(row_sums), of_columns.running
