@@ -75,12 +75,13 @@ def _run_parser(command: str, description: str, chosen: Mapping[str, str]) -> Ar
     return parser
 
 
-def _of_other_methods(name: str) -> bool:
+def _of_other_methods(name: str, given: Mapping[str, Any]) -> bool:
     """Whether a setting belongs to a method that was not chosen: a file may serve several."""
     stage, _, option = name.partition(".")
-    return stage in STAGES and any(
-        option in flatten(dataclasses.asdict(methods.options(one))) for one in methods.names()
-    )
+    if stage not in STAGES:
+        return False
+    others = {*methods.names(), str(given[stage].get("method") or STAGES[stage])}
+    return any(option in flatten(dataclasses.asdict(methods.options(one))) for one in others)
 
 
 def read_config(command: str, description: str, arguments: Sequence[str]) -> Config:
@@ -122,7 +123,9 @@ def _with_file(
     arguments: Sequence[str], path: str, given: Mapping[str, Any], known: Mapping[str, Any]
 ) -> list[str]:
     """The arguments, `--config` without what only methods that were not chosen understand."""
-    other = [name for name in flatten(given) if name not in known and _of_other_methods(name)]
+    other = [
+        name for name in flatten(given) if name not in known and _of_other_methods(name, given)
+    ]
     if not other:
         return list(arguments)
     kept = {

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from selftaught import methods
+from selftaught.errors import InputError
 from selftaught.evaluation import plots, summary
 from selftaught.evaluation.images import grids
 from selftaught.evaluation.plots_training import training_pictures
@@ -101,9 +103,21 @@ def _seed(run: RunFiles) -> int:
     return seed if isinstance(seed, int) else 0
 
 
+def _score_name(run: RunFiles) -> str:
+    """What the score of the run's method is; runs from before methods had one."""
+    section = run.config.get("finetune")
+    name = section.get("method") if isinstance(section, dict) else None
+    try:
+        return methods.load(str(name or methods.FINETUNE)).score_name
+    except InputError:
+        return methods.Task.score_name
+
+
 def _threshold(run: RunFiles) -> float | None:
     """The stored threshold, where it is a number."""
-    value = run.model.get("threshold")
+    stored = run.model.get("calibration")
+    # Models of the first format hold it beside the rest.
+    value = (stored if isinstance(stored, dict) else run.model).get("threshold")
     return float(value) if isinstance(value, int | float) and np.isfinite(value) else None
 
 
@@ -114,6 +128,7 @@ def _context(run: RunFiles, root: Path | None) -> dict[str, Any]:
     settings, environment = dict(flatten(run.config)), dict(flatten(run.environment))
     known = environment | settings
     maps, map_problems = tsne_pictures(scores, run.embeddings, _seed(run))
+    score_name = _score_name(run)
     image_grids, image_problems = grids(scores, run.embeddings, root)
     curves = [plots.roc(scores, metrics, threshold), plots.precision_recall(scores)]
     histograms = [plots.histogram(scores, split, threshold) for split in ("val", "test")]
@@ -121,12 +136,13 @@ def _context(run: RunFiles, root: Path | None) -> dict[str, Any]:
         "name": run.folder.resolve().name,
         "chips": [(name, known[key]) for name, key in CHIPS if known.get(key)],
         "test": test,
+        "score_name": score_name,
         "verdict": summary.verdict(test),
         "sentences": summary.in_words(test),
         "warnings": summary.warnings(run),
         "problems": run.problems,
         "figures": summary.figure_table(metrics),
-        "ablations": summary.ablation_table(metrics),
+        "ablations": summary.ablation_table(metrics, score_name),
         "splits": summary.split_rows(run.split if run.split is not None else scores),
         "threshold": threshold,
         "curves": [picture for picture in curves if picture],

@@ -199,11 +199,12 @@ def figure_table(metrics: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
     return rows
 
 
-def ablation_table(metrics: dict[str, Any]) -> list[tuple[str, list[str]]]:
+def ablation_table(metrics: dict[str, Any], score: str) -> list[tuple[str, list[str]]]:
     """Rows that compare the score with nearest-neighbour scores; empty without those.
 
     Args:
         metrics: content of `metrics.json`.
+        score: what the method's own score is.
     """
     blocks = [metrics.get(split) or {} for split in SPLITS]
     names = (
@@ -218,7 +219,7 @@ def ablation_table(metrics: dict[str, Any]) -> list[tuple[str, list[str]]]:
     if not rows:
         return []
     return [
-        ("Distance to the nearest centre (the score)", [_with_interval(b) for b in blocks]),
+        (f"{score[:1].upper()}{score[1:]} (the score)", [_with_interval(b) for b in blocks]),
         *rows,
     ]
 

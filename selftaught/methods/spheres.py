@@ -67,6 +67,7 @@ class Spheres(Task):
     """
 
     Options = SpheresOptions
+    score_name = "distance to the nearest centre"
     options: SpheresOptions
     centers: Tensor
     active: Tensor

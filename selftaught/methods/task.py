@@ -109,8 +109,9 @@ class Task(nn.Module):
     Attributes:
         Options: what can be set; its defaults are the method's.
         views: V, views of an image in a batch.
-        masks: whether the batch holds masks.
+        masks: whether the batch holds masks; views are multiplied by them anyway.
         players: optimizers that take turns in a step, such as a GAN's two.
+        score_name: what the score is, in the report's words.
         whole_batch: the loss compares images of a batch with each other, so that micro-batches
             change it.
     """
@@ -120,6 +121,7 @@ class Task(nn.Module):
     masks: ClassVar[bool] = False
     players: ClassVar[tuple[str, ...]] = ("all",)
     whole_batch: ClassVar[bool] = False
+    score_name: ClassVar[str] = "score of the method"
 
     def __init__(self, options: AnyOptions, network: Network) -> None:
         """Build with shapes alone; never reads data, since resume and load build with it too.
@@ -144,7 +146,11 @@ class Task(nn.Module):
         """
 
     def begin(self, start: Start) -> None:
-        """First contents: weights of the stage before, centres, statistics."""
+        """First contents: weights of the stage before, centres, statistics.
+
+        Fresh weights come from `network.embedder()`, or from a generator of `start.seed`: two
+        starts, and all ranks, draw the same.
+        """
 
     def before_step(self, step: int) -> None:
         """Change once a step, before its micro-batches: moving averages, queues."""
@@ -182,8 +188,10 @@ class Task(nn.Module):
     def scorer(self) -> nn.Module | None:
         """Images (B, 1, S, S) -> `score` (B,), higher = more abnormal; None: it cannot score.
 
-        Further 1-d outputs become columns of scores.csv; `h` and `z`, if there are such, are
-        features, so that one pass gives them too.
+        Further outputs (B,) become columns of scores.csv, under names that are none of its own;
+        `h` and `z` (B, ...), if there are such, are features, so that one pass gives them too.
+        Without features the columns of nearest neighbours stay empty. The scorer is tried on
+        blank images before the first step.
         """
         return None
 

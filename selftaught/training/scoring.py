@@ -21,6 +21,7 @@ from selftaught.models.preprocessing import Preprocessing
 from selftaught.search import knn_score
 from selftaught.training import checkpoint, guards
 from selftaught.training.context import FINETUNE, PRETEXT, Run
+from selftaught.training.contract import check_finite
 from selftaught.training.events import part
 from selftaught.training.inference import infer
 from selftaught.training.inputs import Images, Rows, open_evaluation, open_plain
@@ -72,19 +73,16 @@ def _normal_scores(run: Run, task: Task) -> Tensor:
     if not len(rows):
         return torch.empty(0)
     with open_evaluation(run.config, run.images) as pipeline:
-        outputs, _ = infer(
+        outputs, read = infer(
             run, lambda x: {"score": scorer(x)["score"]}, [scorer], pipeline, rows, name="model"
         )
+    check_finite(run, outputs["score"], read)
     return outputs["score"]
 
 
 def _scorer(run: Run, task: Task) -> torch.nn.Module:
     scorer = task.scorer()
-    if scorer is None:
-        raise InputError(
-            f"finetune.method is {run.config.finetune.method!r}, which cannot score; allowed: a "
-            "method with a scorer"
-        )
+    assert scorer is not None, "checked before the stage trained"
     return scorer
 
 
@@ -120,6 +118,7 @@ def score(run: Run) -> None:
         return
     task = trained_task(run, FINETUNE)
     outputs, rows = _embed(run, task, trained_task(run, PRETEXT))
+    check_finite(run, outputs["score"], rows)
     for problem in guards.check_scores(outputs["score"]):
         run.reporter.warn("score", problem)
     normal = np.isin(rows, _normal_validation(run.images))

@@ -16,7 +16,8 @@ from selftaught.training import checkpoint, guards
 from selftaught.training.begin import Beginning
 from selftaught.training.checkpoint import Checkpoint
 from selftaught.training.config import STAGES, EngineConfig
-from selftaught.training.context import Run
+from selftaught.training.context import FINETUNE, Run
+from selftaught.training.contract import check_finite, check_scorer, check_trained
 from selftaught.training.ddp import TorchEngine
 from selftaught.training.engine import Batch, Engine
 from selftaught.training.events import part
@@ -80,8 +81,11 @@ def train_stage(run: Run, role: str) -> None:
             start = Checkpoint(step=0, weights=weights, optimizer={}, figures=new_figures())
             checkpoint.save(folder, start)
         distributed.barrier()
+    if role == FINETUNE:
+        check_scorer(task, run.device)
     if steps == 0:
         return
+    check_trained(task)
     engine = make_engine(
         task,
         run.config.engine,
@@ -206,6 +210,7 @@ class TrainingStage:
             name="validation",
         )
         scores = outputs["score"]
+        check_finite(self.run, scores, rows)
         problems += guards.check_scores(scores)
         labels = self.labels[np.isin(self.validation_rows, rows)]
         if len(set(labels)) < 2:

@@ -62,6 +62,11 @@ def check_settings(config: Config, images: Images) -> None:
     """
     for role in STAGES:
         task = new_task(config, images, role)
+        if role == list(STAGES)[-1] and type(task).scorer is Task.scorer:
+            raise InputError(
+                f"{role}.method is {task.options.method!r}, which has no scorer; allowed: a method "
+                "that scores"
+            )
         try:
             task.check(images.semi_label[images.training_rows(role)])
         except ValueError as error:
