@@ -11,10 +11,16 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from selftaught.data.augment import Augment, finetune_augment
-from selftaught.errors import require
+from selftaught.errors import InputError, require
 from selftaught.models.network import Network
 
 KNOWN_ABNORMAL, UNKNOWN, KNOWN_NORMAL = -1, 0, 1
+
+# Columns of scores.csv and of manifests, which no output of a scorer may replace.
+TAKEN = {
+    *("path", "split", "label", "semi_label", "mask", "group", "patient", "body_part", "study"),
+    *("percentile", "flagged", "knn_score", "pretext_knn_score", "pretext_h", "problem", "row"),
+}
 
 Result = TypeVar("Result")
 Rows = NDArray[np.int64]
@@ -182,10 +188,28 @@ class Task(nn.Module):
     def scorer(self) -> nn.Module | None:
         """Images (B, 1, S, S) -> `score` (B,), higher = more abnormal; None: it cannot score.
 
-        Further 1-d outputs become columns of scores.csv; `h` and `z`, if there are such, are
-        features, so that one pass gives them too.
+        Further 1-d outputs become columns of scores.csv, under names that are not `TAKEN`; `h` and
+        `z`, if there are such, are features, so that one pass gives them too.
         """
         return None
+
+
+def score_images(scorer: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """What a scorer makes of images (B, 1, S, S).
+
+    Raises:
+        InputError: it gives no score for each image, or calls a column by a name of ours.
+    """
+    made: dict[str, Tensor] = scorer(images)
+    if taken := sorted(TAKEN & made.keys()):
+        raise InputError(f"the method's scorer gives a column {taken[0]!r}; allowed: another name")
+    found = tuple(made["score"].shape) if "score" in made else None
+    if found != (len(images),):
+        raise InputError(
+            f"the method's scorer gives `score` of shape {found} for {len(images)} images; "
+            f"allowed: ({len(images)},)"
+        )
+    return made
 
 
 class System(NamedTuple):
