@@ -100,6 +100,33 @@ def test_an_old_run_without_pretext_goes_on(tmp_path):
     assert "temperature" not in read_yaml(run / "config.yaml")["pretext"]
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--finetune.centers", "1000"], "finetune.centers is 1000, but only"),
+        (["--finetune.batch_size", "1"], "finetune.batch_size"),
+    ],
+)
+def test_what_may_change_late_is_checked_before_it_is_kept(tmp_path, capsys, words, line):
+    manifest, run = write_images(tmp_path / "images"), tmp_path / "run"
+    with thin.patch():
+        assert main(["pretrain", *options(manifest, run, **{"pretext.method": "none"})]) == 0
+        before = (run / "config.yaml").read_text()
+        assert main(["run", "--out", str(run), *words]) == 2
+    assert line in capsys.readouterr().err
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_a_second_stage_that_cannot_score_is_refused_before_anything_is_trained(tmp_path, capsys):
+    words = options(write_images(tmp_path / "images"), tmp_path / "run")
+    at = words.index("--finetune.centers")
+    del words[at : at + 2]
+    with thin.patch():
+        assert main(["run", *words, "--finetune.method", "ntxent"]) == 2
+    assert "finetune.method is 'ntxent', which cannot score" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def read(tmp_path, text, *words):
     (tmp_path / "c.yaml").write_text(text)
     return read_config("run", "", ["--config", str(tmp_path / "c.yaml"), "--out", "r", *words])
