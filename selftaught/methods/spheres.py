@@ -97,6 +97,11 @@ class Spheres(Task):
             for name, tensor in weights.items()
             if name.startswith("embedder.encoder.")
         }
+        if weights and not encoder:
+            raise InputError(
+                "spheres starts from the state `embedder.encoder` of the stage before, which has "
+                "none; allowed: a pretext.method with an embedder of `Network`"
+            )
         if encoder:
             self.embedder.encoder.load_state_dict(encoder)
         rows = start.rows[start.labels.numpy()[start.rows] != KNOWN_ABNORMAL]
