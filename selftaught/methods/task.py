@@ -51,7 +51,8 @@ class Options:
     least_images: ClassVar[int] = 1  # in a batch
     least_epochs: ClassVar[int] = 1
 
-    method: str = ""
+    # Never changes in a run, not even where the other options may until the stage begins.
+    method: str = field(default="", metadata={"resume": ""})
     epochs: int = 100
     batch_size: int = 16
     lr: float = 1e-4

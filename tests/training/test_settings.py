@@ -48,6 +48,7 @@ def test_every_setting_has_a_policy(tmp_path):
         ({"score__neighbours": 7}, "late"),
         ({"pretext__lr": 0.5}, ""),
         ({"pretext__method": "supcon"}, ""),
+        ({"finetune__method": "selftaught.methods.spheres.Spheres"}, ""),
         ({"engine__precision": "fp64"}, ""),
         ({"data__image_size": 64}, ""),
     ],
