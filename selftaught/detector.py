@@ -15,6 +15,7 @@ from torch import Tensor
 from selftaught import distributed, methods
 from selftaught.errors import InputError
 from selftaught.methods import Task
+from selftaught.methods.task import score_images
 from selftaught.models.calibration import Calibration
 from selftaught.models.files import StoredModel, first_line, read_model
 from selftaught.models.network import Network
@@ -261,7 +262,7 @@ class Detector:
     def _run(self, batch: Tensor) -> dict[str, Tensor]:
         """What the scorer makes of images, on the CPU: float32, or int64."""
         with torch.inference_mode():
-            made = self.scorer(batch.to(self.device, torch.float32))
+            made = score_images(self.scorer, batch.to(self.device, torch.float32))
             return {
                 name: one.to("cpu", torch.float32 if one.is_floating_point() else torch.int64)
                 for name, one in made.items()

@@ -244,6 +244,21 @@ def test_columns_come_from_the_method(paths, tmp_path):
         known(Calibration(), **columns).embed(paths)
 
 
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        ({"score": [0.5] * 5, "label": [1] * 5}, "column 'label'; allowed: another name"),
+        ({"score": [0.5] * 5, "row": [0.0] * 5}, "column 'row'; allowed: another name"),
+        ({"score": [0.5] * 5, "percentile": [9.0] * 5}, "column 'percentile'"),
+        ({"score": [[0.5]] * 5}, r"shape \(5, 1\) for 5 images; allowed: \(5,\)"),
+        ({"error": [0.5] * 5}, "shape None for 5 images"),
+    ],
+)
+def test_a_scorer_cannot_replace_columns_of_ours(paths, columns, line):
+    with pytest.raises(InputError, match=line):
+        known(Calibration(), **columns).explain(paths)
+
+
 def test_a_method_that_cannot_score_is_refused():
     class Mute(Task):
         Options = Options

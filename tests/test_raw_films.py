@@ -211,6 +211,26 @@ def test_a_model_of_films_as_they_came(raw, set_, task, tmp_path, capsys):
     assert "column mask" in line
 
 
+def test_a_pack_that_does_not_say_how_it_was_prepared(raw, set_, task, tmp_path):
+    shutil.copytree(set_.parent / "pack", tmp_path / "alone" / "pack")
+    film = tmp_path / "alone" / pd.read_csv(set_)["path"].iloc[0]
+    trained_raw = model_of(raw / "manifest.csv", task, masked=False)
+    with pytest.raises(InputError, match="is in a pack that does not say how it was prepared"):
+        Detector.load(trained_raw).score([film])
+    pd.DataFrame({"path": [str(film)]}).to_csv(tmp_path / "alone.csv", index=False)
+    films = Preprocessing.of(Augment(), SIZE, False, tmp_path / "alone.csv")
+    assert not films.known and films.prepared is None
+
+
+def test_a_list_of_raw_films_beside_a_set_has_not_its_settings(raw, set_, tmp_path):
+    shutil.copytree(set_.parent, tmp_path / "set")
+    listed = tmp_path / "set" / "mine.csv"
+    path = raw / pd.read_csv(raw / "manifest.csv")["path"].iloc[0]
+    pd.DataFrame({"path": [str(path)]}).to_csv(listed, index=False)
+    films = Preprocessing.of(Augment(), SIZE, False, listed)
+    assert films.known and films.prepared is None
+
+
 def test_the_published_carrier_asks_for_body_parts(raw, set_, task):
     films = Preprocessing.of(Augment(), SIZE, True, set_)
     films = dataclasses.replace(films, prepared={**films.prepared, "carrier": "paper"})

@@ -50,7 +50,7 @@ def load(name: str) -> type[Task]:
         return _tasks()[name]
     allowed = f"allowed: {', '.join(names())}, or the dotted path of a Task such as my_module.Mine"
     module, dot, attribute = name.rpartition(".")
-    if not (dot and module.strip(".")):
+    if not dot or not module or module.startswith("."):
         raise InputError(f"method is {name!r}; {allowed}")
     try:
         task = getattr(importlib.import_module(module), attribute, None)

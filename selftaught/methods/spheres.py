@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from selftaught import distributed
 from selftaught.data.augment import finetune_augment
-from selftaught.errors import require
+from selftaught.errors import InputError, require
 from selftaught.losses import mad_loss_with_assignment, nearest_center
 from selftaught.methods.task import KNOWN_ABNORMAL, Options, Start, Task
 from selftaught.models.heads import Embedder
@@ -98,11 +98,19 @@ class Spheres(Task):
             for name, tensor in weights.items()
             if name.startswith("embedder.encoder.")
         }
+        if weights and not encoder:
+            raise InputError(
+                "spheres starts from the state `embedder.encoder` of the stage before, which has "
+                "none; allowed: a pretext.method with an embedder of `Network`"
+            )
         if encoder:
             self.embedder.encoder.load_state_dict(encoder)
         rows = start.rows[start.labels.numpy()[start.rows] != KNOWN_ABNORMAL]
         z = start.features(rows, random=self.options.center_views == "augmented")
-        self.check(torch.zeros(len(z)))  # some may not have been readable
+        try:
+            self.check(torch.zeros(len(z)))  # some may not have been readable
+        except ValueError as error:
+            raise InputError(f"spheres: {error}") from error
         found = start.alone(
             lambda: kmeans(z, self.options.centers, seed=start.seed, restarts=RESTARTS)
         )

@@ -11,10 +11,17 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from selftaught.data.augment import Augment, finetune_augment
-from selftaught.errors import require
+from selftaught.errors import InputError, require
 from selftaught.models.network import Network
 
 KNOWN_ABNORMAL, UNKNOWN, KNOWN_NORMAL = -1, 0, 1
+
+# Columns of scores.csv and of manifests, which no output of a scorer may replace.
+FEATURES = ("h", "z")
+TAKEN = {
+    *("path", "split", "label", "semi_label", "mask", "group", "patient", "body_part", "study"),
+    *("percentile", "flagged", "knn_score", "pretext_knn_score", "pretext_h", "problem", "row"),
+}
 
 Result = TypeVar("Result")
 Rows = NDArray[np.int64]
@@ -45,7 +52,8 @@ class Options:
     least_images: ClassVar[int] = 1  # in a batch
     least_epochs: ClassVar[int] = 1
 
-    method: str = ""
+    # Never changes in a run, not even where the other options may until the stage begins.
+    method: str = field(default="", metadata={"resume": ""})
     epochs: int = 100
     batch_size: int = 16
     lr: float = 1e-4
@@ -194,6 +202,53 @@ class Task(nn.Module):
         blank images before the first step.
         """
         return None
+
+
+def score_images(scorer: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """What a scorer makes of images (B, 1, S, S).
+
+    Raises:
+        InputError: its outputs are not as `Task.scorer` says.
+    """
+    outputs, count = scorer(images), len(images)
+    if not isinstance(outputs, dict) or not isinstance(outputs.get("score"), Tensor):
+        raise _unlike("the scorer", outputs, '{"score": a float tensor (B,), ...}')
+    if taken := sorted(TAKEN & outputs.keys()):
+        raise _unlike("the scorer", taken[0], "outputs of other names than scores.csv has")
+    for name, values in outputs.items():
+        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        if name in FEATURES:
+            if len(shape) != 2 or shape[0] != count:
+                raise _unlike(f"the scorer's {name!r}", shape, f"(B, D), here ({count}, D)")
+        elif shape != (count,):
+            raise _unlike(f"the scorer's {name!r}", shape, f"(B,), here ({count},)")
+    return outputs
+
+
+def loss_of(outputs: Any) -> Tensor:
+    """The loss in what a task's `forward` gave.
+
+    Raises:
+        InputError: it is not `{"loss": 0-d float tensor with a gradient}`.
+    """
+    loss = outputs.get("loss") if isinstance(outputs, dict) else None
+    if not (
+        isinstance(loss, Tensor)
+        and loss.ndim == 0
+        and loss.is_floating_point()
+        and loss.requires_grad
+    ):
+        raise _unlike("forward", outputs, '{"loss": a 0-d float tensor with a gradient}')
+    return loss
+
+
+def _unlike(what: str, given: Any, allowed: str) -> InputError:
+    if isinstance(given, dict):
+        given = {name: tuple(getattr(value, "shape", ())) for name, value in given.items()}
+    elif isinstance(given, Tensor):
+        given = f"a tensor {tuple(given.shape)}"
+    text = " ".join(str(given).split())[:200]
+    return InputError(f"method: {what} gave {text}; allowed: {allowed}")
 
 
 class System(NamedTuple):

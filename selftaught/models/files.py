@@ -191,7 +191,7 @@ def _stored(document: Mapping[str, Any], where: Path) -> StoredModel:
         )
     except KeyError as error:
         raise InputError(f"{where}: lacks {error}") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{where}: {first_line(error)}") from error
 
 

@@ -99,19 +99,19 @@ def _check_sets(
         if one is None or (home := one.pack.folder.parent) in fine:
             continue
         found = settings_of(home)
-        if found != wanted:
+        if found is None or found != wanted:
             raise InputError(f"{path}: {_difference(found, wanted)}")
         fine.add(home)
 
 
 def _difference(found: Mapping[str, Any] | None, wanted: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return f"is in a pack that does not say how it was prepared; {ALLOWED}"
     if wanted is None:
         return (
             "is in a prepared set, but the model was trained on films as they came; allowed: the "
             "raw films"
         )
-    if found is None:
-        return f"is in a pack that does not say how it was prepared; {ALLOWED}"
     name = next(name for name in wanted if found[name] != wanted[name])
     return (
         f"was prepared with {name} {found[name]!r}, the model's films with {wanted[name]!r}; "

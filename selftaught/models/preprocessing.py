@@ -14,6 +14,7 @@ from selftaught.errors import InputError, require
 
 LARGEST = 8192
 VIEW = ("autocontrast", "order", "mask_scale")
+UNSAID: dict[str, Any] = {}  # settings of a pack that does not say how it was prepared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +74,14 @@ class Preprocessing:
             InputError: the set is damaged.
         """
         found = _settings(source)
+        known = len(found) == 1 and found[0] != UNSAID
         return cls(
             image_size=image_size,
             **{name: getattr(augment, name) for name in VIEW},
             input_range=augment.input_range,
             masked=masked,
-            prepared=found[0] if len(found) == 1 else None,
-            known=len(found) == 1,
+            prepared=found[0] if known else None,
+            known=known,
         )
 
     def augment(self) -> Augment:
@@ -118,8 +120,7 @@ class Preprocessing:
 
 def _settings(source: Path) -> list[dict[str, Any] | None]:
     """The different settings that the films of a list were prepared with; None: as they came."""
-    folder = source if source.is_dir() else source.parent
-    beside = settings_of(folder)
+    beside = settings_of(source) if source.is_dir() else None
     if beside is not None:
         return [beside]
     from selftaught.data.manifest import read_manifest
@@ -133,7 +134,10 @@ def _settings(source: Path) -> list[dict[str, Any] | None]:
             settings = None
         else:
             home = packed.pack.folder.parent
-            settings = known[home] if home in known else known.setdefault(home, settings_of(home))
+            if home not in known:
+                said = settings_of(home)
+                known[home] = UNSAID if said is None else said
+            settings = known[home]
         if settings not in found:
             found.append(settings)
     return found or [None]

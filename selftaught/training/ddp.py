@@ -63,6 +63,13 @@ class TorchEngine:
             player: [p for p in task.parameters_of(player) if p.requires_grad]
             for player in task.players
         }
+        owned = [p for parameters in self.parameters.values() for p in parameters]
+        if len(set(owned)) < len(owned):
+            # One state would be saved in place of two.
+            raise ValueError(
+                f"{type(task).__name__}.parameters_of: players share a parameter; allowed: each "
+                "has its own"
+            )
         self.optimizers = {
             player: optim.make_optimizer(optimizer, parameters, weight_decay)
             for player, parameters in self.parameters.items()

@@ -21,7 +21,7 @@ from selftaught.errors import InputError
 from selftaught.files import sha256, write_atomic
 from selftaught.training import folder
 from selftaught.training.bad_files import BadFiles
-from selftaught.training.config import Config
+from selftaught.training.config import STAGES, Config
 from selftaught.training.context import alone
 from selftaught.training.events import OnEvent, ignore
 from selftaught.training.inputs import Images, Rows
@@ -116,7 +116,8 @@ def split_images(
         missing=config.data.bad_files == "skip",
     )
     root = manifest.root.resolve()
-    if not distributed.broadcast_object((place / "config.yaml").exists()):
+    begun = distributed.broadcast_object((place / "config.yaml").exists())
+    if not begun:
         alone(on_event, stopper, "split", lambda: begin(config, place, manifest, stopper))
     distributed.barrier()
     facts = folder.environment(place)
@@ -132,6 +133,10 @@ def split_images(
         )
     frame = read_split(place / "split.csv")
     images = _images(config, place, root, frame)
+    if begun:
+        # What may change until a stage begins was not checked when the run began.
+        waiting = [role for role in STAGES if not (place / "checkpoints" / role).exists()]
+        check_settings(config, images, distributed.broadcast_object(waiting))
     alone(on_event, stopper, "sources", lambda: take_up(config, place, images))
     return _images(config, place, root, frame)
 

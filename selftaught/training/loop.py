@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from selftaught import distributed
+from selftaught.methods.task import loss_of
 from selftaught.training import checkpoint
 from selftaught.training.bad_numbers import report_bad_numbers
 from selftaught.training.compiling import compile_backbone
 from selftaught.training.config import EngineConfig
-from selftaught.training.contract import loss_of
 from selftaught.training.engine import Batch, Engine, split_batch
 from selftaught.training.progress import Reporter
 from selftaught.training.resume import finish_epoch, new_figures, restore, save
@@ -161,7 +161,7 @@ def _gradient(engine: Engine, parts: list[Batch], player: str, watch: Watch) -> 
     for number, part in enumerate(parts):
         with engine.accumulate(last=number == len(parts) - 1):
             with watch.forward():
-                loss = loss_of(engine.forward(part, player), engine.task)
+                loss = loss_of(engine.forward(part, player))
             engine.backward(loss, len(parts))
         total += loss.detach().double() / len(parts)
     return total

@@ -14,7 +14,7 @@ from selftaught import distributed
 from selftaught.errors import InputError
 from selftaught.files import write_atomic
 from selftaught.methods import Task
-from selftaught.methods.task import KNOWN_ABNORMAL
+from selftaught.methods.task import KNOWN_ABNORMAL, score_images
 from selftaught.models.calibration import Calibration
 from selftaught.models.files import save_model
 from selftaught.models.preprocessing import Preprocessing
@@ -74,7 +74,12 @@ def _normal_scores(run: Run, task: Task) -> Tensor:
         return torch.empty(0)
     with open_evaluation(run.config, run.images) as pipeline:
         outputs, read = infer(
-            run, lambda x: {"score": scorer(x)["score"]}, [scorer], pipeline, rows, name="model"
+            run,
+            lambda images: {"score": score_images(scorer, images)["score"]},
+            [scorer],
+            pipeline,
+            rows,
+            name="model",
         )
     check_finite(run, outputs["score"], read)
     return outputs["score"]
@@ -144,6 +149,9 @@ def _embed(run: Run, task: Task, before: Task) -> tuple[dict[str, Tensor], Rows]
     """The scorer's outputs and `pretext_h`, in one pass where both tasks see the same views."""
     scorer = _scorer(run, task)
 
+    def scored_by(images: Tensor) -> dict[str, Tensor]:
+        return score_images(scorer, images)
+
     def with_pretext(images: Tensor) -> dict[str, Tensor]:
         features = before.features(images)
         return {} if features is None else {"pretext_h": features[0]}
@@ -152,7 +160,7 @@ def _embed(run: Run, task: Task, before: Task) -> tuple[dict[str, Tensor], Rows]
         if run.config.data.evaluation_views == "plain":
             return infer(
                 run,
-                lambda images: {**scorer(images), **with_pretext(images)},
+                lambda images: {**scored_by(images), **with_pretext(images)},
                 [scorer, before],
                 pipeline,
                 run.images.used,
@@ -160,7 +168,7 @@ def _embed(run: Run, task: Task, before: Task) -> tuple[dict[str, Tensor], Rows]
                 show=True,
             )
         scored, rows = infer(
-            run, scorer, [scorer], pipeline, run.images.used, name="score", show=True
+            run, scored_by, [scorer], pipeline, run.images.used, name="score", show=True
         )
     with open_plain(run.images, run.config.finetune.augment) as pipeline:
         extra, read = infer(

@@ -11,6 +11,7 @@ from torch import Tensor
 from selftaught import distributed
 from selftaught.evaluation.metrics import auroc
 from selftaught.methods import Task
+from selftaught.methods.task import score_images
 from selftaught.models.sync_norm import synchronise_norms
 from selftaught.training import checkpoint, guards
 from selftaught.training.begin import Beginning
@@ -203,7 +204,7 @@ class TrainingStage:
             return {}
         outputs, rows = infer(
             self.run,
-            lambda images: {"score": scorer(images)["score"]},
+            lambda images: {"score": score_images(scorer, images)["score"]},
             [self.task, scorer],
             self.validation,
             self.validation_rows,

@@ -1,5 +1,7 @@
 """From settings and checkpoints to the tasks of a run's stages. Knows no method."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -54,18 +56,23 @@ def total_steps(config: Config, images: Images, role: str) -> int:
     return int(options.epochs * steps_per_epoch(rows, size, drop_last=True))
 
 
-def check_settings(config: Config, images: Images) -> None:
-    """Refuse what the stages cannot begin with, before anything is written.
+def check_settings(config: Config, images: Images, roles: Iterable[str] = STAGES) -> None:
+    """Refuse what stages cannot begin with, before anything is written.
+
+    Args:
+        config: settings of the run.
+        images: the split.
+        roles: the stages that have not begun.
 
     Raises:
         InputError: names the option.
     """
-    for role in STAGES:
+    for role in roles:
         task = new_task(config, images, role)
         if role == list(STAGES)[-1] and type(task).scorer is Task.scorer:
             raise InputError(
-                f"{role}.method is {task.options.method!r}, which has no scorer; allowed: a method "
-                "that scores"
+                f"{role}.method is {task.options.method!r}, which cannot score; allowed: a method "
+                "with a scorer"
             )
         try:
             task.check(images.semi_label[images.training_rows(role)])

@@ -149,6 +149,7 @@ def test_systems_name_methods_that_are_there():
         ("collections.OrderedDict", "is no selftaught.methods.Task"),
         (".Mine", "method is .*; allowed"),
         ("...", "method is .*; allowed"),
+        (".collections.OrderedDict", "method is .*; allowed"),
         ("tests.methods.runs.nothing", "is no selftaught.methods.Task"),
     ],
 )

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from selftaught import methods
+from selftaught.errors import InputError
 from selftaught.methods.spheres import Spheres, count, occupancy, prune
 from selftaught.models.network import Network
 from tests import thin
@@ -167,6 +168,16 @@ def test_the_encoder_is_taken_and_the_head_is_fresh():
     assert all(
         torch.equal(*pair) for pair in zip(head, task.embedder.head.parameters(), strict=True)
     )
+
+
+def test_a_stage_before_without_an_encoder_is_refused():
+    with pytest.raises(InputError, match="starts from the state `embedder.encoder`"):
+        task_of(centers=2).begin(Start({"net.1.weight": torch.ones(2)}))
+
+
+def test_more_centres_than_readable_images_are_one_line():
+    with pytest.raises(InputError, match="centers is 10, but only 9"):
+        task_of(centers=10).begin(Start())
 
 
 def test_more_centres_than_images_are_refused():

@@ -317,6 +317,8 @@ def test_a_module_beside_the_model_is_not_imported(folder, tmp_path):
         ({"preprocessing": {"image_size": "32"}}, "image_size is '32'"),
         ({"preprocessing": {"prepared": {"carrier": "guess"}}}, "carrier is 'guess'"),
         ({"calibration": {"normal_scores": [1, "2"]}}, "normal_scores: allowed: a list"),
+        ({"calibration": {"threshold": 10**400}}, "int too large"),
+        ({"preprocessing": {"input_range": [0, 10**400]}}, "int too large"),
         ({"calibration": None}, "calibration=None"),
         ({"sha256": None}, "must be an object with sha256"),
     ],

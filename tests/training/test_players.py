@@ -77,6 +77,15 @@ def test_a_turn_leaves_the_other_player_as_it_is():
         assert all(p.grad is None for p in engine.task.parameters())
 
 
+def test_players_that_share_a_parameter_are_refused():
+    class Shared(Pair):
+        def parameters_of(self, player):
+            return self.parameters()
+
+    with pytest.raises(ValueError, match="Shared.parameters_of: players share a parameter"):
+        TorchEngine(Shared(), weight_decay=0.0)
+
+
 def on_ranks(folder):
     return trained(folder)
 

@@ -48,6 +48,7 @@ def test_every_setting_has_a_policy(tmp_path):
         ({"score__neighbours": 7}, "late"),
         ({"pretext__lr": 0.5}, ""),
         ({"pretext__method": "supcon"}, ""),
+        ({"finetune__method": "selftaught.methods.spheres.Spheres"}, ""),
         ({"engine__precision": "fp64"}, ""),
         ({"data__image_size": 64}, ""),
     ],
@@ -106,6 +107,33 @@ def test_settings_that_are_none_are_named_by_their_file(tmp_path, text):
     with pytest.raises(InputError, match="config.yaml: ") as error:
         folder.claim(config(tmp_path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--finetune.centers", "1000"], "finetune.centers is 1000, but only"),
+        (["--finetune.batch_size", "1"], "finetune.batch_size"),
+    ],
+)
+def test_what_may_change_late_is_checked_before_it_is_kept(tmp_path, capsys, words, line):
+    manifest, run = write_images(tmp_path / "images"), tmp_path / "run"
+    with thin.patch():
+        assert main(["pretrain", *options(manifest, run, **{"pretext.method": "none"})]) == 0
+        before = (run / "config.yaml").read_text()
+        assert main(["run", "--out", str(run), *words]) == 2
+    assert line in capsys.readouterr().err
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_a_second_stage_that_cannot_score_is_refused_before_anything_is_trained(tmp_path, capsys):
+    words = options(write_images(tmp_path / "images"), tmp_path / "run")
+    at = words.index("--finetune.centers")
+    del words[at : at + 2]
+    with thin.patch():
+        assert main(["run", *words, "--finetune.method", "ntxent"]) == 2
+    assert "finetune.method is 'ntxent', which cannot score" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def read(tmp_path, text, *words):
