@@ -61,8 +61,8 @@ class Peers:
         except RuntimeError:
             return self._no_store()
 
-    def _read(self, told: Any) -> str:
-        code, _, text = bytes(told).decode().partition(" ")
+    def _read(self, answer: Any) -> str:
+        code, _, text = bytes(answer).decode().partition(" ")
         self.code = int(code)
         return text
 

@@ -149,8 +149,8 @@ def _neighbours(
 
     count = min(NEIGHBOURS, len(database))
     index = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(embeddings["h"][database])
-    distances, found = index.kneighbors(embeddings["h"][queries])
-    return distances, database[found]
+    distances, places = index.kneighbors(embeddings["h"][queries])
+    return distances, database[places]
 
 
 def _card(
@@ -174,7 +174,7 @@ def _selections(test: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
     """Heading, note and rows of each grid; `test` is sorted from the largest score."""
     count = min(8, (len(test) + 1) // 2)
     normal, abnormal = test[test["label"] == 0], test[test["label"] == 1]
-    found = [
+    selections = [
         ("Most anomalous", "The highest scores of the test set.", test.head(count)),
         (
             "Least anomalous",
@@ -184,7 +184,7 @@ def _selections(test: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
     ]
     # With one label only these would repeat the grids above.
     if len(normal) and len(abnormal):
-        found += [
+        selections += [
             ("Normal, but high", "Normal test images with the highest scores.", normal.head(4)),
             (
                 "Abnormal, but low",
@@ -192,7 +192,7 @@ def _selections(test: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
                 abnormal.iloc[::-1].head(4),
             ),
         ]
-    return [selection for selection in found if len(selection[2])]
+    return [selection for selection in selections if len(selection[2])]
 
 
 def grids(
@@ -214,7 +214,7 @@ def grids(
         return [], ["No images: the test set is empty."]
     test = test.sort_values(["score", "path"], ascending=False, kind="stable")
     database, words = normal_training_rows(scores)
-    found = []
+    filled = []
     for title, note, rows in _selections(test):
         distances, nearest = _neighbours(embeddings, rows.index.to_numpy(), database)
         cards = []
@@ -225,8 +225,8 @@ def grids(
             )
             card = _card(row, thumbnails, LARGE)
             cards.append(Card(**{**vars(card), "neighbours": neighbours}))
-        found.append(Grid(title=title, note=note, cards=tuple(cards)))
-    return found, _problems(thumbnails, embeddings, database, words)
+        filled.append(Grid(title=title, note=note, cards=tuple(cards)))
+    return filled, _problems(thumbnails, embeddings, database, words)
 
 
 def _problems(

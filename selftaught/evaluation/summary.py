@@ -104,16 +104,16 @@ def warnings(run: RunFiles) -> list[str]:
     Args:
         run: the run folder.
     """
-    said = Counter(
+    counts = Counter(
         (str(entry.get("stage", "")), str(entry.get("message", "")))
         for entry in run.log
         if entry.get("kind") == "warning"
     )
-    found = [
+    messages = [
         (f"{stage}: " if stage else "") + message + (f" (said {n} times)" if n > 1 else "")
-        for (stage, message), n in said.items()
+        for (stage, message), n in counts.items()
     ]
-    return found + _skipped(run) + _leaks(run) + _small_sets(run)
+    return messages + _skipped(run) + _leaks(run) + _small_sets(run)
 
 
 def _skipped(run: RunFiles) -> list[str]:
@@ -121,9 +121,9 @@ def _skipped(run: RunFiles) -> list[str]:
     if run.bad_files is None or not len(run.bad_files):
         return []
     table = run.split if run.split is not None else run.scores
-    said = bad_files.in_words(run.bad_files, int((table["split"] != "unused").sum()))
+    text = bad_files.in_words(run.bad_files, int((table["split"] != "unused").sum()))
     return [
-        f"{said}. Others took their place in training; none has a score. bad_files.csv names them."
+        f"{text}. Others took their place in training; none has a score. bad_files.csv names them."
     ]
 
 
@@ -159,16 +159,16 @@ def _shared_groups(run: RunFiles) -> list[str]:
 def _small_sets(run: RunFiles) -> list[str]:
     """Test sets too small for the interval."""
     test = run.scores[(run.scores["split"] == "test") & run.scores["label"].notna()]
-    found = []
+    sentences = []
     for value, name in ((0, "normal"), (1, "abnormal")):
         rows = test[test["label"] == value]
         groups = rows["group"].nunique() if "group" in rows else len(rows)
         if 0 < groups < FEW_GROUPS:
-            found.append(
+            sentences.append(
                 f"Only {groups} groups (patients) hold the {len(rows)} {name} test images: "
                 "the intervals are rough."
             )
-    return found
+    return sentences
 
 
 def figure_table(metrics: dict[str, Any]) -> list[tuple[str, str, list[str]]]:

@@ -72,14 +72,14 @@ class Preprocessing:
         Raises:
             InputError: the set is damaged.
         """
-        found = _settings(source)
+        settings = _settings(source)
         return cls(
             image_size=image_size,
             **{name: getattr(augment, name) for name in VIEW},
             input_range=augment.input_range,
             masked=masked,
-            prepared=found[0] if len(found) == 1 else None,
-            known=len(found) == 1,
+            prepared=settings[0] if len(settings) == 1 else None,
+            known=len(settings) == 1,
         )
 
     def augment(self) -> Augment:
@@ -125,7 +125,7 @@ def _settings(source: Path) -> list[dict[str, Any] | None]:
     from selftaught.data.manifest import read_manifest
 
     listed = read_manifest(source, allow_outside=True, check_files=False)
-    found: list[dict[str, Any] | None] = []
+    different: list[dict[str, Any] | None] = []
     known: dict[Path, dict[str, Any] | None] = {}
     for path in listed.table["path"]:
         packed = locate(listed.root / path)
@@ -134,6 +134,6 @@ def _settings(source: Path) -> list[dict[str, Any] | None]:
         else:
             home = packed.pack.folder.parent
             settings = known[home] if home in known else known.setdefault(home, settings_of(home))
-        if settings not in found:
-            found.append(settings)
-    return found or [None]
+        if settings not in different:
+            different.append(settings)
+    return different or [None]

@@ -95,8 +95,8 @@ class CudaTiles:
             nothing = x.unit.new_full((rows,), float("-inf"))
             return nothing, x.unit.new_full((others,), float("-inf")) if columns else None
         ranges = set_ranges(x, y, temperature)
-        own, walked = walk(x, y, ranges, excluded, columns and y is not x)
-        return own, own if columns and y is x else walked
+        of_rows, walked = walk(x, y, ranges, excluded, columns and y is not x)
+        return of_rows, of_rows if columns and y is x else walked
 
     def weighted_sums(
         self,

@@ -73,12 +73,12 @@ class EagerTiles:
         weights_RC = torch.zeros_like(logits_RC)
         slopes = None
         if row is not None:
-            own_RC = row.weight[:, None] * torch.exp(logits_RC - row.total[:, None])
-            weights_RC = weights_RC + own_RC
+            row_RC = row.weight[:, None] * torch.exp(logits_RC - row.total[:, None])
+            weights_RC = weights_RC + row_RC
             if slope:
                 assert row.positive is not None
                 above = logits_RC - row.positive[:, None]
-                slopes = (own_RC * above.masked_fill(own_RC == 0, 0)).sum(1)
+                slopes = (row_RC * above.masked_fill(row_RC == 0, 0)).sum(1)
         if column is not None:
             weights_RC = weights_RC + column.weight * torch.exp(logits_RC - column.total)
         if classes is not None:
