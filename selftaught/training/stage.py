@@ -70,7 +70,8 @@ def train_stage(run: Run, role: str) -> None:
     _warn(run, role, task)
     steps = total_steps(run.config, run.images, role)
     begins = steps == 0 or type(task).begin is not Task.begin
-    if begins and not distributed.broadcast_object(checkpoint.newest(folder)[0] is not None):
+    begun = distributed.is_main() and checkpoint.newest(folder)[0] is not None
+    if begins and not distributed.broadcast_object(begun):
         with part(run.reporter.on_event, "begin"):
             task.begin(Beginning(run, role, task))
         if distributed.is_main():
