@@ -10,6 +10,7 @@ import pandas as pd
 
 from selftaught.errors import MachineError
 from selftaught.evaluation.plot_style import data_uri
+from selftaught.semi_labels import KNOWN_ABNORMAL
 
 LARGE, SMALL = (220, 260), (96, 112)
 NEIGHBOURS = 3
@@ -136,7 +137,8 @@ def normal_training_rows(scores: pd.DataFrame) -> tuple[np.ndarray, str]:
     if len(normal):
         return normal, "normal training images"
     known = scores["semi_label"].to_numpy() if "semi_label" in scores else np.zeros(len(scores))
-    return np.flatnonzero(train & (known != -1)), "training images not known to be abnormal"
+    others = np.flatnonzero(train & (known != KNOWN_ABNORMAL))
+    return others, "training images not known to be abnormal"
 
 
 def _neighbours(

@@ -10,6 +10,7 @@ import pandas as pd
 from selftaught.data.images import bad_files
 from selftaught.data.split import leakage
 from selftaught.evaluation.run_files import RunFiles
+from selftaught.semi_labels import KNOWN_ABNORMAL, KNOWN_NORMAL
 
 SPLITS = ("val", "test")
 FIGURES = (
@@ -261,14 +262,14 @@ def split_rows(table: pd.DataFrame) -> list[tuple[str, list[str]]]:
     """
     order: Sequence[str] = ("train", "val", "test", "unused")
     names = [name for name in order if (table["split"] == name).any()]
-    rows = []
+    rows, codes = [], (KNOWN_NORMAL, KNOWN_ABNORMAL)
     for name in names:
         part = table[table["split"] == name]
         label = part["label"].to_numpy()
         known = part["semi_label"].to_numpy() if "semi_label" in part else np.zeros(len(part))
         groups = f"{part['group'].nunique():,}" if "group" in part else number(None)
         counts = [(label == 0).sum(), (label == 1).sum(), np.isnan(label).sum()]
-        counts += [(known == 1).sum(), (known == -1).sum()] if name == "train" else []
+        counts += [(known == code).sum() for code in codes] if name == "train" else []
         cells = [f"{len(part):,}", groups, *(f"{count:,}" for count in counts)]
         rows.append((name, cells + [number(None)] * (7 - len(cells))))
     return rows

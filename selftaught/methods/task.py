@@ -14,8 +14,6 @@ from selftaught.data.augment import Augment, finetune_augment
 from selftaught.errors import require
 from selftaught.models.network import Network
 
-KNOWN_ABNORMAL, UNKNOWN, KNOWN_NORMAL = -1, 0, 1
-
 Result = TypeVar("Result")
 Rows = NDArray[np.int64]
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selftaught.search.kmeans import Rows, checked
+from selftaught.search.kmeans import Points, checked
 
 Array = np.ndarray
 TOLERANCE = 1e-6  # of a squared distance: a missing neighbour that is no nearer changes no score
@@ -149,7 +149,7 @@ def _scores(asked: Array, table: Array, k: int) -> Array:
 
 
 @torch.no_grad()
-def knn_score(queries: Rows, database: Rows, k: int = 100) -> Tensor:
+def knn_score(queries: Points, database: Points, k: int = 100) -> Tensor:
     """Mean Euclidean distance to the k nearest rows: the paper's 100-NN ablation (Table 1).
 
     Right to 1e-6 of the mean computed in float64, whatever rows are asked together and whatever

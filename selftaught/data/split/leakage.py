@@ -15,6 +15,7 @@ from selftaught.data.split.config import SplitWarning
 from selftaught.data.split.duplicates import NEAR, Near, near_duplicates
 from selftaught.errors import InputError
 from selftaught.files import write_atomic
+from selftaught.semi_labels import UNKNOWN
 
 _NO_ROWS = np.zeros(0, np.int64)
 NONE = Near(_NO_ROWS, _NO_ROWS, _NO_ROWS, np.zeros(0, bool))
@@ -92,7 +93,7 @@ def _excess(sets: np.ndarray, patients: np.ndarray, pairs: pd.DataFrame) -> np.n
 def without_leaks(frame: pd.DataFrame, excess: np.ndarray) -> pd.DataFrame:
     """A split whose rows `excess` (positions) are unused, in a new table."""
     split, semi = frame["split"].to_numpy(object).copy(), frame["semi_label"].to_numpy().copy()
-    split[excess], semi[excess] = "unused", 0
+    split[excess], semi[excess] = "unused", UNKNOWN
     return frame.assign(split=pd.Series(split, frame.index, dtype="str"), semi_label=semi)
 
 

@@ -9,7 +9,7 @@ from selftaught.errors import InputError, MachineError
 from selftaught.kernels.cuda import library as native
 from selftaught.kernels.cuda import plan
 from selftaught.kernels.cuda.library import address
-from selftaught.kernels.tiles import Classes, Excluded, Rows, Side
+from selftaught.kernels.tiles import Classes, Embeddings, Excluded, Side
 
 WIDTHS = (64, 128, 256)  # those with kernels; others are padded with zeros
 RANGES = 8  # floats; struct Ranges of tile.cuh has 5
@@ -37,7 +37,7 @@ def _wants_wgmma(device: torch.device) -> bool:
     return path == "wgmma"
 
 
-def shape_of(x: Rows, y: Rows) -> tuple[int, int]:
+def shape_of(x: Embeddings, y: Embeddings) -> tuple[int, int]:
     """Padded width, and which variant of the kernels computes the products of x and y.
 
     Raises:
@@ -58,8 +58,8 @@ def _exclusion(excluded: Excluded | None) -> dict[str, int]:
 
 
 def set_ranges(
-    x: Rows,
-    y: Rows,
+    x: Embeddings,
+    y: Embeddings,
     temperature: Tensor,
     row: Side | None = None,
     column: Side | None = None,
@@ -111,8 +111,8 @@ def set_sides(side: Side | None, ranges: Tensor, count: int) -> Tensor:
 
 
 def walk(
-    x: Rows,
-    y: Rows,
+    x: Embeddings,
+    y: Embeddings,
     ranges: Tensor,
     excluded: Excluded | None,
     columns: bool,
@@ -188,8 +188,8 @@ def _add_chunks(parts: Tensor) -> Tensor:
 
 
 def weigh(
-    x: Rows,
-    y: Rows,
+    x: Embeddings,
+    y: Embeddings,
     ranges: Tensor,
     excluded: Excluded | None,
     sides: tuple[Tensor, Tensor],

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from selftaught.kernels.tiles import Rows
+from selftaught.kernels.tiles import Embeddings
 from selftaught.kernels.triton.pairs import on
 from selftaught.kernels.triton.pieces import clamped, exponent, power_of_two
 from selftaught.kernels.triton.tuning import padded
@@ -152,7 +152,7 @@ def _kind(precision: str, dtype: torch.dtype) -> tuple[torch.dtype, bool]:
     return torch.bfloat16 if precision == "bf16" else torch.float16, precision == "fp32"
 
 
-def prepare(z: Tensor, normalize: bool, precision: str) -> Rows:
+def prepare(z: Tensor, normalize: bool, precision: str) -> Embeddings:
     """See `Tiles.prepare`, and `TritonTiles` for the operands."""
     z = _dense(z)
     count, width = z.shape
@@ -181,10 +181,10 @@ def prepare(z: Tensor, normalize: bool, precision: str) -> Rows:
                 HALF=tl.bfloat16 if half == torch.bfloat16 else tl.float16,
                 SCALED=half == torch.float16, **block,
             )  # fmt: skip
-    return Rows(unit=unit, inverse=inverse, operands=operands)
+    return Embeddings(unit=unit, inverse=inverse, operands=operands)
 
 
-def dots(x: Rows, y: Rows) -> Tensor:
+def dots(x: Embeddings, y: Embeddings) -> Tensor:
     """See `Tiles.dots`."""
     left, right = _dense(x.unit), _dense(y.unit)
     count, width = left.shape
@@ -200,9 +200,9 @@ def dots(x: Rows, y: Rows) -> Tensor:
 
 def finish(
     sums: Tensor,
-    x: Rows,
+    x: Embeddings,
     temperature: Tensor,
-    partner: Rows | None = None,
+    partner: Embeddings | None = None,
     coefficient: Tensor | None = None,
 ) -> Tensor:
     """See `Tiles.finish`."""
