@@ -12,8 +12,8 @@ from selftaught.kernels.triton.weighted_sums import weighted_sums
 class TritonTiles:
     """`selftaught.kernels.tiles.Tiles` on a GPU, or in Triton's interpreter.
 
-    `Embeddings.operands` are the high part, the low part of split operands, and (N, 2) equal rows: the
-    power of two that operands were multiplied by, and a bound of the rows' lengths.
+    `Embeddings.operands` are the high part, the low part of split operands, and (N, 2) equal rows:
+    the power of two that operands were multiplied by, and a bound of the rows' lengths.
     """
 
     def prepare(self, z: Tensor, normalize: bool, precision: str) -> Embeddings:
