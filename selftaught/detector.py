@@ -349,7 +349,7 @@ class Detector:
 
 
 def _missing(rows: int, like: Tensor) -> Tensor:
-    """(rows, ...) of what stands for no value."""
+    """(rows, ...) missing values: NaN, or -1 for whole numbers."""
     nothing = torch.nan if like.is_floating_point() else -1
     return torch.full((rows, *like.shape[1:]), nothing, dtype=like.dtype)
 

@@ -43,7 +43,7 @@ def world_size(group: Group = None) -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes the files and prints; also true to itself after `finish`."""
+    """Whether this process writes the files and prints; the answer is the same after `finish`."""
     return (rank() if is_initialized() else global_rank()) == 0
 
 
@@ -91,7 +91,7 @@ SECONDS_TO_READ = 3.0
 def _meet(limit: timedelta) -> tuple[Any, int, int]:
     """The launcher's store, this rank and the number of ranks.
 
-    torch waits without end where another program holds the port and says nothing; this does not.
+    Where another program holds the port and never answers, torch waits for ever; this does not.
     """
     meetings: list[tuple[Any, int, int]] = []
     failed: list[Exception] = []
@@ -188,7 +188,7 @@ def ending_together(
 
 
 def leave() -> None:
-    """From now on this rank may end without the others minding; for ends that are agreed."""
+    """Let this rank end without the others taking it for a failure; for ends that are agreed."""
     if _peers is not None:
         _peers.stop()
 

@@ -113,7 +113,7 @@ def launched_as(arguments: list[str]) -> list[str]:
 
 
 def open_streams() -> None:
-    """Give descriptors 0 to 2 that were closed to nobody, before a file of ours takes one."""
+    """Open closed descriptors 0 to 2 on the null device, so that no file of ours takes one."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)

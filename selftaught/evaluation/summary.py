@@ -134,7 +134,7 @@ def _leaks(run: RunFiles) -> list[str]:
 
 
 def _crossing(run: RunFiles) -> list[str]:
-    """What the look for leaks found."""
+    """What the search for leaks found."""
     try:
         return [f"{text}." for text in leakage.in_words(run.leakage)]
     except (KeyError, TypeError):

@@ -363,7 +363,7 @@ class _Runner:
         return self._arguments(self._next(self._for_numbers))
 
     def _next(self, waiting: deque[_Fed]) -> _Fed:
-        """What the asking source has not had yet; whichever source comes first takes a batch."""
+        """The next batch for one of the two sources; the first to ask takes it from the queue."""
         if not waiting:
             fed = self._take()
             self._inside.append(fed)

@@ -78,7 +78,7 @@ def find_leakage(frame: pd.DataFrame, hashes: np.ndarray, compared: np.ndarray) 
 
 
 def _excess(sets: np.ndarray, patients: np.ndarray, pairs: pd.DataFrame) -> np.ndarray:
-    """Images of val that cross into test, and of train that cross into what is left of the two."""
+    """Images of val that are also in test, and of train that are also in what is left of both."""
     first, second = (pairs[side].to_numpy(np.int64) for side in ("first", "second"))
     excess = np.zeros(len(sets), bool)
     for earlier, later in (("val", ("test",)), ("train", ("val", "test"))):

@@ -47,7 +47,7 @@ def _lengths(values):
 
 @triton.jit(do_not_specialize=["N"])
 def measure(z, maxima, N, D, stride, BLOCK: tl.constexpr, WIDE: tl.constexpr):
-    """Largest entry and largest length of BLOCK rows: `found` (programs, 2)."""
+    """Largest entry and largest length of BLOCK rows: `maxima` (programs, 2)."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     values = _load(z, rows, N, D, stride, WIDE)
     _, largest, length, zero = _lengths(values)
