@@ -313,7 +313,9 @@ def build(values: Mapping[str, Any]) -> Config:
         InputError: a value out of range, or of a kind that no setting takes.
     """
     sections = {
-        stage: {"method": default, **(values.get(stage) or {})} for stage, default in STAGES.items()
+        stage: {"method": default, **(values.get(stage) or {})}
+        for stage, default in STAGES.items()
+        if isinstance(values.get(stage) or {}, Mapping)
     }
     methods = {stage: load(section["method"]).Options for stage, section in sections.items()}
     return _build(Config, {**values, **sections}, "", methods)

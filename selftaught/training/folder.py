@@ -123,7 +123,11 @@ def claim(config: Config) -> Path:
                 f"out: {run} already holds a run and engine.resume is never; choose another folder"
             )
         # What a run from before a setting existed does not name has its default.
-        there, here = settings(build(read_yaml(saved))), settings(config)
+        try:
+            there = settings(build({"out": config.out, **read_yaml(saved)}))
+        except InputError as error:
+            raise InputError(f"{saved}: holds no settings of a run: {error}") from error
+        here = settings(config)
         begun = (run / "checkpoints" / "finetune").exists()
         policies = resume_policies(config)
         fixed = ("",) if not begun else ("", "late")

@@ -12,7 +12,7 @@
 7. Same seed, same result: test_kill (loader threads, no cache), tests/test_whole_run_ranks (the
    same pixels and losses on other numbers of ranks).
 
-`make faults` runs all of it: this folder, tests/test_whole_run_dicom, tests/test_whole_run_ranks,
+The hook is `run(config, on_event=...)`: no private name is patched. `make faults` runs all of it: this folder, tests/test_whole_run_dicom, tests/test_whole_run_ranks,
 tests/test_whole_run_prepare (a run that prepares films, killed in every stage) and
 tests/data/prepare/test_faults (prepare stopped, full disk, lost source). Tests marked slow are left
 out of `make test`.

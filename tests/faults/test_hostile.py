@@ -21,6 +21,8 @@ from selftaught.training import checkpoint
 from tests.faults.ranks import start
 from tests.tiny import options, write_images, write_model
 
+pytestmark = pytest.mark.usefixtures("thin_encoder")
+
 
 class Payload:
     """Makes a folder where it is unpickled."""

@@ -42,8 +42,8 @@ def test_counts_leave_out_rows_without_a_centre_and_rows_not_counted():
     ],
 )
 def test_pruning(counts, active, gamma, stay):
-    found = prune(torch.tensor(counts), torch.tensor(active).bool(), gamma)
-    assert found.int().tolist() == stay
+    result = prune(torch.tensor(counts), torch.tensor(active).bool(), gamma)
+    assert result.int().tolist() == stay
 
 
 def test_pruning_keeps_a_centre_whatever_the_counts():
@@ -87,15 +87,15 @@ def test_an_epoch_without_counted_images_prunes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("left", "k", "epoch", "told"), [(1, 9, 0, True), (2, 9, 0, False), (1, 9, 1, False),
+    ("left", "k", "epoch", "warned"), [(1, 9, 0, True), (2, 9, 0, False), (1, 9, 1, False),
                                      (1, 1, 0, False)]
 )  # fmt: skip
-def test_few_centres_after_the_first_epoch_of_many_are_told(left, k, epoch, told):
+def test_few_centres_after_the_first_epoch_of_many_are_told(left, k, epoch, warned):
     task = task_of(centers=k)
     task.active[left:] = False
     lines = task.check_epoch(epoch)
-    assert bool(lines) == told
-    assert not told or f"{left} of {k} centres" in lines[0]
+    assert bool(lines) == warned
+    assert not warned or f"{left} of {k} centres" in lines[0]
 
 
 def test_known_abnormal_images_are_not_counted():
@@ -147,8 +147,8 @@ def test_centres_are_k_means_of_the_images_not_known_to_be_abnormal(views):
     small = (z.abs() < 0.1) & (z != 0)
     expected = torch.where(small, z.sign() * 0.1, z)
     assert small.any() and (z == 0).any()
-    found, wanted = (one[one[:, 0].argsort()] for one in (task.centers, expected))
-    torch.testing.assert_close(found, wanted)
+    result, wanted = (one[one[:, 0].argsort()] for one in (task.centers, expected))
+    torch.testing.assert_close(result, wanted)
 
 
 def test_the_encoder_is_taken_and_the_head_is_fresh():
@@ -183,8 +183,8 @@ def test_a_score_is_the_distance_to_the_nearest_centre_left():
     task.eval()
     images = torch.rand(6, 1, 32, 32)
     with torch.no_grad():
-        found, (h, z) = task.scorer()(images), task.features(images)
+        result, (h, z) = task.scorer()(images), task.features(images)
     distances = torch.cdist(z.double(), task.centers[task.active].double())
-    torch.testing.assert_close(found["score"].double(), distances.min(1).values, rtol=1e-5, atol=0)
-    assert torch.equal(found["center"], distances.argmin(1))
-    assert torch.equal(found["h"], h) and torch.equal(found["z"], z)
+    torch.testing.assert_close(result["score"].double(), distances.min(1).values, rtol=1e-5, atol=0)
+    assert torch.equal(result["center"], distances.argmin(1))
+    assert torch.equal(result["h"], h) and torch.equal(result["z"], z)

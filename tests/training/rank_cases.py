@@ -41,11 +41,11 @@ def learn(config, images, folder, role):
 
     with run_of(config, images, folder, hear) as run:
         train_stage(run, role)
-    told = [line for line in lines(folder) if line["stage"] == role]
+    written = [line for line in lines(folder) if line["stage"] == role]
     return {
         "seen": seen,
-        "losses": [line["loss"] for line in told if line["kind"] == "step"],
-        "centers": [line.get("centers") for line in told if line["kind"] == "epoch"],
+        "losses": [line["loss"] for line in written if line["kind"] == "step"],
+        "centers": [line.get("centers") for line in written if line["kind"] == "epoch"],
         "weights": newest(run.checkpoints(role))[0].weights,
     }
 

@@ -50,9 +50,9 @@ def by_hand(accumulate=1):
     return task.state_dict()
 
 
-def assert_same(found, expected, tolerance=0.0):
+def assert_same(result, expected, tolerance=0.0):
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance, msg=name)
+        torch.testing.assert_close(result[name], value, rtol=tolerance, atol=tolerance, msg=name)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -68,8 +68,8 @@ def test_a_turn_leaves_the_other_player_as_it_is():
     for player, other in (("critic", "maker"), ("maker", "critic")):
         before = {name: value.clone() for name, value in engine.task.state_dict().items()}
         engine.backward(engine.forward(views, player)["loss"], 1)
-        own = [p.grad for p in engine.task.parameters_of(player)]
-        expected = torch.cat([grad.flatten() for grad in own]).norm()
+        gradients = [p.grad for p in engine.task.parameters_of(player)]
+        expected = torch.cat([grad.flatten() for grad in gradients]).norm()
         torch.testing.assert_close(engine.gradient_norm(player), expected)
         engine.step(0.1, player)
         for name, value in engine.task.state_dict().items():
@@ -83,8 +83,8 @@ def on_ranks(folder):
 
 def test_two_ranks_do_what_one_does(tmp_path):
     expected = trained(tmp_path / "one")
-    for found in run_ranks(2, on_ranks, tmp_path / "two"):
-        assert_same(found, expected, 1e-12)
+    for result in run_ranks(2, on_ranks, tmp_path / "two"):
+        assert_same(result, expected, 1e-12)
 
 
 def killed_at(folder, step):

@@ -100,6 +100,14 @@ def test_an_old_run_without_pretext_goes_on(tmp_path):
     assert "temperature" not in read_yaml(run / "config.yaml")["pretext"]
 
 
+@pytest.mark.parametrize("text", ["pretext: {lr: -1}", "seed: many", "pretext: 3", "[1]", "a: ["])
+def test_settings_that_are_none_are_named_by_their_file(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match="config.yaml: ") as error:
+        folder.claim(config(tmp_path))
+    assert "\n" not in str(error.value)
+
+
 def read(tmp_path, text, *words):
     (tmp_path / "c.yaml").write_text(text)
     return read_config("run", "", ["--config", str(tmp_path / "c.yaml"), "--out", "r", *words])

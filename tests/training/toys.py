@@ -109,8 +109,8 @@ def learn(folder, task, stage, *, optimizer="sgd", weight_decay=0.0, on_event=ig
 
 def lines(folder, kind=None):
     """What metrics.jsonl holds, of one kind or all."""
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in found if kind in (None, line["kind"])]
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in entries if kind in (None, line["kind"])]
 
 
 @contextlib.contextmanager
