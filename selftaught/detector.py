@@ -171,10 +171,10 @@ class Detector:
         Raises:
             InputError: the method has no features; and as for `score`.
         """
-        found = self._columns(images, masks, body_parts, batch_size, bad_files)[0]
-        if absent := [name for name in FEATURES if name not in found]:
+        columns = self._columns(images, masks, body_parts, batch_size, bad_files)[0]
+        if absent := [name for name in FEATURES if name not in columns]:
             raise InputError(f"method {self.method} has no features {absent[0]}; allowed: score")
-        return found["h"], found["z"]
+        return columns["h"], columns["z"]
 
     def explain(
         self,
@@ -206,15 +206,15 @@ class Detector:
             others); all else of what was skipped is missing, and whole numbers are Int64.
         """
         images = _listed(images)
-        found, problems = self._columns(images, masks, body_parts, batch_size, bad_files, progress)
-        own = {n: v.numpy() for n, v in found.items() if n not in FEATURES and v.ndim == 1}
+        out, problems = self._columns(images, masks, body_parts, batch_size, bad_files, progress)
+        named = {n: v.numpy() for n, v in out.items() if n not in FEATURES and v.ndim == 1}
         paths = [""] * len(images) if isinstance(images, Tensor) else [fspath(p) for p in images]
-        columns: dict[str, Any] = {"path": pd.Series(paths, dtype=str), "score": own.pop("score")}
-        if "center" in own:
-            columns["center"] = own.pop("center")
+        columns: dict[str, Any] = {"path": pd.Series(paths, dtype=str), "score": named.pop("score")}
+        if "center" in named:
+            columns["center"] = named.pop("center")
         columns["percentile"] = self.calibration.percentiles(columns["score"])
         columns["flagged"] = self.calibration.flagged(columns["score"])
-        table = pd.DataFrame({**columns, **own})
+        table = pd.DataFrame({**columns, **named})
         if bad_files == "skip":
             whole = [name for name in table if table[name].dtype == np.int64]
             table = table.astype(dict.fromkeys(whole, "Int64"))
@@ -245,19 +245,19 @@ class Detector:
         else:
             skipped = problems if bad_files == "skip" else None
             batches = self._read(images, masks, body_parts, batch_size, skipped)
-        found: dict[str, Tensor] = {}
+        out: dict[str, Tensor] = {}
         for number, (rows, batch) in enumerate(batches, 1):
             if len(rows):
                 made = self._run(batch)
                 # Filled outside inference mode, so that the results may enter other computations.
-                found = found or {name: _missing(len(images), one) for name, one in made.items()}
+                out = out or {name: _missing(len(images), one) for name, one in made.items()}
                 for name, one in made.items():
-                    found[name][rows] = one
+                    out[name][rows] = one
             progress(min(number * batch_size, len(images)))
-        if not found:
+        if not out:
             made = self._run(torch.zeros(1, 1, self.image_size, self.image_size))
-            found = {name: _missing(len(images), one) for name, one in made.items()}
-        return found, problems
+            out = {name: _missing(len(images), one) for name, one in made.items()}
+        return out, problems
 
     def _run(self, batch: Tensor) -> dict[str, Tensor]:
         """What the scorer makes of images, on the CPU: float32, or int64."""
@@ -350,7 +350,7 @@ class Detector:
 
 
 def _missing(rows: int, like: Tensor) -> Tensor:
-    """(rows, ...) of what stands for no value."""
+    """(rows, ...) missing values: NaN, or -1 for whole numbers."""
     nothing = torch.nan if like.is_floating_point() else -1
     return torch.full((rows, *like.shape[1:]), nothing, dtype=like.dtype)
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from selftaught.environment import launched, local_rank, number, own_rank
+from selftaught.environment import global_rank, launched, local_rank, number
 from selftaught.errors import InputError, MachineError
 from selftaught.peers import FAILED, WRONG, Peers
 
@@ -43,8 +43,8 @@ def world_size(group: Group = None) -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes the files and prints; also true to itself after `finish`."""
-    return (rank() if is_initialized() else own_rank()) == 0
+    """Whether this process writes the files and prints; the answer is the same after `finish`."""
+    return (rank() if is_initialized() else global_rank()) == 0
 
 
 def best_backend() -> str:
@@ -91,14 +91,14 @@ SECONDS_TO_READ = 3.0
 def _meet(limit: timedelta) -> tuple[Any, int, int]:
     """The launcher's store, this rank and the number of ranks.
 
-    torch waits without end where another program holds the port and says nothing; this does not.
+    Where another program holds the port and never answers, torch waits for ever; this does not.
     """
-    found: list[tuple[Any, int, int]] = []
+    meetings: list[tuple[Any, int, int]] = []
     failed: list[Exception] = []
 
     def meet() -> None:
         try:
-            found.append(next(dist.rendezvous("env://", timeout=limit)))
+            meetings.append(next(dist.rendezvous("env://", timeout=limit)))
         except Exception as error:
             failed.append(error)
 
@@ -107,9 +107,9 @@ def _meet(limit: timedelta) -> tuple[Any, int, int]:
     meeting.join(limit.total_seconds() + SECONDS_TO_READ)
     if failed:
         raise failed[0]
-    if not found:
+    if not meetings:
         raise dist.DistError("no answer; another program may hold the port")
-    return found[0]
+    return meetings[0]
 
 
 def _join(limit: timedelta) -> None:
@@ -118,10 +118,10 @@ def _join(limit: timedelta) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
         number(name, default=0)
     try:
-        store, own, ranks = _meet(limit)
+        store, rank_here, ranks = _meet(limit)
         group = dist.PrefixStore("group", store)
         dist.init_process_group(
-            best_backend(), store=group, rank=own, world_size=ranks, timeout=limit
+            best_backend(), store=group, rank=rank_here, world_size=ranks, timeout=limit
         )
     except ValueError as error:
         raise InputError(
@@ -136,7 +136,7 @@ def _join(limit: timedelta) -> None:
             f"MASTER_PORT): {reason}"
         ) from error
     # A connection of its own: the main thread's may be held by a wait for a slow rank.
-    _peers = Peers(dist.PrefixStore("peers", store.clone()), own, ranks)
+    _peers = Peers(dist.PrefixStore("peers", store.clone()), rank_here, ranks)
     _peers.start()
 
 
@@ -149,9 +149,9 @@ def _other_failure(error: Exception) -> Exception | None:
     """
     if _peers is None:
         return None
-    own = isinstance(error, (InputError, MachineError)) or not isinstance(error, RuntimeError)
+    ours = isinstance(error, (InputError, MachineError)) or not isinstance(error, RuntimeError)
     text = " ".join(str(error).split())
-    if own or not (isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text.lower()):
+    if ours or not (isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text.lower()):
         code = WRONG if isinstance(error, InputError) else FAILED
         _peers.tell(f"rank {rank()} ended: {text or type(error).__name__}", code)
         _peers.stop()
@@ -159,8 +159,8 @@ def _other_failure(error: Exception) -> Exception | None:
             # Its process may hold the store: the others need a moment to read.
             time.sleep(SECONDS_TO_READ)
         return None
-    said = _peers.ended(_peers.explain())
-    return InputError(said) if _peers.code == WRONG else MachineError(said)
+    message = _peers.ended(_peers.explain())
+    return InputError(message) if _peers.code == WRONG else MachineError(message)
 
 
 @contextmanager
@@ -188,7 +188,7 @@ def ending_together(
 
 
 def leave() -> None:
-    """From now on this rank may end without the others minding; for ends that are agreed."""
+    """Let this rank end without the others taking it for a failure; for ends that are agreed."""
     if _peers is not None:
         _peers.stop()
 
@@ -280,19 +280,19 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
 
 
 def gather_row(
-    values: Sequence[float], device: torch.device | str = "cpu", own: Tensor | None = None
+    values: Sequence[float], device: torch.device | str = "cpu", first: Tensor | None = None
 ) -> list[list[float]]:
     """A row of numbers from every rank, in rank order.
 
     Args:
         values: numbers of this rank, equally many on each.
         device: that the group communicates on.
-        own: (M,) float64 on the device, which come before them; they are waited for.
+        first: (M,) float64 on the device, which come before them; they are waited for.
     """
     if world_size() == 1:
-        return [[*([] if own is None else own.tolist()), *map(float, values)]]
+        return [[*([] if first is None else first.tolist()), *map(float, values)]]
     row = torch.tensor([float(one) for one in values], dtype=torch.float64, device=device)
-    return gather((row if own is None else torch.cat([own, row]))[None]).tolist()
+    return gather((row if first is None else torch.cat([first, row]))[None]).tolist()
 
 
 def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:
@@ -362,7 +362,7 @@ def ring(tensors: tuple[Tensor, ...], group: Group = None) -> Iterator[tuple[int
     Yields:
         The rank the tensors come from, and a tuple of them.
     """
-    ranks, own = world_size(group), rank(group)
+    ranks, here = world_size(group), rank(group)
     current = tuple(tensor.detach().contiguous() for tensor in tensors)
     for step in range(ranks):
         arriving, works = current, []
@@ -370,12 +370,12 @@ def ring(tensors: tuple[Tensor, ...], group: Group = None) -> Iterator[tuple[int
             arriving = tuple(torch.empty_like(tensor) for tensor in current)
             before, after = (
                 step if group is None else dist.get_global_rank(group, step)
-                for step in ((own - 1) % ranks, (own + 1) % ranks)
+                for step in ((here - 1) % ranks, (here + 1) % ranks)
             )
             operations = [dist.P2POp(dist.isend, t, before, group) for t in current]
             operations += [dist.P2POp(dist.irecv, t, after, group) for t in arriving]
             works = dist.batch_isend_irecv(operations)
-        yield (own + step) % ranks, current
+        yield (here + step) % ranks, current
         with _blocking():
             for work in works:
                 work.wait()

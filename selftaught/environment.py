@@ -26,7 +26,7 @@ def launched() -> bool:
     return number("WORLD_SIZE", default=1) > 1
 
 
-def own_rank() -> int:
+def global_rank() -> int:
     """Rank among all processes, as the launcher tells it; 0 without one."""
     return number("RANK", default=0) if launched() else 0
 

@@ -157,7 +157,7 @@ def _compare_facts(path: Path, facts: dict[str, Any], words: Mapping[str, str]) 
 
 
 def _flat(facts: dict[str, Any]) -> dict[str, Any]:
-    """The entries of mappings beside those that are none."""
+    """The same facts with nested mappings taken apart."""
     flat: dict[str, Any] = {}
     for name, value in facts.items():
         flat.update(value if isinstance(value, dict) else {name: value})

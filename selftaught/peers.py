@@ -1,8 +1,8 @@
 """Signs of life between ranks: who ended, told to those who wait for it.
 
-A collective of gloo fails without naming the rank that is gone, one of NCCL just waits. So every
-rank leaves a sign of life in the launcher's store each second, looks after the next rank, and
-reads whether some rank has ended. This file knows a store only: set, get, check, compare_set.
+A collective of gloo fails without naming the rank that is gone; one of NCCL just waits. So every
+rank leaves a sign of life in the launcher's store each second, watches the next rank's, and reads
+whether some rank has ended. All that this file uses is a store: set, get, check, compare_set.
 """
 
 import os
@@ -61,8 +61,8 @@ class Peers:
         except RuntimeError:
             return self._no_store()
 
-    def _read(self, told: Any) -> str:
-        code, _, text = bytes(told).decode().partition(" ")
+    def _read(self, answer: Any) -> str:
+        code, _, text = bytes(answer).decode().partition(" ")
         self.code = int(code)
         return text
 

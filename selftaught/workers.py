@@ -90,7 +90,7 @@ def work_side_by_side(
 
 
 def _start_worker() -> None:
-    """Set up a process: one thread, signals left to its parent, an end when that has ended."""
+    """Set up a process: one thread, signals ignored, ended when its parent ends."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -110,8 +110,8 @@ def _start_worker() -> None:
 def _start_tracker() -> None:
     """Start Python's watcher over the resources of workers so that it ignores USR1.
 
-    Python makes it ignore TERM and INT itself. A USR1 to the whole process group would end it,
-    and it would say so at length.
+    Python makes it ignore TERM and INT itself. USR1, sent to the whole process group, would end it
+    with a traceback.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGUSR1"):
         return

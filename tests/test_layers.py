@@ -10,7 +10,8 @@ from selftaught import methods
 
 PACKAGE = Path(__file__).resolve().parents[1] / "selftaught"
 GROUPS = [
-    {"environment", "errors", "files", "console", "workers", "peers", "distributed", "kernels"},
+    {"environment", "errors", "files", "console", "workers", "peers", "distributed", "kernels"}
+    | {"semi_labels"},
     {"losses"},
     {"data", "models", "search"},
     {"methods"},

@@ -45,9 +45,9 @@ def main(arguments: Sequence[str]) -> None:
 
 def benchmarks() -> dict[str, str]:
     """What each script of benchmarks/ that can be run measures, by its name."""
-    found = {}
+    summaries = {}
     for path in sorted(FOLDER.glob("*.py")):
         text = path.read_text(encoding="utf-8")
         if '__name__ == "__main__"' in text:
-            found[path.stem] = (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
-    return found
+            summaries[path.stem] = (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
+    return summaries

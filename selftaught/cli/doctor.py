@@ -33,11 +33,11 @@ PARTS = (
 def installed(package: str, module: str) -> str:
     """A package's version, or that it is missing, without importing it."""
     try:
-        found = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
-        found = None
+        spec = None
     try:
-        return version(package) if found else "missing"
+        return version(package) if spec else "missing"
     except PackageNotFoundError:
         return "missing"
 
@@ -47,12 +47,12 @@ def topology() -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []
     try:
-        told = subprocess.run(
+        answer = subprocess.run(
             ["nvidia-smi", "topo", "-m"], capture_output=True, text=True, timeout=20, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return ["nvidia-smi topo -m: no answer"]
-    return [line for line in told.stdout.splitlines() if line.strip()]
+    return [line for line in answer.stdout.splitlines() if line.strip()]
 
 
 def fabric() -> list[str]:
@@ -64,9 +64,11 @@ def fabric() -> list[str]:
     lines = [f"backend: {backend}; batch norm over ranks: {norms}"]
     lines.append(f"NCCL: {distributed.nccl()}")
     names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID")
-    told = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
-    told += [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith(("NCCL_", "GLOO_"))]
-    lines.append("launcher: " + (", ".join(told) or "none, one process"))
+    settings = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    settings += [
+        f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith(("NCCL_", "GLOO_"))
+    ]
+    lines.append("launcher: " + (", ".join(settings) or "none, one process"))
     return lines + topology()
 
 

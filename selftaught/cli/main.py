@@ -113,7 +113,7 @@ def launched_as(arguments: list[str]) -> list[str]:
 
 
 def open_streams() -> None:
-    """Give descriptors 0 to 2 that were closed to nobody, before a file of ours takes one."""
+    """Open closed descriptors 0 to 2 on the null device, so that no file of ours takes one."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -130,8 +130,8 @@ def early_signals() -> Iterator[None]:
     from selftaught.training.stop import EXIT_CODES, StopRun
 
     def stop(number: int, _: FrameType | None) -> None:
-        told = "what was written is whole, start the same command again"
-        raise StopRun(EXIT_CODES[signal.Signals(number)], told)
+        advice = "what was written is whole, start the same command again"
+        raise StopRun(EXIT_CODES[signal.Signals(number)], advice)
 
     numbers = [one for one in EXIT_CODES if signal.getsignal(one) is signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
@@ -197,14 +197,14 @@ def guarded(name: str, arguments: list[str]) -> int:
 
 def of_machine(error: RuntimeError | MemoryError) -> str:
     """What failed, where it was memory or a device; "" for a fault of the program."""
-    said = (str(*error.args[:1]).strip() or "no more memory").splitlines()[0]
+    message = (str(*error.args[:1]).strip() or "no more memory").splitlines()[0]
     if isinstance(error, MemoryError):
-        return f"out of memory: {said}"
-    if "DefaultCPUAllocator" in said:
-        return f"out of memory: {said.partition('DefaultCPUAllocator: ')[2] or said}"
+        return f"out of memory: {message}"
+    if "DefaultCPUAllocator" in message:
+        return f"out of memory: {message.partition('DefaultCPUAllocator: ')[2] or message}"
     torch = sys.modules.get("torch")
     if torch and isinstance(error, torch.OutOfMemoryError):
-        return f"the device is out of memory: {said}"
+        return f"the device is out of memory: {message}"
     if torch and isinstance(error, torch.AcceleratorError):
-        return f"the device failed: {said}"
+        return f"the device failed: {message}"
     return ""

@@ -155,9 +155,9 @@ def _score(
             progress=watched.batch,
         )
     scored.index = pd.Index(share)
-    found = pd.concat(distributed.gather_objects(scored)).sort_index()
-    for name in found.columns.drop("path"):
-        table[name] = found[name]
+    scores = pd.concat(distributed.gather_objects(scored)).sort_index()
+    for name in scores.columns.drop("path"):
+        table[name] = scores[name]
     if skip:
         table["problem"] = table["problem"].str.removeprefix(f"{listed.root}/")
         if (table["problem"] != "").all():
@@ -211,5 +211,5 @@ def _tell_skipped(table: "pd.DataFrame") -> None:
     """One line with the number of images without a score, by label."""
     from selftaught.data.images.bad_files import in_words
 
-    if said := in_words(table[table["problem"] != ""], len(table)):
-        print(said, flush=True)
+    if sentence := in_words(table[table["problem"] != ""], len(table)):
+        print(sentence, flush=True)

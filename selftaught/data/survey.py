@@ -67,7 +67,7 @@ def survey(
         hashes: make perceptual hashes.
         workers: threads; auto = one for each core.
         stop: asked before each image; once it is true the rest is left unread.
-        done: called with the number of images that are behind us.
+        done: called with the number of images read so far.
 
     Raises:
         MachineError: the disk cannot be read.
@@ -109,7 +109,7 @@ def survey(
 
 
 def _turns(root: Path, *columns: Sequence[Path | None]) -> dict[str, int]:
-    """For each file, by the name of its stamp, the position of the first image it belongs to."""
+    """The position of the first image that each file belongs to, by the name of its stamp."""
     turns: dict[str, int] = {}
     for column in columns:
         for position, path in enumerate(column):

@@ -69,14 +69,14 @@ def auroc_interval(
     if any(len(np.unique(index[labels == label])) < 2 for label in (0, 1)):
         return None
     generator = np.random.default_rng(seed)
-    found = []
+    aurocs = []
     for start in range(0, resamples, CHUNK):
         rows = min(CHUNK, resamples - start)
         drawn = generator.integers(len(names), size=(rows, len(names)))
         drawn += np.arange(rows)[:, None] * len(names)
         counts = np.bincount(drawn.ravel(), minlength=rows * len(names)).reshape(rows, -1)
-        found.append(weighted_auroc(labels, scores, counts[:, index]))
-    values = np.concatenate(found)
+        aurocs.append(weighted_auroc(labels, scores, counts[:, index]))
+    values = np.concatenate(aurocs)
     values = values[np.isfinite(values)]
     if 2 * len(values) < resamples:
         return None

@@ -10,6 +10,7 @@ import pandas as pd
 
 from selftaught.errors import MachineError
 from selftaught.evaluation.plot_style import data_uri
+from selftaught.semi_labels import KNOWN_ABNORMAL
 
 LARGE, SMALL = (220, 260), (96, 112)
 NEIGHBOURS = 3
@@ -136,7 +137,8 @@ def normal_training_rows(scores: pd.DataFrame) -> tuple[np.ndarray, str]:
     if len(normal):
         return normal, "normal training images"
     known = scores["semi_label"].to_numpy() if "semi_label" in scores else np.zeros(len(scores))
-    return np.flatnonzero(train & (known != -1)), "training images not known to be abnormal"
+    others = np.flatnonzero(train & (known != KNOWN_ABNORMAL))
+    return others, "training images not known to be abnormal"
 
 
 def _neighbours(
@@ -149,8 +151,8 @@ def _neighbours(
 
     count = min(NEIGHBOURS, len(database))
     index = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(embeddings["h"][database])
-    distances, found = index.kneighbors(embeddings["h"][queries])
-    return distances, database[found]
+    distances, places = index.kneighbors(embeddings["h"][queries])
+    return distances, database[places]
 
 
 def _card(
@@ -174,7 +176,7 @@ def _selections(test: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
     """Heading, note and rows of each grid; `test` is sorted from the largest score."""
     count = min(8, (len(test) + 1) // 2)
     normal, abnormal = test[test["label"] == 0], test[test["label"] == 1]
-    found = [
+    selections = [
         ("Most anomalous", "The highest scores of the test set.", test.head(count)),
         (
             "Least anomalous",
@@ -184,7 +186,7 @@ def _selections(test: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
     ]
     # With one label only these would repeat the grids above.
     if len(normal) and len(abnormal):
-        found += [
+        selections += [
             ("Normal, but high", "Normal test images with the highest scores.", normal.head(4)),
             (
                 "Abnormal, but low",
@@ -192,7 +194,7 @@ def _selections(test: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
                 abnormal.iloc[::-1].head(4),
             ),
         ]
-    return [selection for selection in found if len(selection[2])]
+    return [selection for selection in selections if len(selection[2])]
 
 
 def grids(
@@ -214,7 +216,7 @@ def grids(
         return [], ["No images: the test set is empty."]
     test = test.sort_values(["score", "path"], ascending=False, kind="stable")
     database, words = normal_training_rows(scores)
-    found = []
+    filled = []
     for title, note, rows in _selections(test):
         distances, nearest = _neighbours(embeddings, rows.index.to_numpy(), database)
         cards = []
@@ -225,8 +227,8 @@ def grids(
             )
             card = _card(row, thumbnails, LARGE)
             cards.append(Card(**{**vars(card), "neighbours": neighbours}))
-        found.append(Grid(title=title, note=note, cards=tuple(cards)))
-    return found, _problems(thumbnails, embeddings, database, words)
+        filled.append(Grid(title=title, note=note, cards=tuple(cards)))
+    return filled, _problems(thumbnails, embeddings, database, words)
 
 
 def _problems(

@@ -32,13 +32,13 @@ def usable_splits(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
     Args:
         scores: columns `split`, `label` (0, 1, NaN), `score`.
     """
-    found = {}
+    labelled = {}
     usable = scores["label"].notna() & np.isfinite(scores["score"])
     for split in SPLIT_COLORS:
         rows = scores[(scores["split"] == split) & usable]
         if rows["label"].nunique() == 2:
-            found[split] = rows
-    return found
+            labelled[split] = rows
+    return labelled
 
 
 def roc(scores: pd.DataFrame, metrics: dict[str, Any], threshold: float | None) -> Picture | None:
@@ -183,8 +183,8 @@ def body_parts(metrics: dict[str, Any]) -> Picture | None:
     Returns:
         The figure; None when no body part of the test set has an AUROC.
     """
-    found = (metrics.get("test") or {}).get("body_parts") or {}
-    parts = [(name, block) for name, block in found.items() if block.get("auroc") is not None]
+    blocks = (metrics.get("test") or {}).get("body_parts") or {}
+    parts = [(name, block) for name, block in blocks.items() if block.get("auroc") is not None]
     parts.sort(key=lambda part: -part[1]["n"])
     parts = sorted(parts[:MOST_PARTS], key=lambda part: part[1]["auroc"])
     if not parts:
@@ -214,6 +214,6 @@ def body_parts(metrics: dict[str, Any]) -> Picture | None:
         alt=f"AUROC of the test set by body part: {words}.",
         caption="Number of test images in brackets. A long bar means few patients, not a worse "
         "model."
-        + (f" The {MOST_PARTS} largest parts are drawn." if len(found) > len(parts) else ""),
+        + (f" The {MOST_PARTS} largest parts are drawn." if len(blocks) > len(parts) else ""),
         size=(6.0, 1.3 + 0.36 * len(parts)),
     )

@@ -10,6 +10,7 @@ import pandas as pd
 from selftaught.data.images import bad_files
 from selftaught.data.split import leakage
 from selftaught.evaluation.run_files import RunFiles
+from selftaught.semi_labels import KNOWN_ABNORMAL, KNOWN_NORMAL
 
 SPLITS = ("val", "test")
 FIGURES = (
@@ -104,16 +105,16 @@ def warnings(run: RunFiles) -> list[str]:
     Args:
         run: the run folder.
     """
-    said = Counter(
+    counts = Counter(
         (str(entry.get("stage", "")), str(entry.get("message", "")))
         for entry in run.log
         if entry.get("kind") == "warning"
     )
-    found = [
+    messages = [
         (f"{stage}: " if stage else "") + message + (f" (said {n} times)" if n > 1 else "")
-        for (stage, message), n in said.items()
+        for (stage, message), n in counts.items()
     ]
-    return found + _skipped(run) + _leaks(run) + _small_sets(run)
+    return messages + _skipped(run) + _leaks(run) + _small_sets(run)
 
 
 def _skipped(run: RunFiles) -> list[str]:
@@ -121,9 +122,9 @@ def _skipped(run: RunFiles) -> list[str]:
     if run.bad_files is None or not len(run.bad_files):
         return []
     table = run.split if run.split is not None else run.scores
-    said = bad_files.in_words(run.bad_files, int((table["split"] != "unused").sum()))
+    text = bad_files.in_words(run.bad_files, int((table["split"] != "unused").sum()))
     return [
-        f"{said}. Others took their place in training; none has a score. bad_files.csv names them."
+        f"{text}. Others took their place in training; none has a score. bad_files.csv names them."
     ]
 
 
@@ -133,7 +134,7 @@ def _leaks(run: RunFiles) -> list[str]:
 
 
 def _crossing(run: RunFiles) -> list[str]:
-    """What the look for leaks found."""
+    """What the search for leaks found."""
     try:
         return [f"{text}." for text in leakage.in_words(run.leakage)]
     except (KeyError, TypeError):
@@ -159,16 +160,16 @@ def _shared_groups(run: RunFiles) -> list[str]:
 def _small_sets(run: RunFiles) -> list[str]:
     """Test sets too small for the interval."""
     test = run.scores[(run.scores["split"] == "test") & run.scores["label"].notna()]
-    found = []
+    sentences = []
     for value, name in ((0, "normal"), (1, "abnormal")):
         rows = test[test["label"] == value]
         groups = rows["group"].nunique() if "group" in rows else len(rows)
         if 0 < groups < FEW_GROUPS:
-            found.append(
+            sentences.append(
                 f"Only {groups} groups (patients) hold the {len(rows)} {name} test images: "
                 "the intervals are rough."
             )
-    return found
+    return sentences
 
 
 def figure_table(metrics: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
@@ -262,14 +263,14 @@ def split_rows(table: pd.DataFrame) -> list[tuple[str, list[str]]]:
     """
     order: Sequence[str] = ("train", "val", "test", "unused")
     names = [name for name in order if (table["split"] == name).any()]
-    rows = []
+    rows, codes = [], (KNOWN_NORMAL, KNOWN_ABNORMAL)
     for name in names:
         part = table[table["split"] == name]
         label = part["label"].to_numpy()
         known = part["semi_label"].to_numpy() if "semi_label" in part else np.zeros(len(part))
         groups = f"{part['group'].nunique():,}" if "group" in part else number(None)
         counts = [(label == 0).sum(), (label == 1).sum(), np.isnan(label).sum()]
-        counts += [(known == 1).sum(), (known == -1).sum()] if name == "train" else []
+        counts += [(known == code).sum() for code in codes] if name == "train" else []
         cells = [f"{len(part):,}", groups, *(f"{count:,}" for count in counts)]
         rows.append((name, cells + [number(None)] * (7 - len(cells))))
     return rows

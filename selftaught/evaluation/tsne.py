@@ -73,14 +73,14 @@ def _categories(values: Sequence[str]) -> list[tuple[str, np.ndarray, str]]:
     array = np.asarray(values, dtype=object).astype(str)
     names, counts = np.unique(array, return_counts=True)
     order = [name for name in names[np.argsort(-counts, kind="stable")] if name]
-    found = [
+    categories = [
         (f"{plain(name, 18)} ({(array == name).sum()})", array == name, color)
         for name, color in zip(order, CYCLE, strict=False)
     ]
     rest = ~np.isin(array, order[:MOST_COLORS])
     if rest.any():
-        found.insert(0, (f"other ({rest.sum()})", rest, UNKNOWN))
-    return found
+        categories.insert(0, (f"other ({rest.sum()})", rest, UNKNOWN))
+    return categories
 
 
 def _colourings(rows: pd.DataFrame) -> list[tuple[str, list[tuple[str, np.ndarray, str]]]]:
@@ -91,15 +91,15 @@ def _colourings(rows: pd.DataFrame) -> list[tuple[str, list[tuple[str, np.ndarra
         ("normal", label == 0, NORMAL),
         ("abnormal", label == 1, ABNORMAL),
     ]
-    found = [
+    maps = [
         ("label", [(f"{n} ({m.sum()})", m, color) for n, m, color in by_label if m.any()]),
     ]
     if "body_part" in rows and rows["body_part"].nunique() > 1:
-        found.append(("body part", _categories(rows["body_part"].tolist())))
+        maps.append(("body part", _categories(rows["body_part"].tolist())))
     if "center" in rows and rows["center"].notna().any():
         centers = ["" if np.isnan(c) else f"centre {c:.0f}" for c in rows["center"]]
-        found.append(("nearest centre", _categories(centers)))
-    return found
+        maps.append(("nearest centre", _categories(centers)))
+    return maps
 
 
 def tsne_pictures(

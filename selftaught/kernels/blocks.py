@@ -13,7 +13,7 @@ from torch import Tensor
 
 from selftaught import distributed
 from selftaught.kernels.reference.common import compute_dtype
-from selftaught.kernels.tiles import Classes, Excluded, Rows, Side, Tiles
+from selftaught.kernels.tiles import Classes, Embeddings, Excluded, Side, Tiles
 
 
 class Peers(NamedTuple):
@@ -64,7 +64,7 @@ class Call:
     symmetric: bool = False
     in_batch: bool = True
 
-    def rows(self, z: Tensor) -> Rows:
+    def rows(self, z: Tensor) -> Embeddings:
         """Rows made ready for the passes."""
         return self.tiles.prepare(z, self.normalize, self.precision)
 
@@ -80,7 +80,7 @@ class Call:
         return 0 if self.travel else self.peers.rank * count
 
     def part(self, held: Any, count: int) -> Any:
-        """This rank's `count` rows of a tensor or `Rows`; the same object where it is all."""
+        """This rank's `count` rows of a tensor or `Embeddings`; the same object where it is all."""
         if self.travel or self.peers.ranks == 1:
             return held
         first = self.first(count)
@@ -97,13 +97,13 @@ class Call:
 class Block(NamedTuple):
     """Columns of a pass, their side, and what the pass leaves out."""
 
-    y: Rows
+    y: Embeddings
     column: Side | None
     excluded: Excluded | None
 
 
 def blocks(
-    call: Call, held: Rows, z: Tensor, excluded: Excluded, column: Side | None = None
+    call: Call, held: Embeddings, z: Tensor, excluded: Excluded, column: Side | None = None
 ) -> Iterator[Block]:
     """All columns at once where they were gathered, else rank by rank.
 
@@ -124,7 +124,7 @@ def blocks(
         yield Block(held if here else call.rows(other), side, excluded if here else None)
 
 
-def log_sums(call: Call, x: Rows, columns: Iterable[Block], tau: Tensor) -> Tensor:
+def log_sums(call: Call, x: Embeddings, columns: Iterable[Block], tau: Tensor) -> Tensor:
     """(n,) log-sums of rows over the columns of all blocks."""
     total: Tensor | None = None
     for y, _, excluded in columns:
@@ -134,7 +134,7 @@ def log_sums(call: Call, x: Rows, columns: Iterable[Block], tau: Tensor) -> Tens
     return total
 
 
-def symmetric_log_sums(call: Call, held: Rows, count: int, half: int, tau: Tensor) -> Tensor:
+def symmetric_log_sums(call: Call, held: Embeddings, count: int, half: int, tau: Tensor) -> Tensor:
     """(N,) log-sums of all ranks' rows over all rows but the row and, if `half`, its partner.
 
     Ranks a and b share their block: the one that is nearer going up computes it, and at half of an
@@ -175,7 +175,7 @@ def symmetric_log_sums(call: Call, held: Rows, count: int, half: int, tau: Tenso
 
 def weighted_sums(
     call: Call,
-    x: Rows,
+    x: Embeddings,
     columns: Iterable[Block],
     tau: Tensor,
     row: Side | None,

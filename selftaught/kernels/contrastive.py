@@ -27,7 +27,7 @@ from torch import Tensor
 from selftaught.kernels.blocks import Block, Call, blocks, log_sums, symmetric_log_sums
 from selftaught.kernels.blocks import weighted_sums as sums_of_blocks
 from selftaught.kernels.reference.common import cast
-from selftaught.kernels.tiles import Classes, Excluded, Rows, Side, Tiles
+from selftaught.kernels.tiles import Classes, Embeddings, Excluded, Side, Tiles
 
 Kept = tuple[Tensor | None, ...]
 
@@ -38,18 +38,18 @@ def _pair_loss(log_sum: Tensor, positive: Tensor) -> Tensor:
     return torch.logaddexp(log_sum - positive, 0 * positive)
 
 
-def _pair_logits(tiles: Tiles, x: Rows, tau: Tensor, ranks: int = 1) -> Tensor:
+def _pair_logits(tiles: Tiles, x: Embeddings, tau: Tensor, ranks: int = 1) -> Tensor:
     """Logits of rows with their other view; `x` holds the rows of as many ranks."""
     views = x.unit.unflatten(0, (ranks, 2, -1))
-    first, second = (Rows(unit=views[:, view].flatten(0, 1), inverse=None) for view in (0, 1))
+    first, second = (Embeddings(unit=views[:, view].flatten(0, 1), inverse=None) for view in (0, 1))
     pairs = (tiles.dots(first, second) / tau).view(ranks, 1, -1)
     return pairs.expand(-1, 2, -1).flatten()
 
 
-def _finish_pairs(tiles: Tiles, sums: Tensor, x: Rows, tau: Tensor, pair: Tensor) -> Tensor:
+def _finish_pairs(tiles: Tiles, sums: Tensor, x: Embeddings, tau: Tensor, pair: Tensor) -> Tensor:
     """Gradient by rows from the sums and the (n,) weight of each row's other view."""
     half = x.unit.shape[0] // 2
-    others = Rows(unit=x.unit.roll(half, 0), inverse=None)
+    others = Embeddings(unit=x.unit.roll(half, 0), inverse=None)
     return tiles.finish(sums, x, tau, others, pair + pair.roll(half))
 
 
@@ -124,10 +124,10 @@ def _class_sums(unit_ND: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     return sums_ND[place_N] - unit_ND, many_N1[place_N, 0] - 1
 
 
-def _positives(call: Call, held: Rows, classes: Tensor, tau: Tensor) -> _Positives:
+def _positives(call: Call, held: Embeddings, classes: Tensor, tau: Tensor) -> _Positives:
     """Positives of rows by their (N,) int64 classes."""
     others_ND, many = _class_sums(held.unit, classes)
-    others = Rows(unit=others_ND, inverse=None)
+    others = Embeddings(unit=others_ND, inverse=None)
     mean = call.tiles.dots(held, others) / (many.clamp(min=1) * tau)
     if not call.paired:
         return _Positives(many, mean.masked_fill(many == 0, 0), None)

@@ -55,8 +55,8 @@ def load(backend: str) -> Backend | str:
 
 def refusal(backend: str, request: Request) -> str:
     """Why `backend` cannot serve `request`; "" where it can."""
-    found = load(backend)
-    return found if isinstance(found, str) else found.refusal(request)
+    loaded = load(backend)
+    return loaded if isinstance(loaded, str) else loaded.refusal(request)
 
 
 def requested(backend: str | None) -> str:
@@ -83,9 +83,9 @@ def _best(request: Request) -> str:
         reason = refusal(name, request)
         if not reason:
             # An absent module is no news to anybody; a present one that refuses is.
-            told = [f"{other}: {why}" for other, why in refused if why != ABSENT]
-            if told:
-                _say_fallback(request.op, request.device.type, name, "; ".join(told))
+            reasons = [f"{other}: {why}" for other, why in refused if why != ABSENT]
+            if reasons:
+                _say_fallback(request.op, request.device.type, name, "; ".join(reasons))
             return name
         refused.append((name, reason))
     raise AssertionError("the reference backend refuses nothing")
@@ -117,9 +117,9 @@ def choose(request: Request, backend: str | None = None) -> str:
 
 def implementation(request: Request, backend: str | None = None) -> Backend:
     """The backend that serves `request`; see `choose`."""
-    found = load(choose(request, backend))
-    assert isinstance(found, Backend)
-    return found
+    loaded = load(choose(request, backend))
+    assert isinstance(loaded, Backend)
+    return loaded
 
 
 def backend_table() -> list[BackendRow]:

@@ -56,8 +56,8 @@ def _lend_threads(library: ctypes.CDLL) -> None:
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
         paths = {line.split(maxsplit=5)[5] for line in lines if "omp" in line}
-        own = [path for path in sorted(paths) if "/torch/" in path and OPENMP.search(path)]
-        entry = ctypes.CDLL(own[0]).GOMP_parallel
+        libraries = [path for path in sorted(paths) if "/torch/" in path and OPENMP.search(path)]
+        entry = ctypes.CDLL(libraries[0]).GOMP_parallel
     except (OSError, IndexError, AttributeError):
         return  # another system or OpenMP: the library starts threads of its own
     library.selftaught_use_team(ctypes.cast(entry, ctypes.c_void_p))
@@ -74,8 +74,8 @@ def variants() -> tuple[str, ...]:
     library = _load()
     if isinstance(library, str):
         return ()
-    found = library.selftaught_variants()
-    return tuple(name for bit, name in enumerate(VARIANTS) if found >> bit & 1)
+    bits = library.selftaught_variants()
+    return tuple(name for bit, name in enumerate(VARIANTS) if bits >> bit & 1)
 
 
 def variant() -> str:

@@ -96,8 +96,8 @@ class SphereOps:
         self, x: Tensor, centers: Tensor, active: Tensor | None, precision: str
     ) -> tuple[Tensor, Tensor]:
         """(N,) squared distances and (N,) indices of the nearest centres."""
-        found = self._passes.search(x, centers, active)
-        return found.squared, found.center
+        nearest = self._passes.search(x, centers, active)
+        return nearest.squared, nearest.center
 
     def nearest_center_backward(
         self,
@@ -124,9 +124,9 @@ class SphereOps:
         precision: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(N,) losses, squared distances and indices; the distances carry no gradient."""
-        found = self._passes.search(x, centers, active, Mad(semi_labels, eta, eps))
-        assert found.loss is not None
-        return found.loss, found.squared, found.center
+        nearest = self._passes.search(x, centers, active, Mad(semi_labels, eta, eps))
+        assert nearest.loss is not None
+        return nearest.loss, nearest.squared, nearest.center
 
     def mad_backward(
         self,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class Embeddings:
     """Embeddings made ready for the passes.
 
     Attributes:
@@ -26,11 +26,11 @@ class Rows:
     inverse: Tensor | None
     operands: tuple[Tensor, ...] = ()
 
-    def part(self, first: int, count: int) -> "Rows":
+    def part(self, first: int, count: int) -> "Embeddings":
         """`count` rows from `first` on, as views."""
         chosen = slice(first, first + count)
         inverse = None if self.inverse is None else self.inverse[chosen]
-        return Rows(
+        return Embeddings(
             unit=self.unit[chosen],
             inverse=inverse,
             operands=tuple(operand[chosen] for operand in self.operands),
@@ -79,22 +79,22 @@ class Tiles(Protocol):
     Vectors are of the rows' dtype. Two runs give equal bits.
     """
 
-    def prepare(self, z: Tensor, normalize: bool, precision: str) -> Rows:
-        """(N, D) embeddings of any dtype -> `Rows`.
+    def prepare(self, z: Tensor, normalize: bool, precision: str) -> Embeddings:
+        """(N, D) embeddings of any dtype -> `Embeddings`.
 
         A row whose largest entry is below the smallest normal number becomes zero, with inverse
         length 0.
         """
         ...
 
-    def dots(self, x: Rows, y: Rows) -> Tensor:
+    def dots(self, x: Embeddings, y: Embeddings) -> Tensor:
         """(N,) products <x_i, y_i>, from `unit`, in full precision."""
         ...
 
     def log_sums(
         self,
-        x: Rows,
-        y: Rows,
+        x: Embeddings,
+        y: Embeddings,
         temperature: Tensor,
         excluded: Excluded | None,
         *,
@@ -112,8 +112,8 @@ class Tiles(Protocol):
 
     def weighted_sums(
         self,
-        x: Rows,
-        y: Rows,
+        x: Embeddings,
+        y: Embeddings,
         temperature: Tensor,
         excluded: Excluded | None,
         *,
@@ -141,9 +141,9 @@ class Tiles(Protocol):
     def finish(
         self,
         sums: Tensor,
-        x: Rows,
+        x: Embeddings,
         temperature: Tensor,
-        partner: Rows | None = None,
+        partner: Embeddings | None = None,
         coefficient: Tensor | None = None,
     ) -> Tensor:
         """(R, D) gradient by the raw rows.

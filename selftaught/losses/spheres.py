@@ -16,8 +16,7 @@ from selftaught.losses.checks import (
     values_readable,
 )
 from selftaught.losses.module import LossModule
-
-SEMI_LABELS = (-1, 0, 1)
+from selftaught.semi_labels import SEMI_LABELS
 
 
 class Assignment(NamedTuple):

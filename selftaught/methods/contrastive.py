@@ -15,8 +15,9 @@ from selftaught import distributed
 from selftaught.data.augment import Augment, pretext_augment
 from selftaught.errors import require
 from selftaught.losses import ntxent_loss, supcon_loss
-from selftaught.methods.task import KNOWN_ABNORMAL, Options, System, Task
+from selftaught.methods.task import Options, System, Task
 from selftaught.models.network import Network
+from selftaught.semi_labels import KNOWN_ABNORMAL
 
 
 @dataclass(frozen=True, kw_only=True)

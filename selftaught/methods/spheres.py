@@ -12,10 +12,11 @@ from selftaught import distributed
 from selftaught.data.augment import finetune_augment
 from selftaught.errors import InputError, require
 from selftaught.losses import mad_loss_with_assignment, nearest_center
-from selftaught.methods.task import KNOWN_ABNORMAL, Options, Start, Task
+from selftaught.methods.task import Options, Start, Task
 from selftaught.models.heads import Embedder
 from selftaught.models.network import Network
 from selftaught.search import kmeans
+from selftaught.semi_labels import KNOWN_ABNORMAL
 
 RESTARTS = 10
 

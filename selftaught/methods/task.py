@@ -14,8 +14,6 @@ from selftaught.data.augment import Augment, finetune_augment
 from selftaught.errors import InputError, require
 from selftaught.models.network import Network
 
-KNOWN_ABNORMAL, UNKNOWN, KNOWN_NORMAL = -1, 0, 1
-
 # Columns of scores.csv and of manifests, which no output of a scorer may replace.
 FEATURES = ("h", "z")
 TAKEN = {

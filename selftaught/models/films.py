@@ -63,7 +63,7 @@ def as_trained(
                 "allowed: a mask for each image (in a manifest, the column mask), None for those "
                 "without"
             )
-        given = [None if one is None else _own_mask(one) for one in packed]
+        given = [None if one is None else _mask_in_pack(one) for one in packed]
     if preprocessing.prepared is None or not raw:
         return Films(given, None)
     config = PrepareConfig(**preprocessing.prepared)
@@ -98,28 +98,28 @@ def _check_sets(
     for path, one in zip(paths, packed, strict=True):
         if one is None or (home := one.pack.folder.parent) in fine:
             continue
-        found = settings_of(home)
-        if found is None or found != wanted:
-            raise InputError(f"{path}: {_difference(found, wanted)}")
+        settings = settings_of(home)
+        if settings is None or settings != wanted:
+            raise InputError(f"{path}: {_difference(settings, wanted)}")
         fine.add(home)
 
 
-def _difference(found: Mapping[str, Any] | None, wanted: Mapping[str, Any] | None) -> str:
-    if found is None:
+def _difference(settings: Mapping[str, Any] | None, wanted: Mapping[str, Any] | None) -> str:
+    if settings is None:
         return f"is in a pack that does not say how it was prepared; {ALLOWED}"
     if wanted is None:
         return (
             "is in a prepared set, but the model was trained on films as they came; allowed: the "
             "raw films"
         )
-    name = next(name for name in wanted if found[name] != wanted[name])
+    name = next(name for name in wanted if settings[name] != wanted[name])
     return (
-        f"was prepared with {name} {found[name]!r}, the model's films with {wanted[name]!r}; "
+        f"was prepared with {name} {settings[name]!r}, the model's films with {wanted[name]!r}; "
         f"{ALLOWED}"
     )
 
 
-def _own_mask(one: Packed) -> Path | None:
+def _mask_in_pack(one: Packed) -> Path | None:
     """The path of the mask that a pack holds for an image."""
     if one.pack.records[one.slot]["mask_offset"] < 0:
         return None

@@ -73,14 +73,14 @@ class Preprocessing:
         Raises:
             InputError: the set is damaged.
         """
-        found = _settings(source)
-        known = len(found) == 1 and found[0] != UNSAID
+        settings = _settings(source)
+        known = len(settings) == 1 and settings[0] != UNSAID
         return cls(
             image_size=image_size,
             **{name: getattr(augment, name) for name in VIEW},
             input_range=augment.input_range,
             masked=masked,
-            prepared=found[0] if known else None,
+            prepared=settings[0] if known else None,
             known=known,
         )
 
@@ -126,7 +126,7 @@ def _settings(source: Path) -> list[dict[str, Any] | None]:
     from selftaught.data.manifest import read_manifest
 
     listed = read_manifest(source, allow_outside=True, check_files=False)
-    found: list[dict[str, Any] | None] = []
+    different: list[dict[str, Any] | None] = []
     known: dict[Path, dict[str, Any] | None] = {}
     for path in listed.table["path"]:
         packed = locate(listed.root / path)
@@ -135,9 +135,9 @@ def _settings(source: Path) -> list[dict[str, Any] | None]:
         else:
             home = packed.pack.folder.parent
             if home not in known:
-                said = settings_of(home)
-                known[home] = UNSAID if said is None else said
+                stated = settings_of(home)
+                known[home] = UNSAID if stated is None else stated
             settings = known[home]
-        if settings not in found:
-            found.append(settings)
-    return found or [None]
+        if settings not in different:
+            different.append(settings)
+    return different or [None]

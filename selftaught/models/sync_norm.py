@@ -30,8 +30,8 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        own = torch.float64 if x.dtype == torch.float64 else torch.float32
-        mean, var = _statistics(x.to(own))
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        mean, var = _statistics(x.to(dtype))
         rows = mean.new_full((1,), x.numel() / x.shape[1])
         # Every rank combines the same figures in the same order: the same bits everywhere.
         means, variances, counts = (
@@ -42,8 +42,8 @@ class _Normalise(torch.autograd.Function):
         total = counts.sum()
         mean = (means * counts).sum(0) / total
         var = ((variances + (means - mean) ** 2) * counts).sum(0) / total
-        mean, var = mean.to(own), var.to(own)
-        ctx.save_for_backward(x, weight, mean, var, total.to(own))
+        mean, var = mean.to(dtype), var.to(dtype)
+        ctx.save_for_backward(x, weight, mean, var, total.to(dtype))
         ctx.eps = eps
         y = nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
         ctx.mark_non_differentiable(mean, var, total)

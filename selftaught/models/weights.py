@@ -18,12 +18,12 @@ CLASSIFIER = "fc."
 
 
 def check_tensors(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: object
+    given: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: object
 ) -> None:
     """Refuse tensors that do not fit, before any weight changes.
 
     Args:
-        found: tensors of a file.
+        given: tensors of a file.
         expected: tensors of the module; only names, shapes and dtypes are read, so they may be
             on the meta device.
         where: what the message starts with, usually the file.
@@ -32,10 +32,10 @@ def check_tensors(
         InputError: a name is missing or too many, a shape or dtype differs (all differences are
             counted, the first is printed with both shapes), or a value is not finite.
     """
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} does not belong to this model" for name in found if name not in expected]
-    for name in expected.keys() & found.keys():
-        have, want = found[name], expected[name]
+    problems = [f"{name} is missing" for name in expected if name not in given]
+    problems += [f"{name} does not belong to this model" for name in given if name not in expected]
+    for name in expected.keys() & given.keys():
+        have, want = given[name], expected[name]
         if have.shape != want.shape:
             problems.append(
                 f"{name} has shape {tuple(have.shape)}, the model needs {tuple(want.shape)}"
@@ -46,7 +46,7 @@ def check_tensors(
         shapes_first = sorted(problems, key=lambda text: ("has shape" not in text, text))
         more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
         raise InputError(f"{where}: {shapes_first[0]}{more}")
-    check_finite(found, where)
+    check_finite(given, where)
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: object) -> None:
@@ -96,11 +96,11 @@ def load_encoder_weights(encoder: Encoder, path: Path) -> None:
             (for example ImageNet's batch norms into `batch_norm="plain"`).
     """
     expected = encoder.layers.state_dict()
-    found = {name: t for name, t in _read(path).items() if not name.startswith(CLASSIFIER)}
+    tensors = {name: t for name, t in _read(path).items() if not name.startswith(CLASSIFIER)}
     for name, tensor in expected.items():
         if name.endswith(COUNTER):
-            found.setdefault(name, torch.zeros_like(tensor))
+            tensors.setdefault(name, torch.zeros_like(tensor))
     # Files hold float32; an encoder in float64 takes them too.
     single = {k: t.to("meta").float() if t.is_floating_point() else t for k, t in expected.items()}
-    check_tensors(found, single, f"weights={path}")
-    encoder.layers.load_state_dict(found)
+    check_tensors(tensors, single, f"weights={path}")
+    encoder.layers.load_state_dict(tensors)

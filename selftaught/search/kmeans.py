@@ -11,7 +11,7 @@ from selftaught.kernels import ops
 
 LARGEST = 1e17  # float32 holds the square of this times any usual width
 BLOCK = 1024  # rows in float64 at a time, which stay in the cache
-Rows = Tensor | np.ndarray
+Points = Tensor | np.ndarray
 
 
 class KMeansResult(NamedTuple):
@@ -31,7 +31,7 @@ class KMeansResult(NamedTuple):
     inertia: float
 
 
-def checked(values: Rows, name: str) -> Tensor:
+def checked(values: Points, name: str) -> Tensor:
     """`values` as a finite (N, D) float32 or float64 tensor, contiguous, where they are.
 
     Raises:
@@ -169,13 +169,13 @@ def _lloyd(x: Tensor, centers: Tensor, iterations: int) -> tuple[Tensor, Tensor,
 
 @torch.no_grad()
 def kmeans(
-    x: Rows,
+    x: Points,
     k: int,
     *,
     seed: int = 0,
     iterations: int = 50,
     restarts: int = 1,
-    initial: Rows | None = None,
+    initial: Points | None = None,
 ) -> KMeansResult:
     """Lloyd's k-means from a greedy k-means++ start, over every row (no subsampling).
 

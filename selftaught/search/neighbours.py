@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selftaught.search.kmeans import Rows, checked
+from selftaught.search.kmeans import Points, checked
 
 Array = np.ndarray
 TOLERANCE = 1e-6  # of a squared distance: a missing neighbour that is no nearer changes no score
@@ -60,8 +60,8 @@ def _by_faiss(faiss: Any, queries: Array, table: Array, m: int) -> tuple[Array, 
     if faiss.get_num_gpus() and m <= GPU_NEIGHBOURS:
         device = torch.cuda.current_device() if torch.cuda.is_available() else 0
         return faiss.knn_gpu(faiss.StandardGpuResources(), queries, table, m, device=device)
-    found = _in_threads(faiss, lambda part: faiss.knn(queries[part], table, m), len(queries))
-    squared, rows = zip(*found, strict=True)
+    parts = _in_threads(faiss, lambda part: faiss.knn(queries[part], table, m), len(queries))
+    squared, rows = zip(*parts, strict=True)
     return np.concatenate(squared), np.concatenate(rows)
 
 
@@ -69,15 +69,15 @@ def _by_torch(queries: Array, table: Array, m: int, *, direct: bool) -> tuple[Ar
     """The same in float64; `direct`: by differences, right to rounding but slower."""
     rows, mode = torch.from_numpy(table).double(), "donot_use_mm_for_euclid_dist"
     lengths = rows.square().sum(1)
-    found = []
+    nearest = []
     for part in torch.from_numpy(queries).double().split(max(1, BLOCK_VALUES // len(table))):
         if direct:
             squared = torch.cdist(part, rows, compute_mode=mode).square()
         else:
             squared = torch.addmm(lengths, part, rows.T, alpha=-2) + part.square().sum(1)[:, None]
-        found.append(torch.topk(squared, m, largest=False))
-    numbers = torch.cat([one.indices for one in found]).numpy()
-    return torch.cat([one.values for one in found]).numpy(), numbers
+        nearest.append(torch.topk(squared, m, largest=False))
+    numbers = torch.cat([one.indices for one in nearest]).numpy()
+    return torch.cat([one.values for one in nearest]).numpy(), numbers
 
 
 def _exactly(faiss: Any, queries: Array, table: Array, rows: Array) -> Array:
@@ -96,12 +96,12 @@ def _exactly(faiss: Any, queries: Array, table: Array, rows: Array) -> Array:
 
         _in_threads(faiss, work, len(queries))
         return out.astype(np.float64)
-    found, step = [], max(1, CACHED_VALUES // (m * width))
+    squared, step = [], max(1, CACHED_VALUES // (m * width))
     for start in range(0, len(queries), step):
         part = slice(start, start + step)
         difference = table[rows[part]].astype(np.float64) - queries[part, None]
-        found.append(np.einsum("qmd,qmd->qm", difference, difference))
-    return np.concatenate(found)
+        squared.append(np.einsum("qmd,qmd->qm", difference, difference))
+    return np.concatenate(squared)
 
 
 def _scores(asked: Array, table: Array, k: int) -> Array:
@@ -128,16 +128,16 @@ def _scores(asked: Array, table: Array, k: int) -> Array:
     scores, pending = np.empty(len(asked)), np.arange(len(asked))
     for name, rounding in proposers:
         if name == "faiss":
-            found = _by_faiss(faiss, near[pending], places, m)
+            best = _by_faiss(faiss, near[pending], places, m)
         elif name == "double":
             double = table.astype(np.float64) - origin
-            found = _by_torch(asked[pending].astype(np.float64) - origin, double, m, direct=False)
+            best = _by_torch(asked[pending].astype(np.float64) - origin, double, m, direct=False)
         else:
-            found = _by_torch(asked[pending], table, k, direct=True)
+            best = _by_torch(asked[pending], table, k, direct=True)
         single = faiss if name == "faiss" else None
-        exact = np.sort(_exactly(single, asked[pending], table, found[1]), axis=1)[:, :k]
+        exact = np.sort(_exactly(single, asked[pending], table, best[1]), axis=1)[:, :k]
         error = (table.shape[1] + 16) * rounding * (2 * norms[pending] + np.sqrt(exact[:, -1])) ** 2
-        sure = found[0][:, -1] - error >= (1 - TOLERANCE) * exact[:, -1]
+        sure = best[0][:, -1] - error >= (1 - TOLERANCE) * exact[:, -1]
         if name == "faiss":
             sure &= exact[:, -1] > UNDERFLOW
         sure |= name == "direct"
@@ -149,7 +149,7 @@ def _scores(asked: Array, table: Array, k: int) -> Array:
 
 
 @torch.no_grad()
-def knn_score(queries: Rows, database: Rows, k: int = 100) -> Tensor:
+def knn_score(queries: Points, database: Points, k: int = 100) -> Tensor:
     """Mean Euclidean distance to the k nearest rows: the paper's 100-NN ablation (Table 1).
 
     Right to 1e-6 of the mean computed in float64, whatever rows are asked together and whatever

@@ -44,7 +44,7 @@ class Beginning:
         with self._open(random) as pipeline:
             for batch in pipeline.batches((0, chunk) for chunk in chunks):
                 self.run.images.note("begin", None, batch.problems)
-                yield batch.views[:, 0].to(self.run.device)
+                yield batch.views[:, 0].to(self.run.device, self.run.kind)
         self.run.images.share()
 
     def features(self, rows: Rows, *, random: bool = False) -> Tensor:

@@ -50,6 +50,11 @@ class Run:
     reporter: Reporter
     stopper: Stopper
 
+    @property
+    def kind(self) -> torch.dtype:
+        """Of weights and views."""
+        return torch.float64 if self.config.engine.precision == "fp64" else torch.float32
+
     def alone(self, name: str, work: Callable[[], Result]) -> Result | None:
         """Let rank 0 do `work`, which communicates nothing; None on the others."""
         return alone(self.reporter.on_event, self.stopper, name, work)

@@ -25,7 +25,7 @@ def check_trained(task: Task) -> None:
 
 
 @torch.no_grad()
-def check_scorer(task: Task, device: torch.device) -> None:
+def check_scorer(task: Task, device: torch.device, kind: torch.dtype = torch.float32) -> None:
     """Try the scorer on two blank images.
 
     Raises:
@@ -38,7 +38,6 @@ def check_scorer(task: Task, device: torch.device) -> None:
         )
     modes = [(module, module.training) for one in (task, scorer) for module in one.modules()]
     scorer.eval()
-    kind = next(task.parameters(), torch.zeros(())).dtype
     score_images(scorer, torch.zeros(2, 1, size, size, device=device, dtype=kind))
     for module, mode in modes:
         module.training = mode

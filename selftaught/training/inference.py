@@ -66,7 +66,7 @@ def infer(
             batch = next(source)
             problems = batch.problems
             if len(batch.ids):
-                outputs = compute(batch.views[:, 0].to(run.device))
+                outputs = compute(batch.views[:, 0].to(run.device, run.kind))
                 parts.append({"row": batch.ids, **{k: _to_cpu(v) for k, v in outputs.items()}})
         run.images.note(name, None, problems)
         # The one look at each other of a batch.

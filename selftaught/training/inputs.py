@@ -186,6 +186,7 @@ def training_batches(
     steps: int,
     input_range: tuple[float, float],
     device: torch.device,
+    kind: torch.dtype = torch.float32,
 ) -> Iterator[Batch]:
     """This rank's share of each global batch, from `first_step` on.
 
@@ -200,6 +201,7 @@ def training_batches(
         steps: the stage's number of steps.
         input_range: lowest and highest value the stage declares.
         device: where the tensors go.
+        kind: of the views, that of the weights.
 
     Raises:
         InputError: an image cannot be read, or where such are skipped, too many.
@@ -223,9 +225,9 @@ def training_batches(
             # NaN passes: the loop stops over it and names the file.
             if least < low or most > high:
                 raise RuntimeError(f"views reach from {least} to {most}, declared: {input_range}")
-        masks = None if batch.masks is None else batch.masks.to(device, non_blocking=True)
+        masks = None if batch.masks is None else batch.masks.to(device, kind, non_blocking=True)
         yield {
-            "views": batch.views.to(device, non_blocking=True),
+            "views": batch.views.to(device, kind, non_blocking=True),
             "masks": masks,
             "semi_label": semi_label[batch.ids].to(device, non_blocking=True),
             "ids": batch.ids,

@@ -14,11 +14,12 @@ from selftaught import distributed
 from selftaught.errors import InputError
 from selftaught.files import write_atomic
 from selftaught.methods import Task
-from selftaught.methods.task import KNOWN_ABNORMAL, score_images
+from selftaught.methods.task import score_images
 from selftaught.models.calibration import Calibration
 from selftaught.models.files import save_model
 from selftaught.models.preprocessing import Preprocessing
 from selftaught.search import knn_score
+from selftaught.semi_labels import KNOWN_ABNORMAL
 from selftaught.training import checkpoint, guards
 from selftaught.training.context import FINETUNE, PRETEXT, Run
 from selftaught.training.contract import check_finite

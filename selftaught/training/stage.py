@@ -83,7 +83,7 @@ def train_stage(run: Run, role: str) -> None:
             checkpoint.save(folder, start)
         distributed.barrier()
     if role == FINETUNE:
-        check_scorer(task, run.device)
+        check_scorer(task, run.device, run.kind)
     if steps == 0:
         return
     check_trained(task)
@@ -171,6 +171,7 @@ class TrainingStage:
             steps=self.schedule.steps,
             input_range=self.options.augment.input_range,
             device=self.run.device,
+            kind=self.run.kind,
         )
 
     @property
@@ -265,7 +266,7 @@ class TrainingStage:
         kept = {name: buffer.clone() for name, buffer in self.task.named_buffers()}
         views = [b.views[:, 0] for b in self.plain_views.batches([(0, self._probe)])]
         self.task.train()
-        features = self.task.features(torch.cat(views).to(self.run.device))
+        features = self.task.features(torch.cat(views).to(self.run.device, self.run.kind))
         self.task.load_state_dict(kept, strict=False)
         assert features is not None
         return features[1].float().cpu()

@@ -6,7 +6,7 @@ import torch
 
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed (Linux x86-64, extra gpu)")
 
-from selftaught.data.pipeline import Batch, open_pipeline
+from selftaught.data.pipeline import ImageBatch, open_pipeline
 from selftaught.data.pipeline.dali import DaliPipeline
 from tests.data.pipeline.dali_cases import (
     OPERATORS,
@@ -24,7 +24,7 @@ from tests.data.pipeline.dali_cases import (
 __all__ = ["files", "packed"]
 
 
-def levels_apart(one: Batch, other: Batch, scale: int) -> torch.Tensor:
+def levels_apart(one: ImageBatch, other: ImageBatch, scale: int) -> torch.Tensor:
     return (one.views.cpu() - other.views.cpu()).abs().mean((2, 3, 4)) * 255 / scale
 
 

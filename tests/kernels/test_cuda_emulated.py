@@ -12,7 +12,7 @@ from selftaught.kernels.contrastive import Contrastive
 from selftaught.kernels.cuda import plan
 from selftaught.kernels.reference import contrastive as reference
 from selftaught.kernels.reference.tiles import EagerTiles
-from selftaught.kernels.tiles import Classes, Excluded, Rows, Side
+from selftaught.kernels.tiles import Classes, Embeddings, Excluded, Side
 from tests.kernels.emulation import Machine
 from tests.losses.formulas import relative_error, views
 
@@ -304,7 +304,7 @@ def test_losses_are_as_good_as_eager_float32(machine, name, tau, noise):
 
 
 def test_finish_without_normalising(machine):
-    x = Rows(unit=torch.ones(2, 3, device=machine.device), inverse=None)
+    x = Embeddings(unit=torch.ones(2, 3, device=machine.device), inverse=None)
     tau = torch.tensor(0.5, device=machine.device)
     grad = machine.tiles.finish(
         x.unit * 3, x, tau, x, torch.tensor([1.0, -1.0], device=machine.device)

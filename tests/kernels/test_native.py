@@ -13,7 +13,7 @@ import torch
 from selftaught.errors import InputError
 from selftaught.kernels import native
 from selftaught.kernels.dispatch import Request, choose, load, refusal
-from selftaught.kernels.tiles import Excluded, Rows, Side
+from selftaught.kernels.tiles import Embeddings, Excluded, Side
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUEST = Request(op="ntxent", device=torch.device("cpu"), dtype=torch.float32, width=8)
@@ -117,7 +117,7 @@ def test_instruction_sets_agree(
     x = TILES.prepare(torch.randn(210, 37, dtype=dtype), True, "fp32")
     tau = torch.tensor(temperature, dtype=dtype)
     pattern = Excluded(0, 105)
-    exact = Rows(unit=x.unit.double(), inverse=None)
+    exact = Embeddings(unit=x.unit.double(), inverse=None)
     logits = exact.unit @ exact.unit.T / tau.double()
     image = torch.arange(210) % 105
     logits.masked_fill_(image[:, None] == image, float("-inf"))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from selftaught.kernels import native
 from selftaught.kernels.reference.tiles import TILES as EAGER
-from selftaught.kernels.tiles import Excluded, Rows, Side, Tiles
+from selftaught.kernels.tiles import Embeddings, Excluded, Side, Tiles
 from tests.kernels.tiles_table import (
     NONE,
     Case,
@@ -167,8 +167,8 @@ def test_large_rows(backend: Backend, size: float) -> None:
     """Rows that were not normalised: one logit of a row towers over the others."""
     torch.manual_seed(3)
     for dtype in backend.dtypes:
-        x = Rows(unit=(size * torch.randn(150, 40)).to(dtype), inverse=None)
-        y = Rows(unit=torch.randn(70, 40).to(dtype), inverse=None)
+        x = Embeddings(unit=(size * torch.randn(150, 40)).to(dtype), inverse=None)
+        y = Embeddings(unit=torch.randn(70, 40).to(dtype), inverse=None)
         case = Case(x, y, temperature_of(0.5, dtype), Excluded(5))
         true_rows, true_columns = true_log_sums(case)
         found = backend.tiles.log_sums(x, y, case.temperature, Excluded(5), columns=True)
@@ -312,7 +312,7 @@ def test_equal_rows_have_equal_products(cpp: Tiles) -> None:
 def test_nan_is_passed_on(cpp: Tiles) -> None:
     z = torch.randn(5, 3)
     z[2, 1] = float("nan")
-    x = Rows(unit=z, inverse=None)
+    x = Embeddings(unit=z, inverse=None)
     found, columns = cpp.log_sums(x, x, torch.tensor(0.5), Excluded(0), columns=True)
     assert found.isnan().all() and columns.isnan().all()
 

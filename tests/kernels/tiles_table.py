@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from selftaught.kernels.reference.tiles import TILES as EAGER
-from selftaught.kernels.tiles import Classes, Excluded, Rows, Side
+from selftaught.kernels.tiles import Classes, Embeddings, Excluded, Side
 from tests.kernels.tiles_truth import left_out, weighted
 
 NONE = float("-inf")
@@ -17,8 +17,8 @@ NONE = float("-inf")
 class Case(NamedTuple):
     """One call, its tensors in the dtype under test."""
 
-    x: Rows
-    y: Rows
+    x: Embeddings
+    y: Embeddings
     temperature: Tensor
     excluded: Excluded | None
     row: Side | None = None
@@ -46,7 +46,7 @@ def true_weighted_sums(case: Case) -> tuple[Tensor, Tensor]:
     return sums, torch.zeros(len(logits), dtype=torch.float64) if slopes is None else slopes
 
 
-def rows_of(count: int, width: int, dtype: torch.dtype, size: float = 1.0) -> Rows:
+def rows_of(count: int, width: int, dtype: torch.dtype, size: float = 1.0) -> Embeddings:
     """Rows around a few directions, so that logits differ much; every 16th doubled."""
     rows = torch.randn(count, width, dtype=torch.float64)
     rows += 2 * torch.randn(5, width, dtype=torch.float64)[torch.arange(count) % 5]

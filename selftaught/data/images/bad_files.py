@@ -39,7 +39,7 @@ class Loaded(Generic[Content]):
     Attributes:
         sample: id of the sample that was taken; -1 = none.
         content: what was loaded for it; None = nothing.
-        problems: of the samples that were asked for before and cannot be used.
+        problems: of the samples tried before this one, which cannot be used.
     """
 
     sample: int
@@ -50,8 +50,8 @@ class Loaded(Generic[Content]):
 class Skipping:
     """Puts another sample in the place of one that cannot be read, or leaves the place empty.
 
-    The replacement depends on what `stand_ins` answers and on the files, on nothing else, so that
-    any number of threads and ranks agree. A sample that was bad once stays bad for this object.
+    The replacement depends on `stand_ins` and on the files alone, so that any number of threads and
+    ranks agree. A sample that was bad once stays bad for this object.
 
     Args:
         stand_ins: (epoch, sample) -> ids to try in turn. None: the place stays empty.

@@ -1,4 +1,4 @@
-"""How deeply a DICOM file nests its sequences, found without reading a value or calling itself.
+"""How deeply a DICOM file nests its sequences, without reading a value, without recursion.
 
 pydicom reads a sequence within a sequence by recursion, so a hostile file decides how deep it goes.
 Element headers are laid out as in PS3.5, 7.1 and 7.5.

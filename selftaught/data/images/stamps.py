@@ -51,8 +51,8 @@ def stamp_name(path: Path, root: Path) -> str:
 def changes(root: Path, then: Mapping[str, Stamp]) -> dict[str, str]:
     """What is no longer as it was, by name: "has changed", "is gone" or "has appeared".
 
-    A file of the same size and time counts as the same; one with another time is read, and its
-    checksum decides, so that copied files are the same.
+    A file of the same size and time counts as unchanged. If only its time differs it is read, and
+    its checksum decides: a copy counts as unchanged.
 
     Args:
         root: folder that the names start from.

@@ -12,6 +12,7 @@ import pandas as pd
 
 from selftaught.data.images.pack import locate
 from selftaught.errors import InputError
+from selftaught.semi_labels import KNOWN_ABNORMAL, KNOWN_NORMAL, UNKNOWN
 
 Where = Callable[[int], str]
 
@@ -93,8 +94,8 @@ def consistent(label: pd.Series, semi_label: pd.Series, where: Where) -> None:
         InputError: names the first such row.
     """
     truth = label.fillna(-9).to_numpy(np.int8)
-    known = semi_label.fillna(0).to_numpy(np.int8)
-    wrong = ((known == 1) & (truth != 0)) | ((known == -1) & (truth != 1))
+    known = semi_label.fillna(UNKNOWN).to_numpy(np.int8)
+    wrong = ((known == KNOWN_NORMAL) & (truth != 0)) | ((known == KNOWN_ABNORMAL) & (truth != 1))
     if wrong.any():
         index = int(wrong.argmax())
         given = "blank" if truth[index] < 0 else str(truth[index])

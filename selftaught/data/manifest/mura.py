@@ -1,4 +1,4 @@
-"""The MURA-v1.1 tree as a manifest (Rajpurkar et al. 2018; the user brings an own copy).
+"""The MURA-v1.1 tree as a manifest (Rajpurkar et al. 2018; users bring their own copy).
 
 Layout: `{train,valid}/XR_<PART>/patient<5 digits>/study<k>_{positive|negative}/image<k>.png`, with
 lists `{train,valid}_image_paths.csv` that have a header line in some copies and none in others.

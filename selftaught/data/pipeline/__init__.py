@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from selftaught.data.augment import Augment
 from selftaught.data.pipeline.cache import CacheBudget
-from selftaught.data.pipeline.executor import Batch, Pipeline, Request
+from selftaught.data.pipeline.executor import ImageBatch, Pipeline, Request
 from selftaught.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Batch", "CacheBudget", "Pipeline", "Request", "has_dali", "open_pipeline"]
+__all__ = ["ImageBatch", "CacheBudget", "Pipeline", "Request", "has_dali", "open_pipeline"]
 
 
 def open_pipeline(

@@ -19,7 +19,7 @@ from selftaught.data.pipeline.cache import CACHE_BYTES, CacheBudget
 from selftaught.data.pipeline.dali_graph import Kind, Spec, build
 from selftaught.data.pipeline.dali_resident import free_bytes, resident
 from selftaught.data.pipeline.dali_source import Item, Items, numbers
-from selftaught.data.pipeline.executor import Batch, Request, check_ids, check_options
+from selftaught.data.pipeline.executor import ImageBatch, Request, check_ids, check_options
 from selftaught.data.pipeline.sample import Made
 from selftaught.data.plan import draw
 from selftaught.errors import InputError
@@ -158,14 +158,14 @@ class DaliPipeline:
             ThreadPoolExecutor(threads, thread_name_prefix="selftaught-views") if threads else None
         )
 
-    def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
+    def batches(self, requests: Iterable[Request]) -> Iterator[ImageBatch]:
         """Batches in the order of the requests, up to `prefetch` prepared ahead.
 
         Args:
             requests: (epoch, ids) with ids (B,) integers; taken only as they are needed.
 
         Yields:
-            `Batch` on the pipeline's device, owned by the consumer; its memory came from DALI
+            `ImageBatch` on the pipeline's device, owned by the consumer; its memory came from DALI
             without a copy.
 
         Raises:
@@ -242,12 +242,12 @@ class DaliPipeline:
         made = numbers(facts, fed.plan, self._size, self._augment)
         return tuple(getattr(made, name) for name in self._spec.number_inputs)
 
-    def _run(self, runner: "_Runner", queue: "_Queue") -> Iterator[Batch]:
+    def _run(self, runner: "_Runner", queue: "_Queue") -> Iterator[ImageBatch]:
         """Batches until the requests end or one needs a larger graph."""
         try:
             for fed, outputs in runner.run(queue, ahead=self._ahead > 0):
                 masks = outputs[1] if self._spec.return_masks else None
-                yield Batch(outputs[0], masks, torch.from_numpy(fed.ids.copy()), fed.problems)
+                yield ImageBatch(outputs[0], masks, torch.from_numpy(fed.ids.copy()), fed.problems)
         except _DaliError as error:
             raise self._blamed(error.fed, error) from error.__cause__
 
@@ -261,11 +261,11 @@ class DaliPipeline:
                 return broken
         return RuntimeError(f"{', '.join(map(str, files))}: DALI made no views of these: {error}")
 
-    def _empty(self) -> Batch:
+    def _empty(self) -> ImageBatch:
         shape = (0, self._views, 1, self._size, self._size)
         views = torch.empty(shape, device=self._device)
         masks = torch.empty_like(views) if self._spec.return_masks else None
-        return Batch(views, masks, torch.empty(0, dtype=torch.int64))
+        return ImageBatch(views, masks, torch.empty(0, dtype=torch.int64))
 
 
 class _DaliError(Exception):
@@ -363,7 +363,7 @@ class _Runner:
         return self._arguments(self._next(self._for_numbers))
 
     def _next(self, waiting: deque[_Fed]) -> _Fed:
-        """What the asking source has not had yet; whichever source comes first takes a batch."""
+        """The next batch for one of the two sources; the first to ask takes it from the queue."""
         if not waiting:
             fed = self._take()
             self._inside.append(fed)

@@ -89,7 +89,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _fed(tensor: Tensor) -> Tensor | np.ndarray:
-    """DALI would ask CUDA for the stream of any tensor of torch."""
+    """An array on the CPU: given a tensor, DALI asks CUDA for its stream even there."""
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 

@@ -77,8 +77,8 @@ class Numbers(NamedTuple):
 class Items:
     """Samples by id; every file is read strictly once, then fed to DALI undecoded.
 
-    DALI decodes some damaged files without a word and does not name others: bytes that are not
-    those that were read strictly are read strictly again before it gets them.
+    DALI decodes some damaged files silently, and fails on others without naming them. So bytes that
+    differ from those that were read strictly are read strictly again before DALI gets them.
 
     Args:
         paths: image files; a sample's id is its position.

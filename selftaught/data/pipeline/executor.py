@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Request = tuple[int, np.ndarray]
 
 
-class Batch(NamedTuple):
+class ImageBatch(NamedTuple):
     """One batch of views.
 
     Attributes:
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
 class Pipeline(Protocol):
     """From (epoch, sample ids) to batches of views; what they hold depends on nothing else."""
 
-    def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
+    def batches(self, requests: Iterable[Request]) -> Iterator[ImageBatch]:
         """Batches in the order of the requests, prepared ahead where there are workers."""
 
     def close(self) -> None:

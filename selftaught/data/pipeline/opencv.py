@@ -17,7 +17,7 @@ from selftaught.data.images.bad_files import Loaded, Skipping, find
 from selftaught.data.images.contrast import autocontrast
 from selftaught.data.pipeline import composed, published
 from selftaught.data.pipeline.cache import CACHE_BYTES, Cache, CacheBudget
-from selftaught.data.pipeline.executor import Batch, Request, check_ids, check_options
+from selftaught.data.pipeline.executor import ImageBatch, Request, check_ids, check_options
 from selftaught.data.pipeline.sample import Made, Sample, load
 from selftaught.data.plan import PARAMETERS, draw
 from selftaught.errors import InputError, MachineError
@@ -27,7 +27,7 @@ from selftaught.workers import worker_count
 class _Started(NamedTuple):
     """A batch whose views are being made."""
 
-    batch: Batch
+    batch: ImageBatch
     work: list[Future[Loaded[None]]]
 
 
@@ -95,14 +95,14 @@ class OpenCVPipeline:
             ThreadPoolExecutor(threads, thread_name_prefix="selftaught-views") if threads else None
         )
 
-    def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
+    def batches(self, requests: Iterable[Request]) -> Iterator[ImageBatch]:
         """Batches in the order of the requests, up to `prefetch` prepared ahead.
 
         Args:
             requests: (epoch, ids) with ids (B,) integers; taken only as they are needed.
 
         Yields:
-            `Batch`, owned by the consumer.
+            `ImageBatch`, owned by the consumer.
 
         Raises:
             BadImage: the first file of a batch, in its order, that cannot be used; not where such
@@ -161,7 +161,9 @@ class OpenCVPipeline:
             else:
                 work.append(self._pool.submit(self._fill, *arguments))
         made = None if masks is None else torch.from_numpy(masks)
-        return _Started(Batch(torch.from_numpy(views), made, torch.from_numpy(ids.copy())), work)
+        return _Started(
+            ImageBatch(torch.from_numpy(views), made, torch.from_numpy(ids.copy())), work
+        )
 
     def _fill(
         self,
@@ -209,7 +211,7 @@ class OpenCVPipeline:
         return base
 
 
-def _finish(started: _Started) -> Batch:
+def _finish(started: _Started) -> ImageBatch:
     """Wait for a batch; the first failure in its order is raised, the rest dropped."""
     try:
         loaded = [future.result() for future in started.work]
@@ -222,7 +224,7 @@ def _finish(started: _Started) -> Batch:
     views, masks, _, _ = started.batch
     ids = torch.tensor([one.sample for one in loaded])
     kept = ids >= 0
-    return Batch(views[kept], None if masks is None else masks[kept], ids[kept], problems)
+    return ImageBatch(views[kept], None if masks is None else masks[kept], ids[kept], problems)
 
 
 def _cancel(work: Sequence[Future[Loaded[None]]]) -> None:

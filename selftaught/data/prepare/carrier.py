@@ -79,13 +79,13 @@ def find_carrier(grey: np.ndarray) -> Carrier | None:
 def _on_edges(picture: Map, fine: Map, page: "_Page", quad: Quad) -> Quad | None:
     """Corners in `fine` with the sides on edges that are seen; None where none is a film's."""
     for small, large in ((picture, picture), (picture, fine)):
-        found = refined(
+        corners = refined(
             np.maximum(np.abs(large - page.level) - page.noise, 0),
             _scaled(quad, small.shape, large.shape),
         )
-        if found is None:
+        if corners is None:
             return None
-        quad = found
+        quad = corners
     return quad
 
 
@@ -109,11 +109,11 @@ def _page_levels(picture: Map) -> list[float]:
     top = int(counts.argmax())
     common = border[(border >= edges[top]) & (border <= edges[top + 1])]
     corners = (picture[:6, :6], picture[:6, -6:], picture[-6:, :6], picture[-6:, -6:])
-    found: list[float] = []
+    levels: list[float] = []
     for level in (float(np.median(part)) for part in (common, *corners)):
-        if all(abs(level - other) > 3.0 for other in found):
-            found.append(level)
-    return found
+        if all(abs(level - other) > 3.0 for other in levels):
+            levels.append(level)
+    return levels
 
 
 def _page(picture: Map, level: float) -> _Page:
@@ -126,8 +126,8 @@ def _page(picture: Map, level: float) -> _Page:
     noise = max(0.25, 1.5 * float(np.percentile(near, 90))) if near.size > 20 else 0.25
     content = ~_outside(_density(np.abs(picture - level) > noise) > DENSITIES[-1])
     content = _without_specks(content, 80)
-    found = cv2.connectedComponentsWithStats(content.astype(np.uint8), connectivity=8)
-    return _Page(level, noise, content, np.asarray(found[3][1:], np.float64))
+    components = cv2.connectedComponentsWithStats(content.astype(np.uint8), connectivity=8)
+    return _Page(level, noise, content, np.asarray(components[3][1:], np.float64))
 
 
 def _density(mask: Mask) -> Map:
@@ -157,7 +157,7 @@ def _without_specks(mask: Mask, pixels: int) -> Mask:
 def _candidates(picture: Map, page: _Page) -> list[Quad]:
     """Rectangles around content at several tolerances, near-equal ones once."""
     apart = np.abs(picture - page.level)
-    found: list[Quad] = []
+    quads: list[Quad] = []
     for tolerance in TOLERANCES:
         raw = apart > tolerance
         if not 0.05 <= raw.mean() <= 0.995:
@@ -173,9 +173,9 @@ def _candidates(picture: Map, page: _Page) -> list[Quad]:
             # The density is wider than what is dense: the extent is that of the content itself.
             everything = _extent(raw & _without_specks(~outside, 20), turn[2])
             for quad in (_dense_extent(raw, turn), everything):
-                if all(np.abs(quad - other).max() > 1.0 for other in found):
-                    found.append(quad)
-    return found
+                if all(np.abs(quad - other).max() > 1.0 for other in quads):
+                    quads.append(quad)
+    return quads
 
 
 Turned = tuple[tuple[float, float], tuple[float, float], float]
@@ -262,10 +262,10 @@ def _seen(picture: Map, page: _Page, quad: Quad) -> npt.NDArray[np.float64]:
         flush = (points < 4).any(axis=1) | (points > (width - 5, height - 5)).any(axis=1)
         strips = points + np.concatenate([inner, outer])[:, None, None] * inwards
         place = strips.astype(np.float32)
-        found = cv2.remap(
+        values = cv2.remap(
             picture, place[..., 0], place[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
-        other = np.abs(found - page.level) > page.noise
+        other = np.abs(values - page.level) > page.noise
         edge = (other[:4].mean(axis=0) >= 0.25) & (other[4:].mean(axis=0) <= 0.25)
         # A side on the picture's own border can neither be seen nor be wrong.
         shares[side] = np.where(flush, 0.6, edge).mean()

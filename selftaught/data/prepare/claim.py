@@ -33,8 +33,8 @@ def read_claim(claim: Path) -> dict[str, Any]:
         InputError: it cannot be read or is damaged.
     """
     try:
-        found = json.loads(claim.read_text(encoding="utf-8"))
-        return {**found, "settings": dict(found["settings"])}
+        content = json.loads(claim.read_text(encoding="utf-8"))
+        return {**content, "settings": dict(content["settings"])}
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{claim}: is damaged; delete the folder or choose another") from error
 

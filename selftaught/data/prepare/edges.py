@@ -90,10 +90,10 @@ def sampled(picture: Map, places: Floats) -> Map:
     grid = wide.reshape(-1, 4096, 2)
     if not len(flat):
         return np.zeros(places.shape[:-1], np.float32)
-    found = cv2.remap(
+    values = cv2.remap(
         picture, grid[..., 0], grid[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
-    return np.asarray(found.reshape(-1)[: len(flat)].reshape(places.shape[:-1]), np.float32)
+    return np.asarray(values.reshape(-1)[: len(flat)].reshape(places.shape[:-1]), np.float32)
 
 
 def edge_along(apart: Map, start: Floats, end: Floats, inwards: Floats) -> Edge:

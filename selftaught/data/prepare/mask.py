@@ -119,8 +119,8 @@ def _rim(picture: Map) -> Map:
 
 def _last(rows: Mask) -> int:
     """How many rows there are up to the last one that is set."""
-    found = np.flatnonzero(rows)
-    return int(found[-1]) + 1 if found.size else 0
+    numbers = np.flatnonzero(rows)
+    return int(numbers[-1]) + 1 if numbers.size else 0
 
 
 def _depth(rim: Map) -> int:

@@ -44,7 +44,7 @@ class Places(NamedTuple):
 
 
 def work_shard(places: Places, number: int, rows: list[Row], config: PrepareConfig) -> None:
-    """Prepare some rows; a finished shard has its notes, so a killed one is done again.
+    """Prepare some rows. The notes are written last: a shard without them is done again.
 
     Args:
         places: folders.
@@ -81,7 +81,7 @@ def work_shard(places: Places, number: int, rows: list[Row], config: PrepareConf
 
 
 def _check_source(root: Path) -> None:
-    """Tell files that are missing from a whole folder that is, as when a disk was unmounted.
+    """Refuse a folder that is gone as a whole, as when a disk was unmounted; files may be missing.
 
     Raises:
         MachineError: there is no such folder any more, or it is empty.
@@ -122,7 +122,7 @@ def stamps_of(notes: list[Note]) -> dict[str, Stamp]:
 
 
 def _files(root: Path, row: Row, config: PrepareConfig) -> dict[str, Stamp]:
-    """A row's image and mask before they are read; not what a symbolic link leads out to."""
+    """Stamps of a row's image and mask before they are read; none where a link leads outside."""
     names = [row.path, row.mask if config.given_mask else ""]
     return {
         name: stamp(root / name)

@@ -141,8 +141,8 @@ def _abrupt(apart: Map, noise: float) -> tuple[Floats, Floats]:
         steepness[rows, columns] >= at(steepness, -1.0)
     )
     page = (at(apart, -3.0) <= noise + 1) & (at(apart, -2.0) <= noise + 1)
-    found = crest & page & (inside > STEP) & (inside > 0.75 * at(apart, 5.0))
-    return places[found], normals[found].astype(np.float64)
+    chosen = crest & page & (inside > STEP) & (inside > 0.75 * at(apart, 5.0))
+    return places[chosen], normals[chosen].astype(np.float64)
 
 
 def _lines(turn: float, sides: Floats) -> list[tuple[Floats, Floats, Floats]]:

@@ -60,6 +60,7 @@ from selftaught.data.split.groups import TRAIN, UNUSED, group_images, truth_of
 from selftaught.data.split.paper import draw_paper
 from selftaught.data.split.table import FIRST, format_table, read_split, split_table, write_split
 from selftaught.errors import InputError
+from selftaught.semi_labels import UNKNOWN
 
 __all__ = [
     "SplitConfig",
@@ -98,7 +99,7 @@ def make_split(manifest: Manifest, config: SplitConfig) -> pd.DataFrame:
     truth = truth_of(table)
     given = None
     if table["semi_label"].notna().any():
-        given = table["semi_label"].fillna(0).to_numpy(np.int8)
+        given = table["semi_label"].fillna(UNKNOWN).to_numpy(np.int8)
         if config.pollution:
             raise InputError(
                 f"split.pollution is {config.pollution:g}; allowed: 0, as {manifest.name} gives "

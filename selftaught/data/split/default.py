@@ -14,6 +14,7 @@ from selftaught.data.split.groups import (
 )
 from selftaught.data.split.labels import abnormal_draw, known_normal, shares
 from selftaught.errors import InputError
+from selftaught.semi_labels import KNOWN_ABNORMAL, KNOWN_NORMAL, UNKNOWN
 
 EVALUATION_KEEPS = 0.25
 
@@ -32,7 +33,7 @@ def draw_default(
     Raises:
         InputError: too few groups, or too few abnormal images for the pollution.
     """
-    known_rows = np.zeros(len(truth), bool) if given is None else given != 0
+    known_rows = np.zeros(len(truth), bool) if given is None else given != UNKNOWN
     first = np.bincount(groups.codes[known_rows], minlength=len(groups.names)) > 0
     sets = np.full(len(groups.names), UNUSED, np.int8)
     normal, abnormal = _evaluation_first(groups, first, config, sets)
@@ -41,9 +42,9 @@ def draw_default(
         sets[normal] = TRAIN
         sets[abnormal[first[abnormal]]] = TRAIN
         rows = sets[groups.codes]
-        return Assignment(rows, np.where(rows == TRAIN, given, 0).astype(np.int8))
+        return Assignment(rows, np.where(rows == TRAIN, given, UNKNOWN).astype(np.int8))
     known = _labels(groups, normal, abnormal, config, sets)[groups.codes]
-    semi = np.where(truth == 0, 1, -1) * (known & (truth >= 0))
+    semi = np.where(truth == 0, KNOWN_NORMAL, KNOWN_ABNORMAL) * (known & (truth >= 0))
     return Assignment(sets[groups.codes], semi.astype(np.int8))
 
 

@@ -19,6 +19,7 @@ from selftaught.data.split.groups import (
 )
 from selftaught.data.split.labels import abnormal_draw, known_normal, shares
 from selftaught.errors import InputError
+from selftaught.semi_labels import KNOWN_ABNORMAL, KNOWN_NORMAL, UNKNOWN
 
 
 def keep_split(
@@ -119,7 +120,7 @@ def _labels(groups: Groups, truth: np.ndarray, config: SplitConfig, sets: np.nda
     kept = known[1].copy()
     kept[abnormal[len(abnormal) - polluted :]] = True
     sets = np.where(trains & (truth == 1) & ~kept[groups.codes], UNUSED, sets).astype(np.int8)
-    semi = np.zeros(len(sets), np.int8)
-    semi[trains & (truth == 0) & known[0][groups.codes]] = 1
-    semi[trains & (truth == 1) & known[1][groups.codes]] = -1
+    semi = np.full(len(sets), UNKNOWN, np.int8)
+    semi[trains & (truth == 0) & known[0][groups.codes]] = KNOWN_NORMAL
+    semi[trains & (truth == 1) & known[1][groups.codes]] = KNOWN_ABNORMAL
     return Assignment(sets, semi)

@@ -15,6 +15,7 @@ from selftaught.data.split.config import SplitWarning
 from selftaught.data.split.duplicates import NEAR, Near, near_duplicates
 from selftaught.errors import InputError
 from selftaught.files import write_atomic
+from selftaught.semi_labels import UNKNOWN
 
 _NO_ROWS = np.zeros(0, np.int64)
 NONE = Near(_NO_ROWS, _NO_ROWS, _NO_ROWS, np.zeros(0, bool))
@@ -77,7 +78,7 @@ def find_leakage(frame: pd.DataFrame, hashes: np.ndarray, compared: np.ndarray) 
 
 
 def _excess(sets: np.ndarray, patients: np.ndarray, pairs: pd.DataFrame) -> np.ndarray:
-    """Images of val that cross into test, and of train that cross into what is left of the two."""
+    """Images of val that are also in test, and of train that are also in what is left of both."""
     first, second = (pairs[side].to_numpy(np.int64) for side in ("first", "second"))
     excess = np.zeros(len(sets), bool)
     for earlier, later in (("val", ("test",)), ("train", ("val", "test"))):
@@ -92,7 +93,7 @@ def _excess(sets: np.ndarray, patients: np.ndarray, pairs: pd.DataFrame) -> np.n
 def without_leaks(frame: pd.DataFrame, excess: np.ndarray) -> pd.DataFrame:
     """A split whose rows `excess` (positions) are unused, in a new table."""
     split, semi = frame["split"].to_numpy(object).copy(), frame["semi_label"].to_numpy().copy()
-    split[excess], semi[excess] = "unused", 0
+    split[excess], semi[excess] = "unused", UNKNOWN
     return frame.assign(split=pd.Series(split, frame.index, dtype="str"), semi_label=semi)
 
 

@@ -5,6 +5,7 @@ import numpy as np
 from selftaught.data.split.config import SplitConfig
 from selftaught.data.split.groups import TEST, TRAIN, UNUSED, VAL, Assignment, Groups
 from selftaught.errors import InputError
+from selftaught.semi_labels import KNOWN_ABNORMAL, KNOWN_NORMAL, UNKNOWN
 
 
 def draw_paper(
@@ -54,9 +55,9 @@ def draw_paper(
         count = len(abnormal) if which == TRAIN else int(b * share * total)
         known[shuffled(normal, config.seed)[: int(a * share * total)]] = True
         known[shuffled(abnormal, config.seed)[:count]] = True
-    semi = np.where(truth == 0, 1, -1) * (known[groups.codes] & (truth >= 0))
+    semi = np.where(truth == 0, KNOWN_NORMAL, KNOWN_ABNORMAL) * (known[groups.codes] & (truth >= 0))
     # In a mixed group that is treated as known abnormal, a normal image is not known.
-    semi[(semi == 1) & (groups.abnormal[groups.codes] > 0)] = 0
+    semi[(semi == KNOWN_NORMAL) & (groups.abnormal[groups.codes] > 0)] = UNKNOWN
     return Assignment(sets[groups.codes], semi.astype(np.int8))
 
 

@@ -11,6 +11,7 @@ from selftaught.data.manifest import check
 from selftaught.data.manifest.read import csv_columns
 from selftaught.errors import InputError
 from selftaught.files import write_atomic
+from selftaught.semi_labels import KNOWN_ABNORMAL, KNOWN_NORMAL, UNKNOWN
 
 FIRST = ("path", "split", "semi_label", "label", "group")
 
@@ -38,9 +39,9 @@ def split_table(frame: pd.DataFrame) -> pd.DataFrame:
             "normal": (label[here] == 0).sum(),
             "abnormal": (label[here] == 1).sum(),
             "unlabelled": (label[here] < 0).sum(),
-            "known_normal": (semi[here] == 1).sum(),
-            "known_abnormal": (semi[here] == -1).sum(),
-            "unknown": (semi[here] == 0).sum(),
+            "known_normal": (semi[here] == KNOWN_NORMAL).sum(),
+            "known_abnormal": (semi[here] == KNOWN_ABNORMAL).sum(),
+            "unknown": (semi[here] == UNKNOWN).sum(),
         }
     return pd.DataFrame.from_dict(rows, orient="index").astype(np.int64).rename_axis("split")
 

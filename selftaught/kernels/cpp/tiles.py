@@ -7,7 +7,7 @@ from torch import Tensor
 
 from selftaught.kernels import native
 from selftaught.kernels.reference.common import compute_dtype
-from selftaught.kernels.tiles import Classes, Excluded, Rows, Side
+from selftaught.kernels.tiles import Classes, Embeddings, Excluded, Side
 
 # Below this many multiplications starting threads costs more than they save.
 SMALL = 1 << 21
@@ -73,7 +73,9 @@ def _threads(work: int) -> int:
     return 1 if work < SMALL else torch.get_num_threads()
 
 
-def _matrix(x: Rows, y: Rows, temperature: Tensor, excluded: Excluded | None) -> _Matrix:
+def _matrix(
+    x: Embeddings, y: Embeddings, temperature: Tensor, excluded: Excluded | None
+) -> _Matrix:
     rows, width = x.unit.shape
     columns = y.unit.shape[0]
     offset, half = excluded or Excluded(0)
@@ -103,12 +105,12 @@ def _side(side: Side | None) -> tuple[_Side, list[Tensor]]:
 class CppTiles:
     """`selftaught.kernels.tiles.Tiles` on the native library."""
 
-    def prepare(self, z: Tensor, normalize: bool, precision: str) -> Rows:
+    def prepare(self, z: Tensor, normalize: bool, precision: str) -> Embeddings:
         """See `Tiles`; always in full precision."""
         del precision
         z = z.detach().to(compute_dtype(z)).contiguous()
         if not normalize:
-            return Rows(unit=z, inverse=None)
+            return Embeddings(unit=z, inverse=None)
         unit, inverse = torch.empty_like(z), z.new_empty(z.shape[0], 1)
         arguments = _Normalize(
             z=native.pointer(z),
@@ -119,9 +121,9 @@ class CppTiles:
             threads=_threads(z.numel()),
         )
         native.run("normalize", z.dtype, arguments)
-        return Rows(unit=unit, inverse=inverse)
+        return Embeddings(unit=unit, inverse=inverse)
 
-    def dots(self, x: Rows, y: Rows) -> Tensor:
+    def dots(self, x: Embeddings, y: Embeddings) -> Tensor:
         """See `Tiles`; the sum runs in the order of the passes, so equal rows give equal bits."""
         result = x.unit.new_empty(x.unit.shape[0])
         arguments = _Dots(
@@ -136,8 +138,8 @@ class CppTiles:
 
     def log_sums(
         self,
-        x: Rows,
-        y: Rows,
+        x: Embeddings,
+        y: Embeddings,
         temperature: Tensor,
         excluded: Excluded | None,
         *,
@@ -156,8 +158,8 @@ class CppTiles:
 
     def weighted_sums(
         self,
-        x: Rows,
-        y: Rows,
+        x: Embeddings,
+        y: Embeddings,
         temperature: Tensor,
         excluded: Excluded | None,
         *,
@@ -191,9 +193,9 @@ class CppTiles:
     def finish(
         self,
         sums: Tensor,
-        x: Rows,
+        x: Embeddings,
         temperature: Tensor,
-        partner: Rows | None = None,
+        partner: Embeddings | None = None,
         coefficient: Tensor | None = None,
     ) -> Tensor:
         """See `Tiles`."""

@@ -36,15 +36,15 @@ def refusal(request: Request) -> str:
         return f"computes in float32, not {request.dtype}"
     if request.width > MOST_WIDE[request.op]:
         return f"embeddings may be up to {MOST_WIDE[request.op]} wide, not {request.width}"
-    found = library.load()
-    return found if isinstance(found, str) else _trouble(found, request.device)
+    loaded = library.load()
+    return loaded if isinstance(loaded, str) else _trouble(loaded, request.device)
 
 
 @cache
-def _trouble(found: library.Library, device: torch.device) -> str:
+def _trouble(loaded: library.Library, device: torch.device) -> str:
     if torch.cuda.get_device_capability(device) < OLDEST:
         return f"needs compute capability {OLDEST[0]}.{OLDEST[1]}"
-    return found.trouble(device)
+    return loaded.trouble(device)
 
 
 BACKEND = Backend(tiles=TILES, losses=Contrastive(TILES), spheres=CudaSpheres(), refusal=refusal)

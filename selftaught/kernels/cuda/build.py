@@ -58,23 +58,23 @@ def build(output: Path = LIBRARY, options: Sequence[str] = ()) -> str:
         done = subprocess.run(
             [*command, "-o", str(fresh), str(SOURCE)], capture_output=True, text=True, check=False
         )
-        said = (done.stdout + done.stderr).strip()
+        log = (done.stdout + done.stderr).strip()
         if done.returncode:
-            raise MachineError(f"nvcc ended with {done.returncode}: {said}")
+            raise MachineError(f"nvcc ended with {done.returncode}: {log}")
         fresh.replace(output)
     finally:
         fresh.unlink(missing_ok=True)
-    return said
+    return log
 
 
 def main(arguments: Sequence[str]) -> int:
     """Builds where the package looks for it; 0, or the exit code of the error."""
     try:
-        said = build(options=arguments)
+        log = build(options=arguments)
     except (InputError, MachineError) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, InputError) else 3
-    print(f"{said}\n{LIBRARY.name} built".strip())
+    print(f"{log}\n{LIBRARY.name} built".strip())
     return 0
 
 

@@ -165,11 +165,11 @@ class Library:
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
         try:
-            found = self._library.selftaught_interface()
+            version = self._library.selftaught_interface()
         except AttributeError:
-            found = "none"
-        if found != INTERFACE:
-            raise OSError(f"{path.name} has interface {found}, not {INTERFACE}; {HOW}")
+            version = "none"
+        if version != INTERFACE:
+            raise OSError(f"{path.name} has interface {version}, not {INTERFACE}; {HOW}")
         for name, struct, shaped in _STRUCTS:
             shape = [_INT, _INT] if shaped else []
             function = getattr(self._library, f"selftaught_{name}")

@@ -9,7 +9,7 @@ from selftaught.errors import InputError, MachineError
 from selftaught.kernels.cuda import library as native
 from selftaught.kernels.cuda import plan
 from selftaught.kernels.cuda.library import address
-from selftaught.kernels.tiles import Classes, Excluded, Rows, Side
+from selftaught.kernels.tiles import Classes, Embeddings, Excluded, Side
 
 WIDTHS = (64, 128, 256)  # those with kernels; others are padded with zeros
 RANGES = 8  # floats; struct Ranges of tile.cuh has 5
@@ -37,7 +37,7 @@ def _wants_wgmma(device: torch.device) -> bool:
     return path == "wgmma"
 
 
-def shape_of(x: Rows, y: Rows) -> tuple[int, int]:
+def shape_of(x: Embeddings, y: Embeddings) -> tuple[int, int]:
     """Padded width, and which variant of the kernels computes the products of x and y.
 
     Raises:
@@ -58,8 +58,8 @@ def _exclusion(excluded: Excluded | None) -> dict[str, int]:
 
 
 def set_ranges(
-    x: Rows,
-    y: Rows,
+    x: Embeddings,
+    y: Embeddings,
     temperature: Tensor,
     row: Side | None = None,
     column: Side | None = None,
@@ -111,8 +111,8 @@ def set_sides(side: Side | None, ranges: Tensor, count: int) -> Tensor:
 
 
 def walk(
-    x: Rows,
-    y: Rows,
+    x: Embeddings,
+    y: Embeddings,
     ranges: Tensor,
     excluded: Excluded | None,
     columns: bool,
@@ -128,12 +128,12 @@ def walk(
     cut = plan.circle(
         rows, others, block, library.processors(device), symmetric=symmetric, walked=both
     )
-    own = torch.empty(plan.ceil_div(cut.span, cut.chunk), rows, device=device)
+    row_parts = torch.empty(plan.ceil_div(cut.span, cut.chunk), rows, device=device)
     parts = library.circle_parts(*shape)
     walked = torch.empty(cut.span, parts, others, device=device) if both else None
-    # Each output is a running total, then the logs. Whose parts it adds: own, walked or both.
+    # Each output is a running total, then the logs. Whose parts it adds: rows', walked or both.
     outputs: list[tuple[Tensor, Tensor | None, Tensor | None]] = [
-        (torch.empty(2, rows, device=device), own, walked if symmetric else None)
+        (torch.empty(2, rows, device=device), row_parts, walked if symmetric else None)
     ]
     if columns:
         outputs.append((torch.empty(2, others, device=device), None, walked))
@@ -149,7 +149,7 @@ def walk(
         arguments = native.LogSums(
             x=address(x.operands[0]),
             y=address(y.operands[0]),
-            own=address(own),
+            own=address(row_parts),
             walked=address(walked),
             rows=rows,
             columns=others,
@@ -158,9 +158,9 @@ def walk(
             **_exclusion(excluded),
         )
         native.loaded().call("log_sums", arguments, device, *shape)
-        for output, of_own, of_walked in outputs:
+        for output, of_rows, of_walked in outputs:
             merge = native.Merge(
-                own=address(of_own),
+                own=address(of_rows),
                 walked=address(of_walked),
                 total=address(output[0]),
                 result=address(output[1]) if last == cut.distances else None,
@@ -188,8 +188,8 @@ def _add_chunks(parts: Tensor) -> Tensor:
 
 
 def weigh(
-    x: Rows,
-    y: Rows,
+    x: Embeddings,
+    y: Embeddings,
     ranges: Tensor,
     excluded: Excluded | None,
     sides: tuple[Tensor, Tensor],

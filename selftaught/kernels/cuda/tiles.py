@@ -15,7 +15,7 @@ from torch import Tensor
 from selftaught.kernels.cuda import library as native
 from selftaught.kernels.cuda.library import address
 from selftaught.kernels.cuda.passes import flat, padded, set_ranges, set_sides, walk, weigh
-from selftaught.kernels.tiles import Classes, Excluded, Rows, Side
+from selftaught.kernels.tiles import Classes, Embeddings, Excluded, Side
 
 UNIT_EXPONENT = 13  # unit rows times 2^13 stay far inside the range of halves
 
@@ -36,7 +36,7 @@ def _scale(z: Tensor, normalize: bool) -> Tensor:
 class CudaTiles:
     """`selftaught.kernels.tiles.Tiles` on the kernels of `csrc/cuda`."""
 
-    def prepare(self, z: Tensor, normalize: bool, precision: str) -> Rows:
+    def prepare(self, z: Tensor, normalize: bool, precision: str) -> Embeddings:
         """See `Tiles`. Operands: halves (N, 1 or 2 padded), lengths (N,), scale (N,)."""
         split = is_split(z.dtype, precision)
         z = z.float().contiguous()
@@ -62,9 +62,9 @@ class CudaTiles:
             )
             native.loaded().call("prepare", arguments, z.device)
         operands = (halves, lengths, scale.expand(count))
-        return Rows(unit=z if unit is None else unit, inverse=inverse, operands=operands)
+        return Embeddings(unit=z if unit is None else unit, inverse=inverse, operands=operands)
 
-    def dots(self, x: Rows, y: Rows) -> Tensor:
+    def dots(self, x: Embeddings, y: Embeddings) -> Tensor:
         """See `Tiles`."""
         one, other = x.unit.contiguous(), y.unit.contiguous()
         count, width = one.shape
@@ -82,8 +82,8 @@ class CudaTiles:
 
     def log_sums(
         self,
-        x: Rows,
-        y: Rows,
+        x: Embeddings,
+        y: Embeddings,
         temperature: Tensor,
         excluded: Excluded | None,
         *,
@@ -95,13 +95,13 @@ class CudaTiles:
             nothing = x.unit.new_full((rows,), float("-inf"))
             return nothing, x.unit.new_full((others,), float("-inf")) if columns else None
         ranges = set_ranges(x, y, temperature)
-        own, walked = walk(x, y, ranges, excluded, columns and y is not x)
-        return own, own if columns and y is x else walked
+        of_rows, walked = walk(x, y, ranges, excluded, columns and y is not x)
+        return of_rows, of_rows if columns and y is x else walked
 
     def weighted_sums(
         self,
-        x: Rows,
-        y: Rows,
+        x: Embeddings,
+        y: Embeddings,
         temperature: Tensor,
         excluded: Excluded | None,
         *,
@@ -129,9 +129,9 @@ class CudaTiles:
     def finish(
         self,
         sums: Tensor,
-        x: Rows,
+        x: Embeddings,
         temperature: Tensor,
-        partner: Rows | None = None,
+        partner: Embeddings | None = None,
         coefficient: Tensor | None = None,
     ) -> Tensor:
         """See `Tiles`."""

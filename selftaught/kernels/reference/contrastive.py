@@ -137,10 +137,10 @@ def _supcon_parts(
     z: Tensor, classes: Tensor, tau: Tensor | float, normalize: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
     z_ND, inverse_N1 = _prepare(z, normalize)
-    own_N = torch.arange(z_ND.shape[0], device=z.device)
+    index_N = torch.arange(z_ND.shape[0], device=z.device)
     similarity_NN = z_ND @ z_ND.T
     same_NN = classes[:, None] == classes
-    positive_NN = same_NN & ~_mark(similarity_NN, own_N)
+    positive_NN = same_NN & ~_mark(similarity_NN, index_N)
     many_N1 = positive_NN.sum(1, keepdim=True)
     mean_N1 = (similarity_NN * positive_NN).sum(1, keepdim=True) / many_N1.clamp(min=1)
     # A row's similarity to itself, and everything in a row without positives, is left out.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from selftaught.kernels.reference.common import cast, compute_dtype
 from selftaught.kernels.spheres import Mad, Nearest
+from selftaught.semi_labels import KNOWN_ABNORMAL
 
 CHUNK_SCORES = 1 << 24  # (rows, K) scores alive at once in the search for the nearest centre
 
@@ -97,7 +98,7 @@ class EagerSpheres:
         loss = torch.full_like(squared, float("nan"))
         loss = torch.where(mad.labels == 0, squared, loss)
         loss = torch.where(mad.labels == 1, mad.eta * (squared + mad.eps), loss)
-        loss = torch.where(mad.labels == -1, mad.eta / (squared + mad.eps), loss)
+        loss = torch.where(mad.labels == KNOWN_ABNORMAL, mad.eta / (squared + mad.eps), loss)
         return Nearest(squared, index_N, loss)
 
     def gradients(
@@ -116,6 +117,6 @@ class EagerSpheres:
             slope = torch.where(mad.labels == 1, mad.eta, slope)
             # Divided twice: the square of a small eps is 0 in float32.
             known = nearest.squared + mad.eps
-            slope = torch.where(mad.labels == -1, -mad.eta / known / known, slope)
+            slope = torch.where(mad.labels == KNOWN_ABNORMAL, -mad.eta / known / known, slope)
             grad = grad * slope
         return _gradients(grad, x, centers, nearest.center, needs)

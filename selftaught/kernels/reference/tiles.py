@@ -5,7 +5,7 @@ from torch import Tensor
 
 from selftaught.kernels.reference.common import compute_dtype
 from selftaught.kernels.reference.contrastive import unit_rows
-from selftaught.kernels.tiles import Classes, Excluded, Rows, Side
+from selftaught.kernels.tiles import Classes, Embeddings, Excluded, Side
 
 MINUS_INFINITY = float("-inf")
 
@@ -21,7 +21,7 @@ def left_out(rows: int, columns: int, excluded: Excluded, device: torch.device) 
     return mask
 
 
-def _logits(x: Rows, y: Rows, temperature: Tensor, excluded: Excluded | None) -> Tensor:
+def _logits(x: Embeddings, y: Embeddings, temperature: Tensor, excluded: Excluded | None) -> Tensor:
     logits_RC = x.unit @ y.unit.T / temperature
     if excluded is None:
         return logits_RC
@@ -32,21 +32,21 @@ def _logits(x: Rows, y: Rows, temperature: Tensor, excluded: Excluded | None) ->
 class EagerTiles:
     """`selftaught.kernels.tiles.Tiles` in plain formulas."""
 
-    def prepare(self, z: Tensor, normalize: bool, precision: str) -> Rows:
+    def prepare(self, z: Tensor, normalize: bool, precision: str) -> Embeddings:
         """See `Tiles`."""
         del precision
         z = z.to(compute_dtype(z))
         unit, inverse = unit_rows(z) if normalize else (z, None)
-        return Rows(unit=unit, inverse=inverse)
+        return Embeddings(unit=unit, inverse=inverse)
 
-    def dots(self, x: Rows, y: Rows) -> Tensor:
+    def dots(self, x: Embeddings, y: Embeddings) -> Tensor:
         """See `Tiles`."""
         return (x.unit * y.unit).sum(1)
 
     def log_sums(
         self,
-        x: Rows,
-        y: Rows,
+        x: Embeddings,
+        y: Embeddings,
         temperature: Tensor,
         excluded: Excluded | None,
         *,
@@ -58,8 +58,8 @@ class EagerTiles:
 
     def weighted_sums(
         self,
-        x: Rows,
-        y: Rows,
+        x: Embeddings,
+        y: Embeddings,
         temperature: Tensor,
         excluded: Excluded | None,
         *,
@@ -73,12 +73,12 @@ class EagerTiles:
         weights_RC = torch.zeros_like(logits_RC)
         slopes = None
         if row is not None:
-            own_RC = row.weight[:, None] * torch.exp(logits_RC - row.total[:, None])
-            weights_RC = weights_RC + own_RC
+            row_RC = row.weight[:, None] * torch.exp(logits_RC - row.total[:, None])
+            weights_RC = weights_RC + row_RC
             if slope:
                 assert row.positive is not None
                 above = logits_RC - row.positive[:, None]
-                slopes = (own_RC * above.masked_fill(own_RC == 0, 0)).sum(1)
+                slopes = (row_RC * above.masked_fill(row_RC == 0, 0)).sum(1)
         if column is not None:
             weights_RC = weights_RC + column.weight * torch.exp(logits_RC - column.total)
         if classes is not None:
@@ -94,9 +94,9 @@ class EagerTiles:
     def finish(
         self,
         sums: Tensor,
-        x: Rows,
+        x: Embeddings,
         temperature: Tensor,
-        partner: Rows | None = None,
+        partner: Embeddings | None = None,
         coefficient: Tensor | None = None,
     ) -> Tensor:
         """See `Tiles`."""
@@ -105,9 +105,9 @@ class EagerTiles:
 
 def finish(
     sums: Tensor,
-    x: Rows,
+    x: Embeddings,
     temperature: Tensor,
-    partner: Rows | None,
+    partner: Embeddings | None,
     coefficient: Tensor | None,
 ) -> Tensor:
     """`Tiles.finish` in plain formulas, for any backend."""

@@ -59,41 +59,43 @@ def sum_tiles(
     """
     scale, reach = scale_and_reach(x_stats, y_stats, temperature)
     shift, safe = fixed_shift(reach, bits)
-    own = (first_block + tl.program_id(0)) * BX
+    first_row = (first_block + tl.program_id(0)) * BX
     begin = tl.program_id(1) * visits_each
     end = tl.where(safe, tl.minimum(begin + visits_each, visits), begin)
-    rows = own + tl.arange(0, BX)
+    rows = first_row + tl.arange(0, BX)
     if CHUNK == WIDTH:
-        held = tl.trans(load_tile(x, own, R, 0, WIDTH, BX, WIDTH))
+        held = tl.trans(load_tile(x, first_row, R, 0, WIDTH, BX, WIDTH))
         held_low = held
         if SPLIT:
-            held_low = tl.trans(load_tile(x_low, own, R, 0, WIDTH, BX, WIDTH))
+            held_low = tl.trans(load_tile(x_low, first_row, R, 0, WIDTH, BX, WIDTH))
     # Rows lie along the second axis: their sums stay apart in registers until the end, and only
     # the columns' sums, along the first axis, are added up tile by tile, which costs less there.
     total = tl.zeros((BY, BX), tl.float32)
     for visit in range(begin, end):
         first = (first_visit + visit) * BY
         if SYMMETRIC:
-            first += own
+            first += first_row
             first = tl.where(first >= tl.cdiv(R, BX) * BX, first - tl.cdiv(R, BX) * BX, first)
         if CHUNK == WIDTH:
             seen = load_tile(y, first, C, 0, WIDTH, BY, WIDTH)
             seen_low = seen
             if SPLIT:
                 seen_low = load_tile(y_low, first, C, 0, WIDTH, BY, WIDTH)
-            found = multiply(seen, seen_low, held, held_low, SPLIT)
+            products = multiply(seen, seen_low, held, held_low, SPLIT)
         else:
-            found = chunked_product(
-                y, y_low, first, C, x, x_low, own, R, WIDTH, CHUNK, BY, BX, SPLIT
+            products = chunked_product(
+                y, y_low, first, C, x, x_low, first_row, R, WIDTH, CHUNK, BY, BX, SPLIT
             )
-        logits = found * scale - shift
-        special = (first + BY > C) | (own + BX > R)
-        special = special | touches(first + column_shift - own - row_shift, half, BX, BY, EXCLUDE)
+        logits = products * scale - shift
+        special = (first + BY > C) | (first_row + BX > R)
+        special = special | touches(
+            first + column_shift - first_row - row_shift, half, BX, BY, EXCLUDE
+        )
         columns = first + tl.arange(0, BY)
         if special:
-            there = tl.where(columns < C, R - own, 0)
+            there = tl.where(columns < C, R - first_row, 0)
             out = left_out(
-                (columns + column_shift)[:, None], tl.arange(0, BX)[None, :], own + row_shift,
+                (columns + column_shift)[:, None], tl.arange(0, BX)[None, :], first_row + row_shift,
                 there[:, None], half, EXCLUDE,
             )  # fmt: skip
             logits = tl.where(out, LEFT_OUT, logits)
@@ -124,20 +126,22 @@ def sum_rows(
     _, safe = fixed_shift(reach, bits)
     if safe:
         return
-    own = tl.program_id(0) * BX
+    first_row = tl.program_id(0) * BX
     begin = tl.program_id(1) * visits_each
     end = tl.minimum(begin + visits_each, visits)
-    rows = own + tl.arange(0, BX)
+    rows = first_row + tl.arange(0, BX)
     highest = tl.full((BX,), LEFT_OUT, tl.float32)
     total = tl.zeros((BX,), tl.float32)
     for visit in range(begin, end):
         first = visit * BY
-        found = chunked_product(x, x_low, own, R, y, y_low, first, C, WIDTH, CHUNK, BX, BY, SPLIT)
+        products = chunked_product(
+            x, x_low, first_row, R, y, y_low, first, C, WIDTH, CHUNK, BX, BY, SPLIT
+        )
         out = left_out(
             (rows + row_shift)[:, None], tl.arange(0, BY)[None, :], first + column_shift, C - first,
             half, EXCLUDE,
         )  # fmt: skip
-        logits = tl.where(out, LEFT_OUT, found * scale)
+        logits = tl.where(out, LEFT_OUT, products * scale)
         above = tl.maximum(highest, tl.max(logits, 1))
         powers = tl.where(out, 0.0, tl.exp2(logits - above[:, None]))
         total = total * tl.exp2(highest - above) + tl.sum(powers, 1)
@@ -176,14 +180,14 @@ def merge_sums(
         if safe == 0:
             highest = tl.full((BLOCK,), LEFT_OUT, tl.float32)
             for part in range(0, program_count):
-                found = tl.load(maxima + source + part * N.to(tl.int64), mask=there, other=0.0)
-                highest = tl.maximum(highest, found)
+                maximum = tl.load(maxima + source + part * N.to(tl.int64), mask=there, other=0.0)
+                highest = tl.maximum(highest, maximum)
             total = tl.zeros((BLOCK,), tl.float32)
             for part in range(0, program_count):
                 place = source + part * N.to(tl.int64)
-                found = tl.load(maxima + place, mask=there, other=0.0)
+                maximum = tl.load(maxima + place, mask=there, other=0.0)
                 some = tl.load(row_sums + place, mask=there, other=0.0)
-                total += some * tl.exp2(found - highest)
+                total += some * tl.exp2(maximum - highest)
             result = logarithm(total, highest)
         tl.store(logs + places, result, mask=there)
     else:

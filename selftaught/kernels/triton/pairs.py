@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from selftaught.kernels.tiles import Excluded, Rows
+from selftaught.kernels.tiles import Embeddings, Excluded
 
 
 def on(tensor: Tensor) -> AbstractContextManager[object]:
@@ -76,7 +76,7 @@ class Pair:
         return self.operands[0].new_empty(size, dtype=torch.float32)
 
 
-def make_pair(x: Rows, y: Rows, temperature: Tensor, excluded: Excluded | None) -> Pair:
+def make_pair(x: Embeddings, y: Embeddings, temperature: Tensor, excluded: Excluded | None) -> Pair:
     """The pair of rows x and columns y, both from `TritonTiles.prepare`.
 
     Raises:

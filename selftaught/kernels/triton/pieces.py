@@ -101,17 +101,17 @@ def chunked_product(x, x_low, x_first, R, y, y_low, y_first, C, WIDTH: tl.conste
                     CHUNK: tl.constexpr, BX: tl.constexpr, BY: tl.constexpr,
                     SPLIT: tl.constexpr):  # fmt: skip
     """(BX, BY) products of rows that are too wide to be held."""
-    found = tl.zeros((BX, BY), tl.float32)
+    products = tl.zeros((BX, BY), tl.float32)
     for column in range(0, WIDTH, CHUNK):
         a = load_tile(x, x_first, R, column, WIDTH, BX, CHUNK)
         b = load_tile(y, y_first, C, column, WIDTH, BY, CHUNK)
         if SPLIT:
             a_low = load_tile(x_low, x_first, R, column, WIDTH, BX, CHUNK)
             b_low = load_tile(y_low, y_first, C, column, WIDTH, BY, CHUNK)
-            found = tl.dot(a_low, tl.trans(b), found)
-            found = tl.dot(a, tl.trans(b_low), found)
-        found = tl.dot(a, tl.trans(b), found)
-    return found
+            products = tl.dot(a_low, tl.trans(b), products)
+            products = tl.dot(a, tl.trans(b_low), products)
+        products = tl.dot(a, tl.trans(b), products)
+    return products
 
 
 @triton.jit
@@ -120,13 +120,13 @@ def touches(gap, half, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXCLUDE: tl.co
 
     EXCLUDE is 0: nothing, 1: the row itself, 2: its other view as well.
     """
-    found = gap != gap
+    touched = gap != gap
     if EXCLUDE > 0:
-        found = (gap < ROWS) & (gap > -COLUMNS)
+        touched = (gap < ROWS) & (gap > -COLUMNS)
     if EXCLUDE == 2:
-        found = found | ((gap - half < ROWS) & (gap - half > -COLUMNS))
-        found = found | ((gap + half < ROWS) & (gap + half > -COLUMNS))
-    return found
+        touched = touched | ((gap - half < ROWS) & (gap - half > -COLUMNS))
+        touched = touched | ((gap + half < ROWS) & (gap + half > -COLUMNS))
+    return touched
 
 
 @triton.jit
@@ -136,11 +136,11 @@ def left_out(place, local, base, limit, half, EXCLUDE: tl.constexpr):
     `local` counts from the first of a block, along the axis on which a thread holds many entries:
     nothing but compile-time numbers is kept for them. There are entries up to `limit`.
     """
-    found = local >= limit
+    out = local >= limit
     if EXCLUDE > 0:
-        found = found | (local == place - base)
+        out = out | (local == place - base)
     if EXCLUDE == 2:
         other = tl.where(place < half, place + half, place - half)
         other = tl.where((place >= 0) & (place < 2 * half), other - base, -1)
-        found = found | (local == other)
-    return found
+        out = out | (local == other)
+    return out

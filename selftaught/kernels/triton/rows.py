@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from selftaught.kernels.tiles import Rows
+from selftaught.kernels.tiles import Embeddings
 from selftaught.kernels.triton.pairs import on
 from selftaught.kernels.triton.pieces import clamped, exponent, power_of_two
 from selftaught.kernels.triton.tuning import padded
@@ -46,13 +46,13 @@ def _lengths(values):
 
 
 @triton.jit(do_not_specialize=["N"])
-def measure(z, found, N, D, stride, BLOCK: tl.constexpr, WIDE: tl.constexpr):
-    """Largest entry and largest length of BLOCK rows: `found` (programs, 2)."""
+def measure(z, maxima, N, D, stride, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    """Largest entry and largest length of BLOCK rows: `maxima` (programs, 2)."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     values = _load(z, rows, N, D, stride, WIDE)
     _, largest, length, zero = _lengths(values)
-    tl.store(found + tl.program_id(0) * 2, tl.max(tl.where(zero, 0.0, largest), 0))
-    tl.store(found + tl.program_id(0) * 2 + 1, tl.max(tl.where(zero, 0.0, largest * length), 0))
+    tl.store(maxima + tl.program_id(0) * 2, tl.max(tl.where(zero, 0.0, largest), 0))
+    tl.store(maxima + tl.program_id(0) * 2 + 1, tl.max(tl.where(zero, 0.0, largest * length), 0))
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -106,8 +106,8 @@ def multiply_rows(
 ):
     """Products of rows of the same place: `products` (N,)."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    found = _load(x, rows, N, D, x_stride, WIDE) * _load(y, rows, N, D, y_stride, WIDE)
-    tl.store(products + rows, tl.sum(found, 1), mask=rows < N)
+    product = _load(x, rows, N, D, x_stride, WIDE) * _load(y, rows, N, D, y_stride, WIDE)
+    tl.store(products + rows, tl.sum(product, 1), mask=rows < N)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -126,10 +126,10 @@ def finish_rows(
         values += factor[:, None] * _load(partner, rows, N, D, partner_stride, WIDE)
     values = tl.div_rn(values, tl.load(temperature))
     if NORMALIZED:
-        own = _load(unit, rows, N, D, unit_stride, WIDE)
-        along = tl.sum(values * own, 1)
+        direction = _load(unit, rows, N, D, unit_stride, WIDE)
+        along = tl.sum(values * direction, 1)
         factor = tl.load(inverse + rows.to(tl.int64) * inverse_stride, mask=there, other=0.0)
-        values = (values - along[:, None] * own) * factor[:, None]
+        values = (values - along[:, None] * direction) * factor[:, None]
     place = rows.to(tl.int64)[:, None] * D + columns[None, :]
     tl.store(gradient + place, values, mask=there[:, None] & (columns < D)[None, :])
 
@@ -152,7 +152,7 @@ def _kind(precision: str, dtype: torch.dtype) -> tuple[torch.dtype, bool]:
     return torch.bfloat16 if precision == "bf16" else torch.float16, precision == "fp32"
 
 
-def prepare(z: Tensor, normalize: bool, precision: str) -> Rows:
+def prepare(z: Tensor, normalize: bool, precision: str) -> Embeddings:
     """See `Tiles.prepare`, and `TritonTiles` for the operands."""
     z = _dense(z)
     count, width = z.shape
@@ -171,9 +171,9 @@ def prepare(z: Tensor, normalize: bool, precision: str) -> Rows:
         with on(z):
             measured = stats
             if not normalize:
-                found = unit.new_empty(grid[0], 2)
-                measure[grid](z, found, count, width, z.stride(0), **block)
-                measured = found.amax(0)
+                maxima = unit.new_empty(grid[0], 2)
+                measure[grid](z, maxima, count, width, z.stride(0), **block)
+                measured = maxima.amax(0)
             make_operands[grid](
                 z, unit, stats if inverse is None else inverse, high, low, stats, measured,
                 count, width, z.stride(0),
@@ -181,10 +181,10 @@ def prepare(z: Tensor, normalize: bool, precision: str) -> Rows:
                 HALF=tl.bfloat16 if half == torch.bfloat16 else tl.float16,
                 SCALED=half == torch.float16, **block,
             )  # fmt: skip
-    return Rows(unit=unit, inverse=inverse, operands=operands)
+    return Embeddings(unit=unit, inverse=inverse, operands=operands)
 
 
-def dots(x: Rows, y: Rows) -> Tensor:
+def dots(x: Embeddings, y: Embeddings) -> Tensor:
     """See `Tiles.dots`."""
     left, right = _dense(x.unit), _dense(y.unit)
     count, width = left.shape
@@ -200,9 +200,9 @@ def dots(x: Rows, y: Rows) -> Tensor:
 
 def finish(
     sums: Tensor,
-    x: Rows,
+    x: Embeddings,
     temperature: Tensor,
-    partner: Rows | None = None,
+    partner: Embeddings | None = None,
     coefficient: Tensor | None = None,
 ) -> Tensor:
     """See `Tiles.finish`."""

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from selftaught.kernels.tiles import Classes, Excluded, Rows, Side
+from selftaught.kernels.tiles import Classes, Embeddings, Excluded, Side
 from selftaught.kernels.triton import rows
 from selftaught.kernels.triton.log_sums import log_sums, symmetric_log_sums
 from selftaught.kernels.triton.pairs import make_pair, on
@@ -12,22 +12,22 @@ from selftaught.kernels.triton.weighted_sums import weighted_sums
 class TritonTiles:
     """`selftaught.kernels.tiles.Tiles` on a GPU, or in Triton's interpreter.
 
-    `Rows.operands` are the high part, the low part of split operands, and (N, 2) equal rows: the
-    power of two that operands were multiplied by, and a bound of the rows' lengths.
+    `Embeddings.operands` are the high part, the low part of split operands, and (N, 2) equal rows:
+    the power of two that operands were multiplied by, and a bound of the rows' lengths.
     """
 
-    def prepare(self, z: Tensor, normalize: bool, precision: str) -> Rows:
+    def prepare(self, z: Tensor, normalize: bool, precision: str) -> Embeddings:
         """See `Tiles`."""
         return rows.prepare(z, normalize, precision)
 
-    def dots(self, x: Rows, y: Rows) -> Tensor:
+    def dots(self, x: Embeddings, y: Embeddings) -> Tensor:
         """See `Tiles`."""
         return rows.dots(x, y)
 
     def log_sums(
         self,
-        x: Rows,
-        y: Rows,
+        x: Embeddings,
+        y: Embeddings,
         temperature: Tensor,
         excluded: Excluded | None,
         *,
@@ -46,8 +46,8 @@ class TritonTiles:
 
     def weighted_sums(
         self,
-        x: Rows,
-        y: Rows,
+        x: Embeddings,
+        y: Embeddings,
         temperature: Tensor,
         excluded: Excluded | None,
         *,
@@ -68,9 +68,9 @@ class TritonTiles:
     def finish(
         self,
         sums: Tensor,
-        x: Rows,
+        x: Embeddings,
         temperature: Tensor,
-        partner: Rows | None = None,
+        partner: Embeddings | None = None,
         coefficient: Tensor | None = None,
     ) -> Tensor:
         """See `Tiles`."""

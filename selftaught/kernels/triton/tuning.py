@@ -142,14 +142,14 @@ def generation(device: torch.device) -> int:
 
 def candidates(kernel: str, default: Shape, width: int) -> list[Shape]:
     """Shapes worth timing, the table's first."""
-    found = [default]
+    shapes = [default]
     chunks = sorted({min(CHUNK, width), width if width <= HELD else CHUNK})
     columns = (64, 128)
     for rows, many, chunk, warps, stages in product((64, 128), columns, chunks, (4, 8), (2, 3, 4)):
         if kernel == "sum" and rows < many:
             continue
-        found.append(Shape(rows, many, chunk, default.out, warps, stages))
-    return list(dict.fromkeys(found))
+        shapes.append(Shape(rows, many, chunk, default.out, warps, stages))
+    return list(dict.fromkeys(shapes))
 
 
 def _time(shape: Shape, launch: Callable[[Shape], object]) -> float:

@@ -83,11 +83,11 @@ def find_bounds(
 @triton.jit
 def _maximum(source, count, BLOCK: tl.constexpr):
     """Largest of `count` numbers from 0 up."""
-    found = tl.zeros((BLOCK,), tl.float32)
+    largest = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, count, BLOCK):
         place = first + tl.arange(0, BLOCK)
-        found = tl.maximum(found, tl.load(source + place, mask=place < count, other=0.0))
-    return tl.max(found, 0)
+        largest = tl.maximum(largest, tl.load(source + place, mask=place < count, other=0.0))
+    return tl.max(largest, 0)
 
 
 @triton.jit
@@ -181,11 +181,11 @@ def weighted_tiles(
     """
     scale, reach = scale_and_reach(x_stats, y_stats, temperature)
     safe = reach <= GRADIENT_EXPONENTS
-    own = tl.program_id(0) * BX
+    first_row = tl.program_id(0) * BX
     column = tl.program_id(1) * OUT
     begin = tl.program_id(2) * visits_each
     end = tl.minimum(begin + visits_each, visits)
-    rows = own + tl.arange(0, BX)
+    rows = first_row + tl.arange(0, BX)
     place = of_rows + tl.minimum(rows, R - 1)
     row_scale = tl.load(place)
     row_factor = tl.load(place + R)
@@ -197,10 +197,10 @@ def weighted_tiles(
     if CLASSES:
         row_class = tl.load(row_classes + tl.minimum(rows, R - 1))
     if CHUNK == WIDTH:
-        held = load_tile(x, own, R, 0, WIDTH, BX, WIDTH)
+        held = load_tile(x, first_row, R, 0, WIDTH, BX, WIDTH)
         held_low = held
         if SPLIT:
-            held_low = load_tile(x_low, own, R, 0, WIDTH, BX, WIDTH)
+            held_low = load_tile(x_low, first_row, R, 0, WIDTH, BX, WIDTH)
     total = tl.zeros((BX, OUT), tl.float32)
     slope = tl.zeros((BX,), tl.float32)
     for visit in range(begin, end):
@@ -210,15 +210,17 @@ def weighted_tiles(
             seen_low = seen
             if SPLIT:
                 seen_low = load_tile(y_low, first, C, 0, WIDTH, BY, WIDTH)
-            found = multiply(held, held_low, tl.trans(seen), tl.trans(seen_low), SPLIT)
+            products = multiply(held, held_low, tl.trans(seen), tl.trans(seen_low), SPLIT)
         else:
-            found = chunked_product(
-                x, x_low, own, R, y, y_low, first, C, WIDTH, CHUNK, BX, BY, SPLIT
+            products = chunked_product(
+                x, x_low, first_row, R, y, y_low, first, C, WIDTH, CHUNK, BX, BY, SPLIT
             )
-        logits = found * scale
+        logits = products * scale
         columns = first + tl.arange(0, BY)
         special = first + BY > C
-        special = special | touches(first + column_shift - own - row_shift, half, BX, BY, EXCLUDE)
+        special = special | touches(
+            first + column_shift - first_row - row_shift, half, BX, BY, EXCLUDE
+        )
         if special:
             out = left_out(
                 (rows + row_shift)[:, None], tl.arange(0, BY)[None, :], first + column_shift,
@@ -303,7 +305,7 @@ def _find_factors(
 ) -> _Factors:
     blocks = triton.cdiv(max(pair.rows, pair.columns), BLOCK)
     bounds = pair.empty(2, blocks)
-    found = _Factors(pair.empty(7, pair.rows), pair.empty(4, pair.columns), pair.empty(1))
+    factors = _Factors(pair.empty(7, pair.rows), pair.empty(4, pair.columns), pair.empty(1))
 
     def vectors(side: Side | None) -> list[Tensor]:
         # Whatever is absent is not read.
@@ -321,10 +323,10 @@ def _find_factors(
         **flags, BLOCK=BLOCK,
     )  # fmt: skip
     find_factors[blocks, 2](
-        *vectors(row), positive, *vectors(column), *scales, bounds, *found,
+        *vectors(row), positive, *vectors(column), *scales, bounds, *factors,
         pair.rows, pair.columns, blocks, **flags, SLOPE=slope, BLOCK=BLOCK,
     )  # fmt: skip
-    return found
+    return factors
 
 
 def weighted_sums(
@@ -336,9 +338,9 @@ def weighted_sums(
     slope: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """(R, width) sums and, if `slope`, (R,) slopes; see `Tiles.weighted_sums`."""
-    found = _find_factors(pair, row, column, classes is not None, slope)
+    factors = _find_factors(pair, row, column, classes is not None, slope)
     if classes is None:
-        of_rows = of_columns = found.unscale
+        of_rows = of_columns = factors.unscale
     else:
         of_rows, of_columns = classes.rows.contiguous(), classes.columns.contiguous()
     bf16 = pair.operands[0].dtype == torch.bfloat16
@@ -351,7 +353,7 @@ def weighted_sums(
         sums = pair.empty(parts, pair.rows, width)
         slopes = pair.empty(parts, pair.rows) if slope else None
         weighted_tiles[blocks, outs, parts](
-            *pair.tensors, *found, of_rows, of_columns,
+            *pair.tensors, *factors, of_rows, of_columns,
             sums, sums if slopes is None else slopes,
             pair.rows, pair.columns, width, *pair.exclusion, visits, each,
             WIDTH=pair.width, BX=shape.rows, BY=shape.columns, CHUNK=shape.chunk, OUT=shape.out,

@@ -12,7 +12,7 @@ from PIL import Image
 from selftaught.data.augment import Augment, finetune_augment, plain, pretext_augment
 from selftaught.data.images.contrast import contrast_limits
 from selftaught.data.images.pack_writer import Packable, write_pack
-from selftaught.data.pipeline import Batch
+from selftaught.data.pipeline import ImageBatch
 from selftaught.data.pipeline.opencv import OpenCVPipeline
 
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed (Linux x86-64, extra gpu)")
@@ -94,20 +94,20 @@ def requests(*batches: tuple[int, list[int]]) -> list[tuple[int, np.ndarray]]:
     return [(epoch, np.array(ids, np.int64)) for epoch, ids in batches]
 
 
-def all_of(files: Files, epoch: int = 0, **options: Any) -> Batch:
+def all_of(files: Files, epoch: int = 0, **options: Any) -> ImageBatch:
     with opened(files, **options) as pipeline:
         (batch,) = pipeline.batches(requests((epoch, list(range(len(files[0]))))))
     return batch
 
 
-def both(files: Files, **options: Any) -> tuple[Batch, Batch]:
+def both(files: Files, **options: Any) -> tuple[ImageBatch, ImageBatch]:
     """Everything once, by DALI and by OpenCV."""
     with OpenCVPipeline(**settings(files, **options)) as pipeline:
         (other,) = pipeline.batches(requests((0, list(range(len(files[0]))))))
     return all_of(files, **options), other
 
 
-def rows(batches: Iterator[Batch], epochs: list[int]) -> dict[tuple[int, int], torch.Tensor]:
+def rows(batches: Iterator[ImageBatch], epochs: list[int]) -> dict[tuple[int, int], torch.Tensor]:
     found = {}
     for epoch, batch in zip(epochs, batches, strict=True):
         assert batch.masks is not None

@@ -15,7 +15,7 @@ from selftaught.data.images.bad_files import Problem, Skipping
 from selftaught.data.images.contrast import contrast_limits
 from selftaught.data.images.limits import BadImage
 from selftaught.data.images.pack_writer import Packable, write_pack
-from selftaught.data.pipeline import Batch, has_dali, open_pipeline
+from selftaught.data.pipeline import ImageBatch, has_dali, open_pipeline
 from selftaught.data.plan import stand_ins
 from selftaught.errors import InputError
 from tests.data.images.broken import KINDS, break_file, write_good
@@ -43,7 +43,7 @@ def requests(*batches: tuple[int, list[int]]) -> list[tuple[int, np.ndarray]]:
     return [(epoch, np.array(ids, np.int64)) for epoch, ids in batches]
 
 
-def one(executor: str, paths: list[Path], epoch: int, ids: list[int], **options: Any) -> Batch:
+def one(executor: str, paths: list[Path], epoch: int, ids: list[int], **options: Any) -> ImageBatch:
     with opened(executor, paths, **options) as pipeline:
         (batch,) = pipeline.batches(requests((epoch, ids)))
     return batch

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from selftaught.data.images.limits import BadImage
-from selftaught.data.pipeline import Batch, open_pipeline
+from selftaught.data.pipeline import ImageBatch, open_pipeline
 from selftaught.data.pipeline.opencv import OpenCVPipeline
 from selftaught.data.plan import PLAIN, finetune_augment, plain, pretext_augment
 from selftaught.errors import InputError
@@ -68,7 +68,7 @@ def requests(*batches: tuple[int, list[int]]) -> list[tuple[int, np.ndarray]]:
     return [(epoch, np.array(ids, np.int64)) for epoch, ids in batches]
 
 
-def rows(batches: Iterator[Batch], epochs: list[int]) -> dict[tuple[int, int], torch.Tensor]:
+def rows(batches: Iterator[ImageBatch], epochs: list[int]) -> dict[tuple[int, int], torch.Tensor]:
     """Views and masks by (epoch, sample)."""
     found = {}
     for epoch, batch in zip(epochs, batches, strict=True):
