@@ -196,6 +196,7 @@ def test_evaluation_sees_every_sample_once_and_asks_equally_often(
         local: list[Any] = []
         asked: list[Any] = []
         run = SimpleNamespace(
+            kind=torch.float32,
             config=SimpleNamespace(score=SimpleNamespace(batch_size=4)),
             images=source,
             device=torch.device("cpu"),
