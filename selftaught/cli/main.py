@@ -161,7 +161,7 @@ def guarded(name: str, arguments: list[str]) -> int:
         complain(str(error))
         return 3
     except StopRun as stop:
-        complain(f"stopped by a signal; {stop.told}")
+        complain(f"stopped by a signal; {stop.outcome}")
         return stop.code
     except KeyboardInterrupt:
         complain("interrupted; the same command goes on from the last checkpoint")

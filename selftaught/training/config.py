@@ -355,9 +355,9 @@ def _policies(values: Any, prefix: str, policy: str) -> dict[str, str]:
     out: dict[str, str] = {}
     for field_ in dataclasses.fields(values):
         value, name = getattr(values, field_.name), prefix + field_.name
-        own = field_.metadata.get("resume", policy)
+        here = field_.metadata.get("resume", policy)
         inner = (
-            _policies(value, f"{name}.", own) if dataclasses.is_dataclass(value) else {name: own}
+            _policies(value, f"{name}.", here) if dataclasses.is_dataclass(value) else {name: here}
         )
         out |= inner
     return out

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from selftaught import distributed
@@ -19,11 +18,10 @@ from selftaught.data.pipeline.cache import CacheBudget
 from selftaught.data.plan import Augment, batch_at, plain, stand_ins, steps_per_epoch
 from selftaught.environment import local_world_size
 from selftaught.errors import InputError
+from selftaught.methods.task import Rows
 from selftaught.training.bad_files import BadFiles
 from selftaught.training.config import Config, DataConfig
 from selftaught.training.engine import Batch
-
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)

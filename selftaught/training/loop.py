@@ -103,10 +103,11 @@ def train(
             task.before_step(step)
             for player in task.players:
                 loss = _gradient(engine, parts, player, watch)
-                own = torch.stack([loss, engine.gradient_norm(player).double()])
-                facts = [stopper.code, due, stage.pending, *watch.own().values()]
+                learnt = torch.stack([loss, engine.gradient_norm(player).double()])
+                facts = [stopper.code, due, stage.pending, *watch.figures().values()]
                 # The only wait of a step, for the device and for the other ranks.
-                words = [Word(*row) for row in distributed.gather_row(facts, own.device, own)]
+                rows = distributed.gather_row(facts, learnt.device, learnt)
+                words = [Word(*row) for row in rows]
                 mine = words[distributed.rank()]
                 if not all(math.isfinite(word.loss + word.norm) for word in words):
                     report_bad_numbers(

@@ -125,5 +125,5 @@ def load_state(
     # torch would keep the given tensors themselves and move them.
     entries = nested({key: value.clone() for key, value in state.items()})
     if names is not None:
-        entries = {own: entries[name] for own, name in enumerate(names) if name in entries}
+        entries = {number: entries[name] for number, name in enumerate(names) if name in entries}
     optimizer.load_state_dict({"state": entries, "param_groups": groups})

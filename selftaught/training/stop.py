@@ -34,13 +34,13 @@ class StopRun(BaseException):
     """The run was stopped by a signal, after saving; `code` is the process's exit code.
 
     Like KeyboardInterrupt no Exception: it may be raised between any two instructions, and a
-    decoder that takes every Exception for a broken file must not take this one. `told` says what
+    decoder that takes every Exception for a broken file must not take this one. `outcome` says what
     became of the work.
     """
 
-    def __init__(self, code: int, told: str = SAVED) -> None:
+    def __init__(self, code: int, outcome: str = SAVED) -> None:
         super().__init__(f"stopped by a signal (exit code {code})")
-        self.code, self.told = code, told
+        self.code, self.outcome = code, outcome
 
 
 class Stopper:
@@ -93,11 +93,11 @@ class Stopper:
 
         return distributed.any_rank(bool(self.code), device)
 
-    def exit(self, told: str = SAVED) -> StopRun:
+    def exit(self, outcome: str = SAVED) -> StopRun:
         """The exception that ends the run, with the exit code all ranks share."""
         from selftaught import distributed
 
-        return StopRun(max(distributed.gather_objects(self.code)), told)
+        return StopRun(max(distributed.gather_objects(self.code)), outcome)
 
 
 def first_rank_alone(work: Callable[[], Result], stopper: Stopper) -> Result | None:

@@ -153,7 +153,7 @@ class Watch:
         if self.profiler is not None and step == self.window[-1]:
             self._end_trace()
 
-    def own(self) -> dict[str, float]:
+    def figures(self) -> dict[str, float]:
         """This rank's figures since the epoch began."""
         elapsed = max(time.monotonic() - self.clock, 1e-9)
         return {
@@ -172,7 +172,7 @@ class Watch:
         """Figures for metrics.jsonl out of every rank's own.
 
         Args:
-            everyone: of every rank, an object with the figures of `own` as attributes.
+            everyone: of every rank, an object with the figures of `figures` as attributes.
             ranks: whether to list each rank's figures too.
         """
         columns = {name: [getattr(one, name) for one in everyone] for name in FIGURES}
