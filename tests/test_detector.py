@@ -231,8 +231,7 @@ def test_explain_tells_what_a_score_means(paths):
 
 def test_columns_come_from_the_method(paths, tmp_path):
     columns = {"score": [1.0, 2, 3, 4, 5], "sure": [True, False] * 3, "error": [0.5] * 5}
-    wide = {**columns, "other": [[1.0, 2.0]] * 5}
-    table = known(Calibration(), **wide).explain(paths)
+    table = known(Calibration(), **columns).explain(paths)
     assert list(table.columns) == ["path", "score", "percentile", "flagged", "sure", "error"]
     assert table["sure"].tolist() == [1, 0, 1, 0, 1] and table["error"].dtype == "float32"
     detector, given = known(Calibration(), **columns), [tmp_path / "gone.png", *paths[:2]]
@@ -247,11 +246,12 @@ def test_columns_come_from_the_method(paths, tmp_path):
 @pytest.mark.parametrize(
     ("columns", "line"),
     [
-        ({"score": [0.5] * 5, "label": [1] * 5}, "column 'label'; allowed: another name"),
-        ({"score": [0.5] * 5, "row": [0.0] * 5}, "column 'row'; allowed: another name"),
-        ({"score": [0.5] * 5, "percentile": [9.0] * 5}, "column 'percentile'"),
-        ({"score": [[0.5]] * 5}, r"shape \(5, 1\) for 5 images; allowed: \(5,\)"),
-        ({"error": [0.5] * 5}, "shape None for 5 images"),
+        ({"score": [0.5] * 5, "label": [1] * 5}, "gave label; allowed: outputs of other names"),
+        ({"score": [0.5] * 5, "row": [0.0] * 5}, "gave row; allowed: outputs of other names"),
+        ({"score": [0.5] * 5, "percentile": [9.0] * 5}, "gave percentile"),
+        ({"score": [[0.5]] * 5}, r"'score' gave \(5, 1\); allowed: \(B,\), here \(5,\)"),
+        ({"score": [0.5] * 5, "other": [[1.0, 2.0]] * 5}, r"'other' gave \(5, 2\)"),
+        ({"error": [0.5] * 5}, r"gave {'error': \(5,\)}; allowed: .*score"),
     ],
 )
 def test_a_scorer_cannot_replace_columns_of_ours(paths, columns, line):

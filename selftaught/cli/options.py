@@ -78,9 +78,10 @@ def _run_parser(command: str, description: str, chosen: Mapping[str, str]) -> Ar
 def _of_other_methods(name: str, given: Mapping[str, Any]) -> bool:
     """Whether a setting belongs to a method that was not chosen: a file may serve several."""
     stage, _, option = name.partition(".")
-    if stage not in STAGES:
+    section = given.get(stage)
+    if stage not in STAGES or not isinstance(section, Mapping):
         return False
-    others = {*methods.names(), str(given[stage].get("method") or STAGES[stage])}
+    others = {*methods.names(), str(section.get("method") or STAGES[stage])}
     return any(option in flatten(dataclasses.asdict(methods.options(one))) for one in others)
 
 
