@@ -141,7 +141,7 @@ def _checked(scores: pd.DataFrame) -> pd.DataFrame:
             table[column] = _finite(scores, column)
     group = _text(scores, "group")
     # The row number, so that a blank group is a group of one image.
-    table["group"] = [name or f"\0{row}" for row, name in enumerate(group)]
+    table["group"] = [name or f"\x1f{row}" for row, name in enumerate(group)]
     if "study" in scores:
         table["study"] = _study(scores)
     return table
