@@ -88,22 +88,50 @@ def test_threads_change_nothing_and_the_callers_are_left_alone():
 
 
 def test_a_row_that_a_proposer_hides_is_found_by_the_next(monkeypatch):
-    """FAISS's answer as far off as the bound allows: the nearest rows are not proposed at all."""
+    """Products in float32 so far off that the nearest rows are not proposed at all."""
     x, q = data(1500, 24, regime="collapsed"), data(20, 24, seed=1, regime="collapsed")
 
-    def wrong(faiss, queries, table, m):
+    def wrong(queries, table, m, *, direct, kind=torch.float64):
+        if kind != torch.float32:
+            return by_torch(queries, table, m, direct=direct)
         squared = ((queries[:, None] - table[None]) ** 2).sum(-1)
         rows = np.argsort(squared, axis=1)[:, 30 : 30 + m]
         return np.take_along_axis(squared, rows, 1), np.ascontiguousarray(rows)
 
-    monkeypatch.setattr(neighbours, "_by_faiss", wrong)
+    by_torch = neighbours._by_torch
+    monkeypatch.setattr(neighbours, "_by_torch", wrong)
     np.testing.assert_allclose(knn_score(q, x, 20).numpy(), brute(q, x, 20), rtol=1e-6)
 
 
 def test_broad_data_need_no_second_search(monkeypatch):
-    pytest.importorskip("faiss")
-    monkeypatch.setattr(neighbours, "_by_torch", None)
+    kinds, by_torch = [], neighbours._by_torch
+
+    def noted(*arguments, kind=torch.float64, **named):
+        kinds.append(kind)
+        return by_torch(*arguments, kind=kind, **named)
+
+    monkeypatch.setattr(neighbours, "_by_torch", noted)
     knn_score(data(500, 64, seed=1), data(5000, 64), 100)
+    assert kinds == [torch.float32]
+
+
+def test_products_that_torch_may_round_are_not_taken(monkeypatch):
+    x, q = data(1500, 24), data(20, 24, seed=1)
+    kinds, by_torch = [], neighbours._by_torch
+
+    def noted(*arguments, kind=torch.float64, **named):
+        kinds.append(kind)
+        return by_torch(*arguments, kind=kind, **named)
+
+    monkeypatch.setattr(neighbours, "_by_torch", noted)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        scores = knn_score(q, x, 20)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.float32 not in kinds
+    np.testing.assert_allclose(scores.numpy(), brute(q, x, 20), rtol=1e-6)
 
 
 def test_fewer_rows_than_k_use_all_of_them():
