@@ -1,6 +1,7 @@
 """What every method promises: a new file in methods/ is tested by being there."""
 
 import dataclasses
+import re
 import typing
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_every_option_is_explained(name):
     kinds = methods.load(name).Options.__mro__
     text = "\n".join(kind.__doc__ or "" for kind in kinds)
     for field in dataclasses.fields(kinds[0]):
-        assert f"\n        {field.name}: " in text, field.name
+        assert re.search(rf"^ *{field.name}: ", text, re.M), field.name
 
 
 @pytest.mark.parametrize("name", NAMES)
