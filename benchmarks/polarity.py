@@ -16,7 +16,7 @@ import numpy as np
 
 from selftaught.data.images.decode import read_grey
 from selftaught.data.images.limits import BadImage
-from selftaught.data.manifest.read import IMAGE_SUFFIXES
+from selftaught.data.manifest.films import IMAGE_SUFFIXES
 from selftaught.data.prepare.carrier import find_carrier
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.geometry import shrink, upright

@@ -9,7 +9,11 @@
 # The launcher adds --local_rank=N before the command, which takes it.
 set -eu
 
-gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+python=$(command -v python || command -v python3 || echo python3)
+gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())' 2>/dev/null) || {
+    echo "$0: $python has no torch; activate the environment of selftaught" >&2
+    exit 2
+}
 RANKS=${RANKS:-$((gpus > 0 ? gpus : 1))}
 [ "$gpus" -gt 0 ] || export DS_ACCELERATOR=cpu
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -12,7 +12,11 @@
 # global batch stays what it is; it must divide by every number of ranks that can occur.
 set -eu
 
-gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+python=$(command -v python || command -v python3 || echo python3)
+gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())' 2>/dev/null) || {
+    echo "$0: $python has no torch; activate the environment of selftaught" >&2
+    exit 2
+}
 RANKS=${RANKS:-$((gpus > 0 ? gpus : 1))}  # on each machine
 NODES=${NODES:-1}
 # A machine that fails restarts all ranks from the newest checkpoint, so many times.
@@ -29,5 +33,5 @@ else
     meet=(--rdzv-backend c10d --rdzv-endpoint "${HEAD:?the machine and port where all meet}"
         --rdzv-id "${JOB:-selftaught}")
 fi
-exec python -m torch.distributed.run "${meet[@]}" --nnodes "$NODES" --nproc-per-node "$RANKS" \
+exec "$python" -m torch.distributed.run "${meet[@]}" --nnodes "$NODES" --nproc-per-node "$RANKS" \
     --max-restarts "$RESTARTS" -m selftaught "$@"

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Sequence
+from os.path import normpath
 from pathlib import Path
+from unicodedata import normalize
 
 from selftaught.cli.outputs import check_out
 from selftaught.cli.parser import build_parser, parse
@@ -16,8 +18,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=str, default="", help="JSON file to write; beside the scores")
     parser.add_argument("--seed", type=int, default=1, help="seed of the bootstrap")
     options = parse(parser, arguments)
-    from selftaught.data.manifest.check import show
-    from selftaught.evaluation.metrics import SPLITS, check_columns, evaluate
+    from selftaught.data.manifest.check import SETS, show
+    from selftaught.evaluation.metrics import SPLITS, check_columns, evaluate, set_names
     from selftaught.files import write_atomic
     from selftaught.training.scoring import read_scores
 
@@ -27,15 +29,19 @@ def main(arguments: Sequence[str]) -> None:
     target = Path(options.out) if options.out else table.with_name(beside)
     scores = read_scores(table)
     check_out(target, SPLITS, ".json")
-    if "path" in scores and not scores["path"].is_unique:
-        twice = scores["path"][scores["path"].duplicated()].iloc[0]
-        raise InputError(f"{table}: {show(twice)} appears twice; allowed: each image once")
     check_columns(scores, ("path", "label", "score"), table)
-    if "split" not in scores:
-        scores["split"] = ""
+    same = scores["path"].map(lambda path: normpath(normalize("NFC", path))).duplicated()
+    if same.any():
+        twice = scores["path"][same].iloc[0]
+        raise InputError(f"{table}: {show(twice)} appears twice; allowed: each image once")
+    scores["split"] = set_names(scores["split"]) if "split" in scores else ""
     if not (scores["split"] != "").any():
         print(f"{table}: no split is named, so all {len(scores)} images count as test")
         scores["split"] = "test"
+    strange = scores["split"][~scores["split"].isin(SETS)]
+    if len(strange):
+        name = show(strange.iloc[0])
+        print(f"{table}: {len(strange)} images are in no set, such as {name}, and do not count")
     figures = evaluate(scores, seed=options.seed)
     write_atomic(target, json.dumps(figures, indent=1) + "\n")
     for name in SPLITS:

@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from selftaught import methods
-from selftaught.cli.parser import build_parser, parse
+from selftaught.cli.parser import build_parser, in_file_of, parse
 from selftaught.data.augment import Preset
 from selftaught.errors import InputError
 from selftaught.training.config import (
@@ -96,6 +96,22 @@ def read_config(command: str, description: str, arguments: Sequence[str]) -> Con
     """
     path = _value_of("config", arguments)
     given = read_yaml(Path(path)) if path else {}
+    try:
+        return _resolved(command, description, arguments, path, given)
+    except InputError as error:
+        text = str(error)
+        if text.split()[0] not in flatten(given) or path in text:
+            raise
+        raise InputError(in_file_of(text, path, arguments)) from error
+
+
+def _resolved(
+    command: str,
+    description: str,
+    arguments: Sequence[str],
+    path: str,
+    given: Mapping[str, Any],
+) -> Config:
     saved = _saved(arguments, given)
     preset = _value_of("preset", arguments) or given.get("preset") or "default"
     if preset not in get_args(Preset):
@@ -106,7 +122,7 @@ def read_config(command: str, description: str, arguments: Sequence[str]) -> Con
     kinds = [methods.load(chosen[stage]).Options for stage in STAGES]
     defaults = flatten(saved) if saved else preset_overrides(cast(Preset, preset), *kinds)
     parser.set_defaults({name: value for name, value in defaults.items() if name in known})
-    namespace = parse(parser, _with_file(arguments, path, given, known))
+    namespace = parse(parser, _with_file(arguments, path, given, known), path)
     values = namespace.as_dict()
     del values["config"]
     try:

@@ -133,11 +133,11 @@ def _score(
     import pandas as pd
 
     from selftaught import distributed
-    from selftaught.data.prepare.source import read_source
+    from selftaught.data.manifest import read_manifest
     from selftaught.detector import Detector
 
     skip = bad_files == "skip"
-    listed = read_source(source, allow_outside=allow_outside, check_files=True, missing=skip)
+    listed = read_manifest(source, allow_outside=allow_outside, missing=skip, unlabelled=True)
     table = listed.table.copy()
     masks = [listed.root / name if name else None for name in table["mask"]]
     share = range(distributed.rank(), len(table), distributed.world_size())

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from selftaught.data.manifest.check import SETS
+from selftaught.data.manifest.spelling import NAMES, identity, one_spelling
 from selftaught.errors import InputError
 from selftaught.evaluation.bootstrap import auroc_interval
 
@@ -25,7 +27,8 @@ def evaluate(scores: pd.DataFrame, *, seed: int, resamples: int = 1000) -> dict[
         scores: one row an image: `path`, `split`, `label` (0 normal, 1 abnormal, blank unknown:
             left out), `score` (higher = more abnormal); optional `flagged` (above the stored
             threshold), `group` (resampled as a whole; without it every image is its own group),
-            `body_part`, `study` (completed by `patient`, `group`, `body_part`), `knn_score`,
+            `body_part`, `study` (completed by `patient`, `group`, `body_part`), each in one
+            spelling (`data.manifest.spelling`), `knn_score`,
             `pretext_knn_score`; `problem`: why an image could not be read and has no score, which
             leaves it out and counts it.
         seed: seed of the bootstrap.
@@ -39,6 +42,8 @@ def evaluate(scores: pd.DataFrame, *, seed: int, resamples: int = 1000) -> dict[
         InputError: a column is missing, a score is not finite, a label or flag is neither 0 nor 1;
             the message names the image.
     """
+    check_columns(scores, ("path", "split", "label", "score"), "scores")
+    scores = scores.assign(split=set_names(scores["split"]))
     unread = (_text(scores, "problem") != "") & (_text(scores, "score") == "")
     table = _checked(scores[~unread])
     result: dict[str, Any] = {
@@ -120,6 +125,12 @@ def _text(table: pd.DataFrame, column: str) -> pd.Series:
     return table[column].astype(object).where(table[column].notna(), "").map(str)
 
 
+def set_names(cells: pd.Series) -> pd.Series:
+    """Sets by their own names, "Test " as test; other names as they are, "" where blank."""
+    names = cells.astype(object).where(cells.notna(), "").map(str)
+    return names.map(lambda name: one if (one := identity(name)) in ("", *SETS) else name)
+
+
 def check_columns(scores: pd.DataFrame, columns: Sequence[str], where: object) -> None:
     """Raise `InputError`, beginning with `where`, for the first of the columns that is missing."""
     for column in columns:
@@ -129,8 +140,9 @@ def check_columns(scores: pd.DataFrame, columns: Sequence[str], where: object) -
 
 def _checked(scores: pd.DataFrame) -> pd.DataFrame:
     """The columns that the figures need, with one type each."""
-    check_columns(scores, ("path", "split", "label", "score"), "scores")
     scores = scores.reset_index(drop=True)
+    named = {name: one_spelling(_text(scores, name).tolist(), name, "scores") for name in NAMES}
+    scores = scores.assign(**{name: cells for name, cells in named.items() if name in scores})
     table = pd.DataFrame({name: _text(scores, name) for name in ("path", "split", "body_part")})
     table["score"] = _finite(scores, "score")
     table["label"] = _binary(scores, "label")

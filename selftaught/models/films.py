@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from selftaught.data.images.pack import MASKS, Packed, locate
+from selftaught.data.manifest.spelling import cleaned
 from selftaught.data.pipeline.sample import Made, Sample
 from selftaught.data.prepare.claim import settings_of
 from selftaught.data.prepare.config import PrepareConfig
@@ -81,7 +82,8 @@ def as_trained(
     def made(sample: int) -> Sample | None:
         if sample not in pending:
             return None
-        film = usable_film(paths[sample], regions[sample], parts[sample].lower(), config)
+        part = cleaned(parts[sample]).lower()
+        film = usable_film(paths[sample], regions[sample], part, config)
         mask = None if film.mask is None else film.mask.astype(np.uint8) * np.uint8(255)
         return Sample(np.ascontiguousarray(film.image), mask)
 

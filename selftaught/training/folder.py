@@ -50,6 +50,7 @@ PACKAGES = (
 
 
 _held: dict[Path, IO[str]] = {}
+_made: dict[Path, list[Path]] = {}
 
 
 def lock(run: Path) -> IO[str]:
@@ -59,6 +60,7 @@ def lock(run: Path) -> IO[str]:
         InputError: another process is running in it.
         MachineError: it cannot be made or written.
     """
+    missing = [path for path in (run, *run.parents) if not path.exists()]
     with machine_errors(run):
         run.mkdir(parents=True, exist_ok=True)
         handle = (run / LOCK).open("a", encoding="utf-8")
@@ -74,8 +76,21 @@ def lock(run: Path) -> IO[str]:
         raise MachineError(
             f"out: {run} cannot be locked ({error.strerror}); allowed: a file system with locks"
         ) from error
-    _held[run.absolute()] = handle
+    _held[run.absolute()], _made[run.absolute()] = handle, missing
     return handle
+
+
+def vacate(run: Path) -> None:
+    """Leave no folder behind in which nothing began: one that holds this process's lock alone."""
+    handle = _held[run.absolute()]
+    try:
+        ours = os.path.samestat(os.stat(run / LOCK), os.fstat(handle.fileno()))
+        if ours and os.listdir(run) == [LOCK]:
+            (run / LOCK).unlink()
+            for path in _made[run.absolute()]:
+                path.rmdir()
+    except OSError:
+        return  # Others moved it, or write there.
 
 
 def check_held(path: Path) -> None:

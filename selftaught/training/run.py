@@ -95,6 +95,7 @@ def _run_parts(
         raise
     finally:
         if held is not None:
+            folder.vacate(place)
             held.close()
     distributed.finish()
     return place

@@ -106,6 +106,14 @@ def _warn(run: Run, role: str, task: Task) -> None:
             f"engine.accumulate is {parts}: each view sees only the negatives of its own "
             "micro-batch",
         )
+    options, trains = run.options(role), len(run.images.training_rows(role))
+    if options.epochs and options.batch_size > trains:
+        size = global_batch_size(f"{role}.batch_size", options.batch_size, trains, parts)
+        run.reporter.warn(
+            role,
+            f"{role}.batch_size is {options.batch_size}, but {trains} images train: each batch "
+            f"holds {size}",
+        )
     first, here = (run.options(name).augment.input_range for name in (next(iter(STAGES)), role))
     if first != here:
         run.reporter.warn(

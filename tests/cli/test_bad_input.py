@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from selftaught.cli.main import main
+from selftaught.training.folder import lock
 from tests.tiny import options, write_images
 
 pytestmark = pytest.mark.usefixtures("thin_encoder")
@@ -186,3 +187,37 @@ def test_colour_and_grey_images_are_both_fine(manifest, tmp_path):
     code = main(["split", str(manifest), "--out", str(tmp_path / "split.csv")])
     assert code == 0
     assert (tmp_path / "split.csv").exists()
+
+
+@pytest.mark.parametrize("fault", ["missing", "label", "image", "cut", "abnormal", "kind", "same"])
+@pytest.mark.parametrize("out", ["run", "new/deep/run", "empty"])
+def test_a_refused_list_leaves_no_folder_behind(manifest, tmp_path, capsys, fault, out):
+    (tmp_path / "empty").mkdir()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    if fault == "missing":
+        manifest = manifest.with_name("none.csv")
+    elif fault == "label":
+        edit(manifest, 4, "label", "2")
+    elif fault == "image":
+        (manifest.parent / "007.png").unlink()
+    elif fault == "cut":
+        path = manifest.parent / "007.png"
+        path.write_bytes(path.read_bytes()[:-30])
+    elif fault == "abnormal":
+        table = pd.read_csv(manifest)
+        table.assign(label=1).to_csv(manifest, index=False)
+    elif fault == "kind":
+        manifest = manifest.rename(manifest.with_suffix(".txt"))
+    else:
+        edit(manifest, 4, "path", "003.png")
+    for command in ("run", "pretrain"):
+        refused(capsys, options(manifest, tmp_path / out), command=command)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_a_refused_list_leaves_another_run_alone(manifest, tmp_path, capsys):
+    """Its lock is all that is there yet."""
+    with lock(tmp_path / "run"):
+        refused(capsys, options(tmp_path / "none.csv", tmp_path / "run"), "in use by another run")
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]

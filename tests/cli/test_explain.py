@@ -70,3 +70,33 @@ def test_a_file_cannot_leave_an_option_empty(tmp_path, content, said):
     (tmp_path / "c.yaml").write_text(content + "\n")
     with pytest.raises(InputError, match=said):
         read_config("run", "", ["--config", str(tmp_path / "c.yaml"), "--out", "x"])
+
+
+@pytest.mark.parametrize(
+    ("command", "content", "option"),
+    [
+        ("run --out x", "pretext: {epochz: 3}", "epochz"),
+        ("run --out x", "pretext: {lr: -1}", "pretext.lr is -1"),
+        ("run --out x", "data: {image_size: many}", "data.image_size is 'many'"),
+        ("run --out x", "pretext: {augment: {scal: [1, 1]}}", "scal"),
+        ("run --out x", "pretext: {method: moco2}", "pretext.method"),
+        ("run --out x", "finetune: {centers: null}", "finetune.centers is empty"),
+        ("run --out x", "preset: fast", "preset is 'fast'"),
+        ("run", "{out: x, data: {worker: 1}}", "worker"),
+        ("split m.csv --out s.csv", "split: {seeds: 3}", "seeds"),
+        ("synth --out x --images 3", "clutter: perhaps", "clutter is 'perhaps'"),
+    ],
+)
+def test_a_wrong_line_of_a_file_is_said_with_the_file(tmp_path, capsys, command, content, option):
+    (tmp_path / "my.yaml").write_text(content + "\n")
+    said = line(capsys, *command.split(), "--config", tmp_path / "my.yaml")
+    assert option in said and said.endswith(f"; the file is {tmp_path / 'my.yaml'}")
+
+
+@pytest.mark.parametrize(
+    "words", ["--pretext.lr -1", "--pretext.epochs=many", "--pretext.epochz 3", "--preset fast"]
+)
+def test_a_wrong_word_is_not_blamed_on_the_file(tmp_path, capsys, words):
+    (tmp_path / "my.yaml").write_text("{out: x, pretext: {lr: 0.1, epochs: 3}}\n")
+    said = line(capsys, "run", "--config", tmp_path / "my.yaml", *words.split())
+    assert "my.yaml" not in said

@@ -1,9 +1,12 @@
 """`selftaught score` of files: any folder, broken files under both policies, options that clash."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 from selftaught.cli.main import main
 from tests.tiny import write_model
@@ -123,3 +126,26 @@ def test_a_policy_that_is_none_is_refused(model, films, tmp_path, capsys):
     out = tmp_path / "scores.csv"
     code, _, error = score(capsys, model, films, out, "--data.bad_files", "drop")
     assert code == 2 and len(error.splitlines()) == 1 and "fail" in error and "skip" in error
+
+
+def test_a_cd_is_scored_whatever_its_files_are_called(model, films, tmp_path, capsys):
+    """Each film once; plan, directory and notes are counted in one line, thumbnails in none."""
+    for name in ("a/1.png", "b/5.png"):
+        (films / name).unlink()
+    for name, source in (("IM000000", "CT_small.dcm"), ("PLAN", "rtplan.dcm")):
+        shutil.copy(get_testdata_file(source), films / "a" / name)
+    shutil.copy(get_testdata_file("DICOMDIR"), films / "DICOMDIR")
+    (films / "notes.txt").write_text("left wrist")
+    (films / "Thumbs.db").write_bytes(b"x")
+    (films / "@eaDir").mkdir()
+    shutil.copy(films / "a" / "0.png", films / "@eaDir" / "0.png")
+    out = tmp_path / "scores.csv"
+    with pytest.warns(UserWarning) as warned:
+        assert score(capsys, model, films, out)[0] == 0
+    assert [str(one.message) for one in warned] == [
+        'films: left out, being no film: 1 .txt ("notes.txt"); 1 DICOM RT Plan ("a/PLAN"); '
+        '1 DICOMDIR ("DICOMDIR")'
+    ]
+    table = pd.read_csv(out)
+    assert table["path"].tolist() == ["a/0.png", "a/2.png", "a/3.png", "a/IM000000", "b/4.png"]
+    assert table["score"].notna().all()

@@ -1,6 +1,7 @@
 """The command lines that the launch scripts put together, told by launchers that only tell them."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -95,3 +96,44 @@ def test_deepspeed_on_the_machines_of_a_host_file(told):
     words, variables = told("deepspeed.sh", RUN, GPUS="8", HOSTS="my hosts", RANKS="2")
     assert words == deepspeed("--hostfile", "my hosts", "--master_port", "29500")
     assert variables == ["OMP_NUM_THREADS=1"]
+
+
+@pytest.mark.parametrize("script", ["torchrun.sh", "deepspeed.sh"])
+def test_a_machine_whose_python_is_called_python3(told, tmp_path, script):
+    """As without an active environment on Debian and Ubuntu."""
+    expected = told(script, RUN)[0]
+    path = bare_path(tmp_path)
+    (tmp_path / "python").rename(tmp_path / "python3")
+    assert told(script, RUN, PATH=path)[0] == [
+        expected[0] + "3" * (script == "torchrun.sh"),
+        *expected[1:],
+    ]
+
+
+@pytest.mark.parametrize("script", ["torchrun.sh", "deepspeed.sh"])
+@pytest.mark.parametrize("fake", ["", "exit 1", "echo no torch >&2; exit 1"])
+def test_a_python_without_torch_is_said_in_one_line(told, tmp_path, script, fake):
+    path = bare_path(tmp_path)
+    (tmp_path / "python").unlink()
+    if fake:
+        (tmp_path / "python3").write_text(f"#!/bin/bash\n{fake}\n")
+        (tmp_path / "python3").chmod(0o755)
+    words, said = told(script, RUN, code=2, PATH=path)
+    (line,) = said
+    assert words == [] and "has no torch; activate the environment of selftaught" in line
+
+
+def test_slurm_without_a_python_ends_and_does_not_queue_again(told, tmp_path):
+    path = bare_path(tmp_path)
+    (tmp_path / "python").unlink()
+    given = {"SLURM_JOB_ID": "1", "MASTER_ADDR": "here", "PATH": path}
+    words, said = told("slurm.sbatch", RUN, code=2, **given)
+    assert words == [] and len(said) == 1 and "no python here; activate" in said[0]
+
+
+def bare_path(tmp_path):
+    """The programs that scripts need, without those of this machine that are called python."""
+    (tmp_path / "bin").mkdir()
+    for name in ("bash", "env", "grep", "sort", "basename", "head", "printf"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    return f"{tmp_path}{os.pathsep}{tmp_path / 'bin'}"

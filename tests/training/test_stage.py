@@ -55,6 +55,17 @@ def test_untrained_weights_need_no_batch_of_two_at_the_end(config, images, tmp_p
     assert {int(one) for one in steps} == {1 if count == 33 else 2}
 
 
+@pytest.mark.parametrize(("batch_size", "held"), [(20, None), (21, 20), (64, 20)])
+def test_a_batch_larger_than_the_set_is_said(config, images, tmp_path, batch_size, held):
+    pretext = dataclasses.replace(config.pretext, batch_size=batch_size, epochs=1)
+    config = dataclasses.replace(config, pretext=pretext)
+    with run_of(config, images, tmp_path / "run") as run:
+        train_stage(run, "pretext")
+        warnings = [one["message"] for one in run.reporter.lines() if one["kind"] == "warning"]
+    text = f"pretext.batch_size is {batch_size}, but 20 images train: each batch holds {held}"
+    assert [one for one in warnings if "batch_size" in one] == ([text] if held else [])
+
+
 @pytest.fixture
 def masked(images):
     """Half of the images have a mask: another image."""

@@ -14,8 +14,11 @@ import numpy as np
 import pandas as pd
 
 from selftaught.data.manifest import check
+from selftaught.data.manifest.disk import Spelling, files_exist
+from selftaught.data.manifest.folder import class_folders, own_list, read_classes, read_films
 from selftaught.data.manifest.mura import is_mura, read_mura
-from selftaught.data.manifest.read import Source, read_csv, read_image_folder, read_parquet
+from selftaught.data.manifest.read import Source, read_csv, read_parquet
+from selftaught.data.manifest.spelling import one_spelling
 from selftaught.errors import InputError
 
 
@@ -68,8 +71,12 @@ def read_manifest(
     allow_outside: bool = False,
     check_files: bool = True,
     missing: bool = False,
+    unlabelled: bool = False,
 ) -> Manifest:
     """Read and check a manifest.
+
+    Patients, studies and body parts have one spelling each (`spelling.one_spelling`), and paths
+    that of the disk. What of a folder is no film is named in a warning.
 
     Args:
         source: a `.csv` or `.parquet` file; a folder that holds `manifest.csv`; a folder with
@@ -78,8 +85,9 @@ def read_manifest(
             and the official split is dropped: `split` stays blank.
         allow_outside: accept paths that are absolute, hold `..` or lead out by a symbolic link.
         check_files: also check that every image and mask exists and, unless `allow_outside`,
-            that no symbolic link leads out of the folder. Without it no file is looked at.
+            that no symbolic link leads out of the folder. Without it folders are listed at most.
         missing: accept files that do not exist; whoever reads them is told so.
+        unlabelled: also accept any other folder: all films below it, without labels.
 
     Returns:
         The manifest; nothing of an image was opened.
@@ -89,7 +97,7 @@ def read_manifest(
     """
     path = Path(source).absolute()
     if path.is_dir():
-        read = _read_folder(path)
+        read = _read_folder(path, unlabelled)
     elif not path.exists():
         raise InputError(f"{source}: no such file or folder; allowed: CSV, parquet or a folder")
     elif path.suffix.lower() == ".csv":
@@ -103,12 +111,19 @@ def read_manifest(
     return _checked(read, allow_outside, check_files, missing)
 
 
-def _read_folder(folder: Path) -> Source:
+def _read_folder(folder: Path, unlabelled: bool) -> Source:
     if is_mura(folder):
         return read_mura(folder)
-    if (folder / "manifest.csv").is_file():
-        return read_csv(folder / "manifest.csv")
-    return read_image_folder(folder)
+    if (listed := own_list(folder)) is not None:
+        return read_csv(listed)
+    if classes := class_folders(folder):
+        return read_classes(folder, classes)
+    if unlabelled:
+        return read_films(folder)
+    raise InputError(
+        f"{folder}: no manifest; allowed: manifest.csv, folders normal/ and abnormal/, or the "
+        "MURA-v1.1 folder"
+    )
 
 
 def _checked(read: Source, allow_outside: bool, check_files: bool, missing: bool) -> Manifest:
@@ -123,8 +138,12 @@ def _checked(read: Source, allow_outside: bool, check_files: bool, missing: bool
             return f"{read.name}, {check.show(columns['path'][index])}"
         return f"{read.name} row {read.rows[index]}"
 
+    on_disk = Spelling(read.root)
     for name in ("path", "mask"):
-        columns[name] = check.clean_paths(columns[name], name, allow_outside, where)
+        cells = check.clean_paths(columns[name], name, allow_outside, where)
+        columns[name] = [on_disk.of(path) for path in cells]
+    for name in ("patient", "study", "body_part"):
+        columns[name] = one_spelling(columns[name], name, read.name)
     check.unique_paths(columns["path"], where)
     label = check.coded(columns["label"], "label", check.LABELS, where)
     semi_label = check.coded(columns["semi_label"], "semi_label", check.SEMI_LABELS, where)
@@ -132,7 +151,7 @@ def _checked(read: Source, allow_outside: bool, check_files: bool, missing: bool
     check.consistent(label, semi_label, where)
     if check_files:
         for name in ("path", "mask"):
-            check.files_exist(read.root, columns[name], name, allow_outside, where, missing)
+            files_exist(read.root, columns[name], name, allow_outside, where, missing)
     others = [name for name in columns if name not in check.COLUMNS]
     blank = pd.Series("", index=range(count), dtype="str")
     texts = {

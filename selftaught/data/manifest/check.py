@@ -1,16 +1,12 @@
 """What a manifest's cells may hold, and one clear line for the first that does not."""
 
 import difflib
-import os
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from selftaught.data.images.pack import locate
 from selftaught.errors import InputError
 from selftaught.semi_labels import KNOWN_ABNORMAL, KNOWN_NORMAL, UNKNOWN
 
@@ -22,7 +18,6 @@ SEMI_LABELS = {"": -9, "-1": -1, "0": 0, "1": 1, "+1": 1, "-1.0": -1, "0.0": 0, 
 SETS = ("train", "val", "test", "unused")
 ALLOWED = {"label": "0, 1 or blank", "semi_label": "-1, 0, 1 or blank"}
 
-MISSING = "was not found"
 SHOWN = 80
 # Supersets of what is wrong, so that a million ordinary paths cost a few searches in one text.
 SUSPECT_TEXTS = ("\\", ":", "//", "/.", "/\n", "\n.", "\n/", "\n\n")
@@ -112,6 +107,8 @@ def clean_paths(cells: list[str], column: str, allow_outside: bool, where: Where
         InputError: a `path` is blank; a path has a control character, a backslash, a drive or an
             URL scheme; or, unless `allow_outside`, is absolute or has a `..` step.
     """
+    if column == "mask":
+        cells = ["" if cell.isspace() else cell for cell in cells]
     text = "\n".join(("", *cells, ""))
     if not any(cells) and column == "mask":
         return cells
@@ -164,64 +161,3 @@ def unique_paths(paths: list[str], where: Where) -> None:
                 "allowed: each image once"
             )
         first[path] = index
-
-
-def files_exist(
-    root: Path,
-    paths: list[str],
-    column: str,
-    allow_outside: bool,
-    where: Where,
-    missing: bool = False,
-) -> None:
-    """Refuse paths that are no file, unless `missing`, or that a link leads out of `root`.
-
-    Each folder is listed once; only names missing there and links are looked at one by one.
-
-    Raises:
-        InputError: names the first such row.
-    """
-    by_folder: dict[str, list[int]] = defaultdict(list)
-    for index, path in enumerate(paths):
-        if path:
-            by_folder[path.rpartition("/")[0] if "/" in path else "."].append(index)
-    real_root = os.path.realpath(root)
-    doubtful: list[int] = []
-    for folder, indices in by_folder.items():
-        plain = _plain_files(root / (folder or "/"), real_root, allow_outside)
-        doubtful += [index for index in indices if paths[index].rpartition("/")[2] not in plain]
-    for index in sorted(doubtful):
-        fault = _file_fault(root / paths[index], real_root, allow_outside)
-        if fault and not (missing and fault == MISSING):
-            raise InputError(f"{where(index)}: {column} {show(paths[index])} {fault}")
-
-
-def _plain_files(folder: Path, real_root: str, allow_outside: bool) -> set[str]:
-    """Names in `folder` that are certainly ordinary files inside the root."""
-    if not allow_outside and not _inside(os.path.realpath(folder), real_root):
-        return set()
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
-    except OSError:
-        return set()
-
-
-def _file_fault(path: Path, real_root: str, allow_outside: bool) -> str:
-    try:
-        real = os.path.realpath(path)
-        if not allow_outside and not _inside(real, real_root):
-            return f"leads out of the manifest's folder to {show(real)}; allowed: --allow-outside"
-        if os.path.isfile(real):
-            return ""
-        if locate(Path(real)) is not None:
-            return ""
-        if os.path.exists(real):
-            return "is not a file"
-    except OSError as error:
-        return f"cannot be looked up: {error.strerror}"
-    return MISSING
-
-
-def _inside(real: str, real_root: str) -> bool:
-    return real == real_root or real.startswith(real_root.rstrip("/") + "/")

@@ -9,21 +9,33 @@ import re
 from pathlib import Path
 
 from selftaught.data.manifest.check import show
-from selftaught.data.manifest.read import Source, csv_columns, list_files
+from selftaught.data.manifest.films import list_films
+from selftaught.data.manifest.read import Source, csv_columns
 from selftaught.errors import InputError
 
 PARTS = ("train", "valid")
 LAYOUT = re.compile(
-    r"(?P<path>(?:train|valid)/XR_(?P<part>[A-Z]+)/(?P<patient>patient\d+)/"
-    r"(?P<study>study\d+)_(?P<sign>positive|negative)/[^/]+\.(?:png|jpe?g))"
+    r"(?P<path>(?:train|valid)/XR_(?P<part>[A-Z]+)/(?P<patient>patient[0-9]+)/"
+    r"(?P<study>study[0-9]+)_(?P<sign>positive|negative)/[^/]+\.(?:png|jpe?g))",
+    re.IGNORECASE,  # copies by way of other systems have names in other cases
 )
 
 
 def is_mura(folder: Path) -> bool:
     """Whether `folder` holds MURA's image lists or its train and valid trees."""
-    return any(
-        (folder / f"{part}_image_paths.csv").is_file() or any(folder.glob(f"{part}/XR_*"))
-        for part in PARTS
+    if any((folder / f"{part}_image_paths.csv").is_file() for part in PARTS):
+        return True
+    try:
+        bones = [bone.name.upper() for part in _parts(folder) for bone in (folder / part).iterdir()]
+    except PermissionError:
+        return False
+    return any(name.startswith("XR_") for name in bones)
+
+
+def _parts(folder: Path) -> list[str]:
+    """The names of MURA's own folders as they are on the disk."""
+    return sorted(
+        entry.name for entry in folder.iterdir() if entry.name.lower() in PARTS and entry.is_dir()
     )
 
 
@@ -50,11 +62,13 @@ def read_mura(folder: Path) -> Source:
                     f"{where}: path is {show(line)}; allowed: "
                     f"{part}/XR_PART/patientN/studyK_positive|negative/IMAGE.png"
                 )
-            body_part = match["part"].lower()
+            body_part, patient, study = (
+                match[name].lower() for name in ("part", "patient", "study")
+            )
             columns["path"].append(match["path"])
-            columns["label"].append("1" if match["sign"] == "positive" else "0")
-            columns["patient"].append(match["patient"])
-            columns["study"].append(f"{match['patient']}/{body_part}/{match['study']}")
+            columns["label"].append("1" if match["sign"].lower() == "positive" else "0")
+            columns["patient"].append(patient)
+            columns["study"].append(f"{patient}/{body_part}/{study}")
             columns["body_part"].append(body_part)
     if not columns["path"]:
         raise InputError(f"{folder}: no image is listed; allowed: the MURA-v1.1 folder")
@@ -65,15 +79,26 @@ def _image_lines(folder: Path, part: str) -> list[tuple[str, str]]:
     """(where, path) of every image of one official set, from its list or else from its tree."""
     path = folder / f"{part}_image_paths.csv"
     if not path.is_file():
-        names = [name for name in list_files(folder, part) if name.count("/") == 4]
-        return [(folder.name, name) for name in names]
+        return _tree_lines(folder, [name for name in _parts(folder) if name.lower() == part])
     columns, rows = csv_columns(path)
     lines = [(f"{path.name} row {row}", line) for row, line in zip(rows, columns[0], strict=True)]
     has_header = "/" not in lines[0][1]
     return lines[1:] if has_header else lines
 
 
+def _tree_lines(folder: Path, parts: list[str]) -> list[tuple[str, str]]:
+    lines = []
+    for part in parts:
+        films = list_films(folder, part)
+        places = {name: name.count("/") == 4 for name in films.paths}
+        if elsewhere := [name for name, right in places.items() if not right]:
+            films.left_out["outside the folders of studies"] = elsewhere
+        films.warn(folder.name)
+        lines += [(folder.name, name) for name, right in places.items() if right]
+    return lines
+
+
 def _below(line: str, part: str) -> str:
     """The path from `train/` or `valid/` on; lists start with the name of the tree's folder."""
     first, _, rest = line.partition("/")
-    return line if first == part else rest
+    return line if first.lower() == part else rest

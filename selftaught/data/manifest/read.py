@@ -2,19 +2,21 @@
 
 import csv
 import io
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from selftaught.data.manifest.check import COLUMNS, show
+from selftaught.data.manifest.spelling import identity
 from selftaught.errors import InputError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
+if TYPE_CHECKING:
+    from pyarrow import ChunkedArray
+
 BLOCK = 2_000
 
 
@@ -121,7 +123,9 @@ def read_csv(path: Path) -> Source:
 
 
 def read_parquet(path: Path) -> Source:
-    """Read a parquet manifest; whole numbers, decimals and missing values become text.
+    """Read a parquet manifest; numbers, decimals, bytes and missing values become text.
+
+    Whole numbers stay whole beside missing ones: as float64 they would lose digits.
 
     Raises:
         InputError: pyarrow cannot read the file, or it has no `path` column or no rows.
@@ -131,25 +135,43 @@ def read_parquet(path: Path) -> Source:
 
     try:
         with path.open("rb") as handle:
-            frame = pyarrow.parquet.read_table(handle).to_pandas(ignore_metadata=True)
+            table = pyarrow.parquet.read_table(handle)
+        columns = [_decoded(column) for column in table.columns]
+        cells = [column.to_pandas(integer_object_nulls=True) for column in columns]
     except (OSError, pyarrow.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path.name}: cannot be read as parquet: {reason}") from error
-    names = [str(name) for name in frame.columns]
-    check_header(names, path.name)
-    columns = {
-        name: _as_text(frame.iloc[:, position], name, path.name)
-        for position, name in enumerate(names)
+    check_header(table.column_names, path.name)
+    texts = {
+        name: _as_text(column, name, path.name)
+        for name, column in zip(table.column_names, cells, strict=True)
     }
-    return _source(path, columns, np.arange(len(frame), dtype=np.int64) + 2)
+    return _source(path, texts, np.arange(table.num_rows, dtype=np.int64) + 2)
+
+
+def _decoded(column: "ChunkedArray") -> "ChunkedArray":
+    """A column whose values stand for themselves."""
+    import pyarrow
+
+    kind = column.type
+    return column.cast(kind.value_type) if pyarrow.types.is_dictionary(kind) else column
 
 
 def _as_text(cells: pd.Series, column: str, name: str) -> list[str]:
-    texts = ["" if blank else str(cell) for cell, blank in zip(cells, cells.isna(), strict=True)]
+    texts = ["" if blank else _text(cell) for cell, blank in zip(cells, cells.isna(), strict=True)]
     for index, text in enumerate(texts):
         if "\0" in text:
             raise InputError(f"{name} row {index + 2}: {column} holds a NUL character")
     return texts
+
+
+def _text(cell: object) -> str:
+    if not isinstance(cell, bytes):
+        return str(cell)
+    try:
+        return cell.decode()
+    except UnicodeDecodeError:
+        return cell.hex()
 
 
 def _source(path: Path, columns: dict[str, list[str]], rows: np.ndarray) -> Source:
@@ -167,7 +189,7 @@ def check_header(names: list[str], name: str) -> None:
     for column in names:
         if names.count(column) > 1:
             raise InputError(f"{name} row 1: column {show(column)} appears twice")
-        plain = column.strip().lower()
+        plain = identity(column)
         if plain in COLUMNS and column != plain:
             raise InputError(f"{name} row 1: column {show(column)}; write it as {show(plain)}")
     if "path" not in names:
@@ -175,41 +197,3 @@ def check_header(names: list[str], name: str) -> None:
         raise InputError(
             f'{name} row 1: no column "path"; found: {listed}; allowed: comma-separated columns'
         )
-
-
-def read_image_folder(folder: Path) -> Source:
-    """Read a folder with `normal/` and `abnormal/`, each searched through all its folders.
-
-    Raises:
-        InputError: `normal/` is missing, or a class holds a file that is no known image type.
-    """
-    paths: list[str] = []
-    labels: list[str] = []
-    if not (folder / "normal").is_dir():
-        raise InputError(
-            f"{folder}: no manifest; allowed: manifest.csv, folders normal/ and abnormal/, or "
-            "the MURA-v1.1 folder"
-        )
-    for label, kind in (("0", "normal"), ("1", "abnormal")):
-        names = list_files(folder, kind)
-        for path in names:
-            if not path.lower().endswith(IMAGE_SUFFIXES):
-                raise InputError(
-                    f"{folder.name}, {show(path)}: not an image type; allowed: "
-                    f"{', '.join(IMAGE_SUFFIXES)}"
-                )
-        paths += names
-        labels += [label] * len(names)
-    if not paths:
-        raise InputError(f"{folder}: normal/ and abnormal/ hold no image")
-    return Source(folder, {"path": paths, "label": labels}, folder.name, None)
-
-
-def list_files(root: Path, under: str) -> list[str]:
-    """Sorted posix paths, relative to `root`, of the files below `under`; hidden ones left out."""
-    paths = []
-    for folder, folders, names in os.walk(root / under):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        place = Path(folder).relative_to(root).as_posix()
-        paths += [f"{place}/{name}" for name in names if not name.startswith(".")]
-    return sorted(paths)

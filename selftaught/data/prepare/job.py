@@ -11,7 +11,7 @@ from typing import Any
 from selftaught.console import Bar
 from selftaught.data.images.pack import FOLDER
 from selftaught.data.images.stamps import changes, first_of, read_stamps
-from selftaught.data.manifest import Manifest
+from selftaught.data.manifest import Manifest, read_manifest
 from selftaught.data.prepare.claim import CLAIM, claimed
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.finish import SOURCES, Summary, finish, read_summary
@@ -23,7 +23,7 @@ from selftaught.data.prepare.shard_work import (
     stamps_of,
     work_shard,
 )
-from selftaught.data.prepare.source import check_apart, pack_names, read_source
+from selftaught.data.prepare.source import check_apart, pack_names
 from selftaught.errors import InputError, MachineError
 from selftaught.files import claim_folder, machine_errors
 from selftaught.workers import work_side_by_side, worker_count
@@ -51,7 +51,9 @@ def prepare(source: Path, out: Path, config: PrepareConfig) -> Summary:
         MachineError: the disk is full or cannot be written, the source's folder is gone, or a
             worker was killed.
     """
-    manifest = read_source(source, allow_outside=config.allow_outside)
+    manifest = read_manifest(
+        source, allow_outside=config.allow_outside, check_files=False, unlabelled=True
+    )
     check_apart(source, out)
     with _claimed(out, manifest, config) as complete:
         if complete:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from selftaught.data.manifest import Manifest
 from selftaught.data.manifest.check import near_name, show
+from selftaught.data.manifest.spelling import one_spelling
 from selftaught.data.split.config import SplitConfig, SplitWarning
 from selftaught.errors import InputError
 
@@ -72,8 +73,9 @@ def truth_of(table: pd.DataFrame) -> np.ndarray:
 def group_images(manifest: Manifest, config: SplitConfig) -> Groups:
     """Find the groups that must not cross sets.
 
-    The name is the cell of column `config.group`; where it is blank and the column is `patient`,
-    the study; where that is blank too, the image's own path. Scheme `paper` adds the body part.
+    The name is the cell of column `config.group`, in one spelling; where it is blank and the column
+    is `patient`, the study; where that is blank too, the image's own path. Scheme `paper` adds the
+    body part.
 
     Raises:
         InputError: the manifest has no such column.
@@ -86,6 +88,8 @@ def group_images(manifest: Manifest, config: SplitConfig) -> Groups:
             f"{', '.join(show(column) for column in allowed)}"
         )
     names = table[config.group].to_numpy(object)
+    if config.group not in ("path", "mask"):
+        names = np.array(one_spelling(names, config.group, manifest.name), object)
     if config.group == "patient":
         names = np.where(names == "", table["study"].to_numpy(object), names)
     alone = names == ""

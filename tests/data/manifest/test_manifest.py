@@ -9,6 +9,7 @@ import pytest
 
 from selftaught.cli.main import main
 from selftaught.data.manifest import Manifest, read_manifest
+from selftaught.data.manifest.spelling import ManifestWarning
 from selftaught.errors import InputError
 
 COLUMNS = ["path", "label", "patient", "study", "body_part", "mask", "split", "semi_label"]
@@ -283,8 +284,8 @@ def test_folder_of_normal_and_abnormal(tmp_path):
     assert manifest.table["label"].tolist() == [0, 0, 1]
     assert manifest.where(2) == f'{tmp_path.name}, "abnormal/c.jpeg"'
     (tmp_path / "normal" / "notes.txt").write_bytes(b"")
-    with pytest.raises(InputError, match='"normal/notes.txt": not an image type; allowed: .png'):
-        read_manifest(tmp_path)
+    with pytest.warns(ManifestWarning, match=r'left out.*: 1 .txt \("normal/notes.txt"\)$'):
+        assert len(read_manifest(tmp_path).table) == 3
     write(tmp_path, "path,label\nabnormal/c.jpeg,1\n")
     assert len(read_manifest(tmp_path).table) == 1
 

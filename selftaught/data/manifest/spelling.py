@@ -1,0 +1,102 @@
+"""Which cells name the same person, study or body part, however they are written.
+
+Two images of one patient in train and test make every figure too good, so that cells count as one
+name where a reader would say so: the cost of joining two people is one group more of two.
+"""
+
+import re
+import unicodedata
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+
+from selftaught.data.manifest.check import show
+from selftaught.environment import global_rank
+
+# Columns that decide groups, leaks and subgroups.
+NAMES = ("patient", "study", "body_part", "group")
+# What other programs write for an empty cell. "NA" is left out: it is also a name.
+EMPTY = frozenset(("nan", "<na>", "nat", "none", "null", "n/a", "#n/a"))
+# Letters and marks that look like a blank but are none to `str.isspace`.
+FILLERS = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0")
+# Office programs turn - and ' into these; a minus sign is no dash to Unicode.
+ALIKE = str.maketrans({**dict.fromkeys("‐‑‒–—―−", "-"), **dict.fromkeys("‘’ʼ´`", "'")})
+WHOLE = re.compile(r"([+-]?\d{1,400})(?:\.0*|,00?)?")
+# As float columns are written; without its sign, 12e4 may be part of a hexadecimal name.
+FLOAT = re.compile(r"[+-]?\d{1,20}(?:\.\d{0,20})?e\+\d{1,3}")
+
+
+class ManifestWarning(UserWarning):
+    """A list or a folder can be read, but not quite as it stands; the message says what differs."""
+
+
+def cleaned(text: str) -> str:
+    """A cell without what nobody sees: outer and repeated blanks of every kind, format characters.
+
+    Letters are composed (NFC). What programs write for an empty cell becomes "".
+    """
+    if not text.isascii() or not text.isprintable():
+        seen = (c for c in text if c.isspace() or not _unseen(c))
+        text = unicodedata.normalize("NFC", "".join(seen))
+    text = " ".join(text.split())
+    return "" if text.lower() in EMPTY else text
+
+
+def _unseen(character: str) -> bool:
+    return character in FILLERS or unicodedata.category(character) in ("Cc", "Cf")
+
+
+def identity(text: str) -> str:
+    """What two cells share that name the same.
+
+    Case, width (full-width letters and digits), dashes and apostrophes do not count, nor does how
+    a whole number is written: 7, 07, +7, 7.0 and 7,0 are one name, as are 1.2e+3 and 1200. Other
+    numbers are text, as 1.1 and 1.10 may be two visits.
+    """
+    folded = unicodedata.normalize("NFKC", cleaned(text)).casefold().translate(ALIKE)
+    folded = " ".join(unicodedata.normalize("NFKC", folded).split())
+    if whole := WHOLE.fullmatch(folded):
+        return str(int(whole[1]))
+    if FLOAT.fullmatch(folded):
+        from decimal import Decimal
+
+        number = Decimal(folded)
+        return str(int(number)) if number == int(number) else folded
+    return folded
+
+
+def one_spelling(cells: Sequence[str], column: str, name: str) -> list[str]:
+    """The cells, each name in one spelling: its shortest one, by the alphabet where several are.
+
+    Names that differ in more than what nobody sees are joined with a warning. The result does not
+    depend on the order of the cells.
+
+    Args:
+        cells: N cells.
+        column: for the warning.
+        name: of the list, for the warning.
+    """
+    tidy = {cell: cleaned(cell) for cell in set(cells)}
+    spellings: dict[str, set[str]] = defaultdict(set)
+    for text in tidy.values():
+        spellings[identity(text)].add(text)
+    joined = [sorted(texts) for texts in spellings.values() if len(texts) > 1]
+    if joined:
+        first, second, *_ = min(joined)
+        others = f", and {len(joined) - 1} more names likewise" if len(joined) > 1 else ""
+        warn(
+            f"{name}: {column} {show(first)} and {show(second)} count as one{others}; allowed: "
+            "other names where they are two"
+        )
+    kept = {
+        text: min(texts, key=lambda one: (len(one), one))
+        for texts in spellings.values()
+        for text in texts
+    }
+    return [kept[tidy[cell]] for cell in cells]
+
+
+def warn(text: str) -> None:
+    """Warn on the first rank alone; a text that was given before is not repeated."""
+    if global_rank() == 0:
+        warnings.warn(text, ManifestWarning, stacklevel=2)
