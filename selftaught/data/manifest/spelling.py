@@ -66,21 +66,28 @@ def identity(text: str) -> str:
 
 
 def one_spelling(cells: Sequence[str], column: str, name: str) -> list[str]:
-    """The cells, each name in one spelling: its shortest one, by the alphabet where several are.
+    """The cells, each name in one spelling.
 
-    Names that differ in more than what nobody sees are joined with a warning. The result does not
-    depend on the order of the cells.
+    A name that is always written alike stays as it is, for its group's draw depends on it. Of
+    several spellings the shortest is kept, cleaned, and where they are as long, the first by the
+    alphabet: the order of the cells does not count. Names that differ in more than what nobody sees
+    are joined with a warning.
 
     Args:
         cells: N cells.
         column: for the warning.
         name: of the list, for the warning.
     """
-    tidy = {cell: cleaned(cell) for cell in set(cells)}
-    spellings: dict[str, set[str]] = defaultdict(set)
-    for text in tidy.values():
-        spellings[identity(text)].add(text)
-    joined = [sorted(texts) for texts in spellings.values() if len(texts) > 1]
+    alike: dict[str, list[str]] = defaultdict(list)
+    for cell in set(cells):
+        alike[identity(cell)].append(cell)
+    kept: dict[str, str] = {}
+    joined: list[list[str]] = []
+    for key, written in alike.items():
+        tidy = sorted({cleaned(cell) for cell in written}, key=lambda text: (len(text), text))
+        kept |= dict.fromkeys(written, tidy[0] if len(written) > 1 or not key else written[0])
+        if len(tidy) > 1:
+            joined.append(sorted(tidy))
     if joined:
         first, second, *_ = min(joined)
         others = f", and {len(joined) - 1} more names likewise" if len(joined) > 1 else ""
@@ -88,12 +95,7 @@ def one_spelling(cells: Sequence[str], column: str, name: str) -> list[str]:
             f"{name}: {column} {show(first)} and {show(second)} count as one{others}; allowed: "
             "other names where they are two"
         )
-    kept = {
-        text: min(texts, key=lambda one: (len(one), one))
-        for texts in spellings.values()
-        for text in texts
-    }
-    return [kept[tidy[cell]] for cell in cells]
+    return [kept[cell] for cell in cells]
 
 
 def warn(text: str) -> None:
