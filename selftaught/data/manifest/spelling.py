@@ -20,7 +20,7 @@ EMPTY = frozenset(("nan", "<na>", "nat", "none", "null", "n/a", "#n/a"))
 # Letters and marks that look like a blank but are none to `str.isspace`.
 FILLERS = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0")
 # Office programs turn - and ' into these; a minus sign is no dash to Unicode.
-ALIKE = str.maketrans({**dict.fromkeys("‐‑‒–—―−", "-"), **dict.fromkeys("‘’ʼ´`", "'")})
+ALIKE = str.maketrans({**dict.fromkeys("‐‑‒–—―−", "-"), **dict.fromkeys("‘’ʼ", "'")})
 WHOLE = re.compile(r"([+-]?\d{1,400})(?:\.0*|,00?)?")
 # As float columns are written; without its sign, 12e4 may be part of a hexadecimal name.
 FLOAT = re.compile(r"[+-]?\d{1,20}(?:\.\d{0,20})?e\+\d{1,3}")
@@ -53,8 +53,10 @@ def identity(text: str) -> str:
     a whole number is written: 7, 07, +7, 7.0 and 7,0 are one name, as are 1.2e+3 and 1200. Other
     numbers are text, as 1.1 and 1.10 may be two visits.
     """
-    folded = unicodedata.normalize("NFKC", cleaned(text)).casefold().translate(ALIKE)
-    folded = " ".join(unicodedata.normalize("NFKC", folded).split())
+    folded = cleaned(text).lower()
+    if not folded.isascii():
+        folded = unicodedata.normalize("NFKC", folded).casefold().translate(ALIKE)
+        folded = " ".join(unicodedata.normalize("NFKC", folded).split())
     if whole := WHOLE.fullmatch(folded):
         return str(int(whole[1]))
     if FLOAT.fullmatch(folded):
