@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,6 @@ import pandas as pd
 from selftaught.data.manifest.check import COLUMNS, show
 from selftaught.data.manifest.spelling import identity
 from selftaught.errors import InputError
-
-if TYPE_CHECKING:
-    from pyarrow import ChunkedArray
 
 BLOCK = 2_000
 
@@ -136,8 +133,7 @@ def read_parquet(path: Path) -> Source:
     try:
         with path.open("rb") as handle:
             table = pyarrow.parquet.read_table(handle)
-        columns = [_decoded(column) for column in table.columns]
-        cells = [column.to_pandas(integer_object_nulls=True) for column in columns]
+        cells = [column.to_pandas(integer_object_nulls=True) for column in table.columns]
     except (OSError, pyarrow.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path.name}: cannot be read as parquet: {reason}") from error
@@ -147,14 +143,6 @@ def read_parquet(path: Path) -> Source:
         for name, column in zip(table.column_names, cells, strict=True)
     }
     return _source(path, texts, np.arange(table.num_rows, dtype=np.int64) + 2)
-
-
-def _decoded(column: "ChunkedArray") -> "ChunkedArray":
-    """A column whose values stand for themselves."""
-    import pyarrow
-
-    kind = column.type
-    return column.cast(kind.value_type) if pyarrow.types.is_dictionary(kind) else column
 
 
 def _as_text(cells: pd.Series, column: str, name: str) -> list[str]:

@@ -12,6 +12,7 @@ from selftaught.console import Bar
 from selftaught.data.images.pack import FOLDER
 from selftaught.data.images.stamps import changes, first_of, read_stamps
 from selftaught.data.manifest import Manifest, read_manifest
+from selftaught.data.manifest.spelling import cleaned
 from selftaught.data.prepare.claim import CLAIM, claimed
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.finish import SOURCES, Summary, finish, read_summary
@@ -100,7 +101,8 @@ def _still_right(places: Places, number: int) -> list[Note] | None:
 def _rows(manifest: Manifest) -> list[Row]:
     table = manifest.table
     names = pack_names(table["path"].tolist())
-    columns = zip(names, table["path"], table["mask"], table["body_part"].str.lower(), strict=True)
+    parts = [cleaned(part).lower() for part in table["body_part"]]
+    columns = zip(names, table["path"], table["mask"], parts, strict=True)
     return [Row(number, *cells) for number, cells in enumerate(columns)]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from selftaught.data.manifest import read_manifest
 from selftaught.data.manifest.spelling import ManifestWarning
+from selftaught.data.prepare import published
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.job import prepare
 from selftaught.errors import InputError
@@ -74,6 +75,17 @@ def test_a_list_of_another_system_can_be_prepared(tmp_path):
     assert (summary.images, summary.refused) == (1, 0)
     table = read_manifest(tmp_path / "set").table
     assert table["source"].tolist() == ["K\u00f6hler.png"]
+
+
+@pytest.mark.parametrize("cell", ["hand", "Hand", " HAND", "hand\u00a0", "Hand\u200b"])
+def test_the_published_rule_knows_a_body_part_however_it_is_written(tmp_path, monkeypatch, cell):
+    film(tmp_path / "raw" / "a.png")
+    (tmp_path / "raw" / "manifest.csv").write_text(f"path,body_part\na.png,{cell}\n", "utf-8")
+    parts = []
+    monkeypatch.setattr(published, "find_carrier", lambda grey, part: parts.append(part))
+    plain = PrepareConfig(carrier="paper", polarity="none", mask="none", workers=1, sheets=0)
+    prepare(tmp_path / "raw", tmp_path / "set", plain)
+    assert parts == ["hand"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import pandas as pd
 import pytest
 
 from selftaught.data.manifest import read_manifest
+from selftaught.data.manifest.mura import is_mura
+from selftaught.data.manifest.spelling import ManifestWarning
 from selftaught.errors import InputError
 
 IMAGES = [
@@ -95,3 +97,38 @@ def test_an_empty_tree(tmp_path):
     (tmp_path / "train_image_paths.csv").write_text("Img_Path\n")
     with pytest.raises(InputError, match="no image is listed"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("change", [str.upper, str.lower, str.title])
+def test_a_tree_whose_names_went_through_another_system(tmp_path, change):
+    folder = tmp_path / "copy"
+    for name in IMAGES:
+        (folder / change(name)).parent.mkdir(parents=True, exist_ok=True)
+        (folder / change(name)).write_bytes(b"")
+    assert is_mura(folder)
+    expected = sorted((change(path), *cells) for path, *cells in EXPECTED)
+    assert sorted(rows(read_manifest(folder).table)) == expected
+
+
+def test_what_a_tree_holds_beside_its_images(tmp_path):
+    folder = tree(tmp_path)
+    study = (folder / IMAGES[0]).parent
+    for path in (study / "Thumbs.db", study / "@eaDir" / "image1.png"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    (study / "notes.txt").write_text("left")
+    (folder / "train" / "XR_HAND" / "overview.png").write_bytes(b"")
+    with pytest.warns(ManifestWarning) as caught:
+        assert sorted(rows(read_manifest(folder).table)) == sorted(EXPECTED)
+    (line,) = {str(one.message) for one in caught}
+    assert f'1 .txt ("{study.relative_to(folder)}/notes.txt")' in line
+    assert '1 outside the folders of studies ("train/XR_HAND/overview.png")' in line
+
+
+@pytest.mark.parametrize("digit", ["\u0661", "\uff11", "\u00b9"])
+def test_a_number_in_other_digits_is_no_patient(tmp_path, digit):
+    folder = tree(tmp_path)
+    name = IMAGES[0].replace("patient00001", f"patient0000{digit}")
+    (folder / "train_image_paths.csv").write_text(name + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match="row 1: path is .*; allowed: train/XR_PART"):
+        read_manifest(folder)
