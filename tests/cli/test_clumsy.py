@@ -100,3 +100,20 @@ def test_a_row_of_scores_that_cannot_be_counted(tmp_path, capsys, row, words):
     (tmp_path / "s.csv").write_text(f"path,label,score\na.png,0,1\nb.png,1,2\n{row}\n")
     fails(capsys, ["evaluate", tmp_path / "s.csv"], 2, words)
     assert not (tmp_path / "s_metrics.json").exists()
+
+
+@pytest.mark.parametrize("other", ["./k\u00f6ln.png", "ko\u0308ln.png", "x/../k\u00f6ln.png"])
+def test_an_image_that_is_scored_twice_in_other_spelling(tmp_path, capsys, other):
+    text = f"path,label,score\nk\u00f6ln.png,0,1\nb.png,1,2\n{other},1,3\n"
+    (tmp_path / "s.csv").write_text(text, encoding="utf-8")
+    fails(capsys, ["evaluate", tmp_path / "s.csv"], 2, "appears twice")
+
+
+def test_images_in_no_set_are_counted(tmp_path, capsys):
+    names = ["Test", "test ", "TEST", "test", "holdout", ""]
+    table = pd.DataFrame({"path": list("abcdef"), "split": names, "label": [0, 1] * 3})
+    table.assign(score=range(6)).to_csv(tmp_path / "s.csv", index=False)
+    assert main(["evaluate", str(tmp_path / "s.csv")]) == 0
+    out = capsys.readouterr().out
+    assert '2 images are in no set, such as "holdout", and do not count' in out
+    assert "test: AUROC 0.7500" in out
