@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from selftaught.data.images import dicom, png, raster
+from selftaught.data.images.dicom_elements import begins_elements
 from selftaught.data.images.limits import MAX_BYTES, BadImage
 from selftaught.data.images.pack import FOLDER, locate
 from selftaught.errors import MachineError
@@ -142,7 +143,7 @@ def _sniff(start: bytes) -> str | None:
         return "JPEG"
     if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "TIFF"
-    return None
+    return "DICOM" if begins_elements(start) else None
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -22,7 +22,7 @@ from pydicom.uid import (  # noqa: E402
 
 from tests.data.images.dicom_files import image, ramp, refused, save  # noqa: E402
 
-REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "dicom"
+REAL = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "dicom"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="the real DICOM files are not beside the repo")
 
 
@@ -214,14 +214,14 @@ READABLE = {
     "image_dfl.dcm": (512, 512),
 }
 REFUSED = {
-    "JPEG2000-embedded-sequence-delimiter.dcm": "far larger than its header",
-    "MR_truncated.dcm": "8130 vs 8192 bytes",
+    "JPEG2000-embedded-sequence-delimiter.dcm": "the header says (1024, 256)",
+    "MR_truncated.dcm": "8130 of 8192 bytes",
     "SC_rgb_rle_16bit_2frame.dcm": "2 frames",
     "chrJapMulti.dcm": "no pixel data",
     "empty_charset_LEI.dcm": "no Rows",
     "no_meta.dcm": "not an image",
     "no_meta_group_length.dcm": "no Rows",
-    "rtplan.dcm": "no Rows",
+    "rtplan.dcm": "it is RT Plan Storage",
 }
 
 
