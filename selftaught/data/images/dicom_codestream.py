@@ -118,13 +118,13 @@ def decode(
         _check_size(path, frame, size)
     if codec == EXTENDED and (bits := lossless_jpeg.frame_header(frame)[0]) > 8:
         raise BadImage(path, f"JPEG Extended of {bits} bits is not read; {EXPORT}")
-    result = samples, _ = _first(path, codec, frame, usable, undo)
+    result = samples, _ = first(path, codec, frame, usable, undo)
     if codec.lossless:
         complete = lossless_jpeg.is_complete(frame, samples)
     elif codec in (BASELINE, EXTENDED):
-        end = frame.rfind(END_OF_IMAGE)
-        longer = frame[:end] + FILLER + frame[end:]
-        complete = end >= 0 and np.array_equal(samples, undo(longer, usable[0])[0])
+        coded = frame.rpartition(END_OF_IMAGE)[0] or frame
+        longer = coded + FILLER + END_OF_IMAGE
+        complete = np.array_equal(samples, undo(longer, usable[0])[0])
     else:
         complete = True
     if not complete:
@@ -132,9 +132,10 @@ def decode(
     return result
 
 
-def _first(
+def first(
     path: Path, codec: Codec, frame: bytes, plugins: list[str], undo: Undo
 ) -> tuple[np.ndarray, str]:
+    """What the first decoder gives that raises nothing; arguments and errors as for `decode`."""
     for plugin in plugins:
         try:
             return undo(frame, plugin)

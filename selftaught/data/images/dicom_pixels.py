@@ -1,5 +1,6 @@
 """Samples of a DICOM image: their description, and their bytes made numbers (PS3.3 C.7.6.3)."""
 
+import re
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from selftaught.data.images import dicom_codestream
 from selftaught.data.images.dicom_elements import ITEM, SEQUENCE_END, UNDEFINED, Elements, Header
-from selftaught.data.images.dicom_values import integer, numbers, word
+from selftaught.data.images.dicom_values import BLANK, group, integer, numbers, word
 from selftaught.data.images.limits import BadImage, check_size
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -24,6 +25,8 @@ SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", 
 # Sides of a pixel that differ by less are rounding.
 SQUARE = 0.01
 PIECE = 2**20
+FRAGMENT = b"\xfe\xff\x00\xe0"
+COMPRESSED = "compressed pixel data, though the header says uncompressed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +136,7 @@ def read_samples(
         name = dicom_codestream.codec(path, syntax).name
         raise BadImage(path, f"pixel data that are not compressed, though the header says {name}")
     elif syntax in NATIVE and syntax != IN_FRAGMENTS:
-        raise BadImage(path, "compressed pixel data, though the header says uncompressed")
+        raise BadImage(path, COMPRESSED)
     else:
         data = _fragments(path, stream, 2 * pixels.length + PIECE)
     if syntax == IN_FRAGMENTS:
@@ -154,7 +157,7 @@ def read_samples(
             data,
             pixels.size,
             lambda frame, plugin: _undo(syntax, frame, plugin, header.kind, pixels),
-            _installed(syntax),
+            installed(syntax),
         )
     if photometric.startswith("YBR_FULL"):
         from pydicom.pixels import convert_color_space
@@ -220,19 +223,22 @@ def _check_color(path: Path, elements: Elements, pixels: Description) -> None:
 
 def _check_square(path: Path, elements: Elements) -> None:
     """Refuse pixels that are not square: the film would be squeezed."""
+    source = group(elements, "PixelMeasuresSequence", SPACINGS)
     for name in SPACINGS:
-        element = elements.get(name)
-        parts = element.value.split(b"\\") if element else []
-        # Zeros and words that are alike say nothing about the shape.
-        if len(parts) != 2 or parts[0].strip(b" \0") == parts[1].strip(b" \0"):
-            continue
-        down, across = numbers(path, elements, name)
-        if down is None or across is None or min(down, across) <= 0:
+        words = source[name].value.split(b"\\") if name in source else []
+        down, across = words if len(words) == 2 else (b"", b"")
+        if down.strip(BLANK) == across.strip(BLANK):
+            if re.search(rb"[1-9]", down):
+                return
+            continue  # Zeros and blanks say nothing.
+        sides = numbers(path, source, name)
+        lengths = [side for side in sides if side is not None and side > 0]
+        if len(lengths) != 2:
             raise BadImage(path, f"{name} is not two positive numbers")
-        if abs(down - across) > SQUARE * max(down, across):
+        if max(lengths) - min(lengths) > SQUARE * max(lengths):
             raise BadImage(
                 path,
-                f"{name} {down:g} x {across:g}: pixels are not square; "
+                f"{name} {lengths[0]:g} x {lengths[1]:g}: pixels are not square; "
                 "resample the image to square pixels first",
             )
         return
@@ -243,6 +249,8 @@ def _native(path: Path, stream: BinaryIO, length: int, pixels: Description) -> b
     wanted = pixels.length
     # With the byte that makes the length even: in big endian words it changes places.
     data = stream.read(min(length, wanted + wanted % 2))
+    if length > wanted and data.startswith(FRAGMENT):
+        raise BadImage(path, COMPRESSED)
     if len(data) < wanted:
         raise BadImage(path, f"truncated DICOM: {len(data)} of {wanted} bytes of pixel data")
     if length >= max(2 * wanted, wanted + 2):
@@ -283,7 +291,8 @@ def _fragments(path: Path, stream: BinaryIO, most: int) -> bytes:
     return b"".join(pieces[1:])
 
 
-def _installed(syntax: str) -> tuple[str, ...]:
+def installed(syntax: str) -> tuple[str, ...]:
+    """The plugins of pydicom that this installation has for a transfer syntax."""
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 

@@ -40,10 +40,12 @@ def numbers(
         BadImage: something is no number, or not finite.
     """
     element = elements.get(name)
-    if element is None or not element.value.strip(BLANK) and element.kind not in BINARY:
+    if element is None:
         return []
     kind = ("SS" if signed else "US") if element.kind in WORDS else element.kind
     if kind not in BINARY:
+        if not element.value.strip(BLANK):
+            return []
         return [_from_text(path, name, part) for part in element.value.split(b"\\")]
     size = struct.calcsize(BINARY[kind])
     count, left = divmod(len(element.value), size)

@@ -1,8 +1,7 @@
 """Whether a lossless JPEG holds all its samples (ITU-T T.81, annex H).
 
-Decoders go on with differences of zero where the data ends, and say so on the terminal only. So a
-picture is complete when its last sample differs from its prediction, or when the codes of its last
-zero differences stand at the end of the data.
+Decoders fill what is missing, and say so on the terminal only. So the last line that holds anything
+is coded again: a complete picture's data end with these very bits.
 """
 
 import re
@@ -44,17 +43,17 @@ def frame_header(data: bytes) -> tuple[int, int, int]:
 
 
 def is_complete(data: bytes, samples: np.ndarray) -> bool:
-    """Whether the coded data goes up to the last sample.
+    """Whether the coded data go up to the last sample.
 
     Args:
         data: the codestream.
         samples: (H, W) or (H, W, C) decoded from it, every bit as it came.
     """
-    zero: dict[int, np.ndarray] = {}
+    tables: dict[int, dict[int, str]] = {}
     interval, scans = 0, []
     for marker, content in segments(data):
         if marker == TABLES:
-            zero |= _zero_codes(content)
+            tables |= _codes(content)
         elif marker == RESTART:
             interval = int.from_bytes(content[:2], "big")
         elif marker == SCAN:
@@ -64,7 +63,6 @@ def is_complete(data: bytes, samples: np.ndarray) -> bool:
     if sum(scan[0] for scan in scans) != pixels.shape[2]:
         return False
     scan, components = scans[-1], scans[-1][0]
-    tables = [scan[2 + 2 * one] >> 4 for one in range(components)]
     header = 1 + 2 * components + 3
     predictor, shift = scan[header - 3], scan[header - 1] & 15
     pieces = RESTARTS.split(scan[header:].rstrip(b"\xff"))
@@ -76,10 +74,11 @@ def is_complete(data: bytes, samples: np.ndarray) -> bool:
         first = (len(pieces) - 1) * interval // pixels.shape[1]
     pixels = pixels[first:, :, -components:] >> shift
     start = 2 ** (frame_header(data)[0] - shift - 1)
-    changed = np.flatnonzero((pixels - _predicted(pixels, predictor, start)) % 2**16)
-    zeros = pixels.size - (changed[-1] + 1 if len(changed) else 0)
-    codes = [zero.get(table) for table in tables]
-    return zeros == 0 or _ends_with(pieces[-1].replace(b"\xff\0", b"\xff"), zeros, codes)
+    modulus = 2**16
+    differences = (pixels - _predicted(pixels, predictor, start) + modulus // 2 - 1) % modulus
+    differences -= modulus // 2 - 1
+    codes = [tables.get(scan[2 + 2 * one] >> 4, {}) for one in range(components)]
+    return _ends_with(pieces[-1].replace(b"\xff\0", b"\xff"), differences, codes)
 
 
 def _predicted(pixels: np.ndarray, predictor: int, start: int) -> np.ndarray:
@@ -102,33 +101,52 @@ def _predicted(pixels: np.ndarray, predictor: int, start: int) -> np.ndarray:
     return predicted
 
 
-def _zero_codes(content: bytes) -> dict[int, np.ndarray]:
-    """By table: the bits of the code for a difference of zero."""
-    codes = {}
+def _codes(content: bytes) -> dict[int, dict[int, str]]:
+    """By table: the bits of each category's code."""
+    tables: dict[int, dict[int, str]] = {}
     while len(content) > 17:
         code, position = 0, 17
+        table = tables.setdefault(content[0] & 15, {})
         for length in range(1, 17):
-            for _ in range(content[length]):
-                if position < len(content) and content[position] == 0:
-                    bits = [code >> bit & 1 for bit in reversed(range(length))]
-                    codes[content[0] & 15] = np.array(bits, np.uint8)
-                code, position = code + 1, position + 1
+            for symbol in content[position : position + content[length]]:
+                table[symbol] = f"{code:0{length}b}"
+                code += 1
+            position += content[length]
             code <<= 1
         content = content[position:]
-    return codes
+    return tables
 
 
-def _ends_with(coded: bytes, zeros: int, codes: list[np.ndarray | None]) -> bool:
-    """Whether data ends with the codes of so many zero differences, and up to 7 bits of padding."""
-    if any(code is None for code in codes):
+def _ends_with(coded: bytes, differences: np.ndarray, codes: list[dict[int, str]]) -> bool:
+    """Whether data end with the codes of the last line that is no mere repetition, and all after.
+
+    Args:
+        coded: without stuffed bytes; up to 7 bits of padding may follow.
+        differences: (H, W, C) from the prediction.
+        codes: of each component.
+    """
+    if any(0 not in table for table in codes):
         return False
-    pixel = [code for code in codes if code is not None]
-    whole, rest = divmod(zeros, len(pixel))
-    wanted = np.concatenate([*pixel[len(pixel) - rest :], np.tile(np.concatenate(pixel), whole)])
-    last = np.frombuffer(coded[-(len(wanted) // 8 + 2) :], np.uint8)
-    bits = np.unpackbits(last)
+    flat, count = differences.reshape(-1), len(codes)
+    changed = np.flatnonzero(flat)
+    end = int(changed[-1]) + 1 if len(changed) else 0
+    line = differences[0].size
+    begin = max(end - 1, 0) // line * line
+    written = []
+    for place, difference in enumerate(flat[begin:end].tolist()):
+        category = abs(difference).bit_length()
+        written.append(codes[place % count].get(category, ""))
+        if 0 < category < 16:
+            extra = difference if difference > 0 else difference + 2**category - 1
+            written.append(f"{extra:0{category}b}")
+    pixel = [table[0] for table in codes]
+    written += pixel[end % count :] if end % count else []
+    bits = np.frombuffer("".join(written).encode(), np.uint8) - ord("0")
+    zeros = np.frombuffer("".join(pixel).encode(), np.uint8) - ord("0")
+    wanted = np.concatenate((bits, np.tile(zeros, (flat.size - end) // count)))
+    last = np.unpackbits(np.frombuffer(coded[-(len(wanted) // 8 + 2) :], np.uint8))
     return any(
-        len(bits) >= len(wanted) + padding
-        and np.array_equal(bits[len(bits) - padding - len(wanted) : len(bits) - padding], wanted)
+        len(last) >= len(wanted) + padding
+        and np.array_equal(last[len(last) - padding - len(wanted) : len(last) - padding], wanted)
         for padding in range(8)
     )
