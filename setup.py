@@ -23,6 +23,8 @@ TRAIN = [
     "pandas>=2.2",
     "pyarrow>=16",
     "pydicom>=3.0.1",
+    # Lossless JPEG and JPEG-LS, the usual compressions of X-ray archives.
+    "python-gdcm>=3.0.26",
     "pillow>=11",
     "safetensors>=0.5",
     "jsonargparse[signatures]>=4.53",

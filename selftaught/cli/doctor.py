@@ -23,6 +23,7 @@ PARTS = (
     ("nvidia-dali-cuda130", "nvidia.dali", "GPU decoding and augmentation"),
     ("deepspeed", "deepspeed", "ZeRO engine"),
     ("pydicom", "pydicom", "DICOM"),
+    ("python-gdcm", "gdcm", "lossless JPEG and JPEG-LS in DICOM"),
     ("pandas", "pandas", "manifests"),
     ("scikit-learn", "sklearn", "metrics"),
     ("matplotlib", "matplotlib", "figures of the report"),

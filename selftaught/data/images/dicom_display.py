@@ -51,7 +51,7 @@ def grey(path: Path, elements: Elements, pixels: Description, samples: np.ndarra
     levels = _to_levels(1.0 - shown if inverted else shown, bits)
     index = np.clip(samples.astype(np.int32) - lowest, 0, 2**bits - 1)
     picture = levels[index]
-    picture[_padded(path, elements, pixels, index + lowest)] = 0
+    picture[_padded(path, elements, pixels, index, lowest)] = 0
     dicom_shutter.apply(path, elements, picture)
     if picture.min() == picture.max() and index.min() != index.max():
         raise BadImage(
@@ -156,9 +156,9 @@ def _window(values: np.ndarray, center: float, width: float, function: str) -> n
 
 
 def _padded(
-    path: Path, elements: Elements, pixels: Description, samples: np.ndarray
+    path: Path, elements: Elements, pixels: Description, index: np.ndarray, lowest: int
 ) -> np.ndarray | slice:
-    """Where samples are padding, which is stored values before any table (PS3.3 C.7.5.1.1.2)."""
+    """Where stored values, counted from the lowest, are padding (PS3.3 C.7.5.1.1.2)."""
     value, limit = (
         number(path, elements, name, signed=pixels.signed)
         for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")
@@ -175,8 +175,8 @@ def _padded(
             end -= period
         elif not pixels.signed and end < 0:
             end += period
-        ends.append(end)
-    return (samples >= min(ends)) & (samples <= max(ends))
+        ends.append(end - lowest)
+    return (index >= min(ends)) & (index <= max(ends))
 
 
 def _through_palette(

@@ -12,6 +12,8 @@ import numpy as np
 TABLES, SCAN, RESTART, END = 0xC4, 0xDA, 0xDD, 0xD9
 FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7)
 ALONE = (0x01, *range(0xD0, 0xD9))
+# Lines that are looked at together.
+BLOCK = 64
 # Ends a scan: 0 is a stuffed byte, D0 to D7 restart it, FF fills.
 SCAN_END = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 RESTARTS = re.compile(rb"\xff[\xd0-\xd7]")
@@ -59,7 +61,7 @@ def is_complete(data: bytes, samples: np.ndarray) -> bool:
         elif marker == SCAN:
             scans.append(content)
     words = np.ascontiguousarray(samples).view(f"u{samples.dtype.itemsize}")
-    pixels = words.reshape(*samples.shape[:2], -1).astype(np.int64)
+    pixels = words.reshape(*samples.shape[:2], -1)
     if sum(scan[0] for scan in scans) != pixels.shape[2]:
         return False
     scan, components = scans[-1], scans[-1][0]
@@ -72,13 +74,24 @@ def is_complete(data: bytes, samples: np.ndarray) -> bool:
         if len(pieces) != -(-pixels[..., 0].size // interval):
             return False
         first = (len(pieces) - 1) * interval // pixels.shape[1]
-    pixels = pixels[first:, :, -components:] >> shift
     start = 2 ** (frame_header(data)[0] - shift - 1)
-    modulus = 2**16
-    differences = (pixels - _predicted(pixels, predictor, start) + modulus // 2 - 1) % modulus
-    differences -= modulus // 2 - 1
+    lines, same = _last_change(pixels[first:, :, -components:] >> shift, predictor, start)
     codes = [tables.get(scan[2 + 2 * one] >> 4, {}) for one in range(components)]
-    return _ends_with(pieces[-1].replace(b"\xff\0", b"\xff"), differences, codes)
+    return _ends_with(pieces[-1].replace(b"\xff\0", b"\xff"), lines, same, codes)
+
+
+def _last_change(pixels: np.ndarray, predictor: int, start: int) -> tuple[np.ndarray, int]:
+    """Differences of the last lines of which one is not as predicted, and how many lines follow."""
+    stop, same = len(pixels), 0
+    while True:
+        begin = max(stop - BLOCK, 0)
+        # The line above a block is needed to predict it.
+        block = pixels[max(begin - 1, 0) : stop].astype(np.int64)
+        differences = block - _predicted(block, predictor, start)
+        differences = (differences[min(begin, 1) :] + 2**15 - 1) % 2**16 - (2**15 - 1)
+        if begin == 0 or differences.any():
+            return differences, same
+        stop, same = begin, same + len(differences)
 
 
 def _predicted(pixels: np.ndarray, predictor: int, start: int) -> np.ndarray:
@@ -117,12 +130,15 @@ def _codes(content: bytes) -> dict[int, dict[int, str]]:
     return tables
 
 
-def _ends_with(coded: bytes, differences: np.ndarray, codes: list[dict[int, str]]) -> bool:
-    """Whether data end with the codes of the last line that is no mere repetition, and all after.
+def _ends_with(
+    coded: bytes, differences: np.ndarray, same: int, codes: list[dict[int, str]]
+) -> bool:
+    """Whether data end with the codes of the last line that is not as predicted, and all after.
 
     Args:
         coded: without stuffed bytes; up to 7 bits of padding may follow.
         differences: (H, W, C) from the prediction.
+        same: lines after these that are as predicted.
         codes: of each component.
     """
     if any(0 not in table for table in codes):
@@ -143,7 +159,7 @@ def _ends_with(coded: bytes, differences: np.ndarray, codes: list[dict[int, str]
     written += pixel[end % count :] if end % count else []
     bits = np.frombuffer("".join(written).encode(), np.uint8) - ord("0")
     zeros = np.frombuffer("".join(pixel).encode(), np.uint8) - ord("0")
-    wanted = np.concatenate((bits, np.tile(zeros, (flat.size - end) // count)))
+    wanted = np.concatenate((bits, np.tile(zeros, (flat.size + same * line - end) // count)))
     last = np.unpackbits(np.frombuffer(coded[-(len(wanted) // 8 + 2) :], np.uint8))
     return any(
         len(last) >= len(wanted) + padding
