@@ -84,9 +84,11 @@ def describe(path: Path, elements: Elements) -> Description:
     samples = _whole(path, elements, "SamplesPerPixel")
     if samples != wanted:
         raise BadImage(path, f"SamplesPerPixel {samples}; {kind} has {wanted}")
-    allocated = integer(path, elements, "BitsAllocated", 0, 65535)
-    stored = integer(path, elements, "BitsStored", 0, 65535)
-    if allocated not in (1, 8, 16) or stored is None or not 1 <= stored <= allocated:
+    allocated, stored = (
+        _whole(path, elements, "BitsAllocated"),
+        _whole(path, elements, "BitsStored"),
+    )
+    if allocated not in (1, 8, 16) or not 1 <= stored <= allocated:
         raise BadImage(path, f"{stored} bits stored in {allocated}; allowed: up to 16 in 1, 8, 16")
     high = integer(path, elements, "HighBit", stored - 1, allocated - 1)
     description = Description(
