@@ -106,13 +106,14 @@ def _displayed(path: Path, elements: Elements, stored: np.ndarray) -> np.ndarray
 def _rescaled(path: Path, elements: Elements, stored: np.ndarray) -> np.ndarray:
     source = group(elements, "PixelValueTransformationSequence", RESCALE)
     slope, intercept = (number(path, source, name) for name in RESCALE)
-    if slope == 0:
-        raise BadImage(path, "RescaleSlope 0; allowed: any other number")
+    slope, intercept = 1.0 if slope is None else slope, intercept or 0.0
     with np.errstate(over="ignore"):
-        values = stored * (1.0 if slope is None else slope) + (intercept or 0.0)
+        values = stored * slope + intercept
     if not np.isfinite(values).all() or values[0] == values[-1]:
         raise BadImage(
-            path, f"RescaleSlope {slope:g}, RescaleIntercept {intercept or 0:g}: out of range"
+            path,
+            f"RescaleSlope {slope:g}, RescaleIntercept {intercept:g}: "
+            "samples would be alike or not finite",
         )
     return values
 

@@ -84,10 +84,8 @@ def describe(path: Path, elements: Elements) -> Description:
     samples = _whole(path, elements, "SamplesPerPixel")
     if samples != wanted:
         raise BadImage(path, f"SamplesPerPixel {samples}; {kind} has {wanted}")
-    allocated, stored = (
-        _whole(path, elements, "BitsAllocated"),
-        _whole(path, elements, "BitsStored"),
-    )
+    allocated = _whole(path, elements, "BitsAllocated")
+    stored = _whole(path, elements, "BitsStored")
     if allocated not in (1, 8, 16) or not 1 <= stored <= allocated:
         raise BadImage(path, f"{stored} bits stored in {allocated}; allowed: up to 16 in 1, 8, 16")
     high = integer(path, elements, "HighBit", stored - 1, allocated - 1)
@@ -120,8 +118,7 @@ def read_samples(
         pixels: their description.
 
     Returns:
-        (H, W) or (H, W, 3) integers: uncompressed and run-length coded ones with all the bits
-        allocated, others as their codestream says.
+        (H, W) or (H, W, 3) integers: the stored values.
 
     Raises:
         BadImage: pixels that are missing, cut, damaged, of another size, or of a compression that
@@ -165,21 +162,16 @@ def read_samples(
         from pydicom.pixels import convert_color_space
 
         return convert_color_space(values, "YBR_FULL", "RGB")
-    return values if syntax in dicom_codestream.SIGN_CODED else fields(values, pixels)
+    return values if syntax in dicom_codestream.SIGN_CODED else _fields(values, pixels)
 
 
-def fields(values: np.ndarray, pixels: Description) -> np.ndarray:
+def _fields(values: np.ndarray, pixels: Description) -> np.ndarray:
     """The stored bits of samples that have all the bits allocated, with their sign.
 
     What else is in a word, such as an overlay, is no part of a sample (PS3.5, 8.1.1).
-
-    Args:
-        values: (...) 8 or 16-bit integers.
-        pixels: their description.
-
-    Returns:
-        (...) int32.
     """
+    if pixels.stored == pixels.allocated:
+        return values
     left = 31 - pixels.high
     words = values.astype(np.int32) << left
     down = 32 - pixels.stored

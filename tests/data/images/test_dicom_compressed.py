@@ -89,12 +89,18 @@ def test_lossless_jpeg_of_signed_samples(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_grey(path), shown(signed, 12))
 
 
-@gdcm
 @pytest.mark.parametrize(
     ("name", "twin"),
     [
-        ("MR_small_jpeg_ls_lossless.dcm", "MR_small.dcm"),
-        ("SC_rgb_jpeg_gdcm.dcm", "SC_rgb_rle.dcm"),
+        pytest.param("MR_small_jpeg_ls_lossless.dcm", "MR_small.dcm", marks=gdcm),
+        pytest.param("SC_rgb_jpeg_gdcm.dcm", "SC_rgb_rle.dcm", marks=gdcm),
+        ("MR_small_jp2klossless.dcm", "MR_small.dcm"),
+        ("MR_small_RLE.dcm", "MR_small.dcm"),
+        ("MR_small_bigendian.dcm", "MR_small.dcm"),
+        ("MR_small_implicit.dcm", "MR_small.dcm"),
+        ("MR_small_padded.dcm", "MR_small.dcm"),
+        ("SC_rgb_small_odd_big_endian.dcm", "SC_rgb_small_odd.dcm"),
+        ("liver_expb_1frame.dcm", "liver_1frame.dcm"),
     ],
 )
 def test_public_files_equal_their_twins(name: str, twin: str) -> None:
