@@ -68,12 +68,8 @@ def is_complete(data: bytes, samples: np.ndarray) -> bool:
     header = 1 + 2 * components + 3
     predictor, shift = scan[header - 3], scan[header - 1] & 15
     pieces = RESTARTS.split(scan[header:].rstrip(b"\xff"))
-    first = 0
-    if interval:
-        # Restarts come at whole lines; the last one begins what is looked at.
-        if len(pieces) != -(-pixels[..., 0].size // interval):
-            return False
-        first = (len(pieces) - 1) * interval // pixels.shape[1]
+    # Restarts come at whole lines; the last one begins what is looked at.
+    first = min((len(pieces) - 1) * interval // pixels.shape[1], len(pixels) - 1)
     start = 2 ** (frame_header(data)[0] - shift - 1)
     lines, same = _last_change(pixels[first:, :, -components:] >> shift, predictor, start)
     codes = [tables.get(scan[2 + 2 * one] >> 4, {}) for one in range(components)]
