@@ -96,3 +96,44 @@ def with_nested(path: Path, depth: int, syntax: UID, undefined: bool) -> Path:
     else:
         path.write_bytes(head + inner + body)
     return path
+
+
+RAMP = ramp()
+SHOWN = np.rint(RAMP / 4095 * 65535)
+SIGNED = (RAMP.astype(np.int32) - 2048).astype(np.int16)
+
+
+def item(**elements: object) -> Dataset:
+    dataset = Dataset()
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+def lut(entries: np.ndarray, bits: int, first: int = 0, kind: str = "US") -> Dataset:
+    """A table of words; kind is the representation of the descriptor."""
+    table = Dataset()
+    table.add_new("LUTDescriptor", kind, [len(entries) % 65536, first, bits])
+    table.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
+    table.ModalityLUTType = "US"
+    return table
+
+
+def packed(entries: np.ndarray) -> Dataset:
+    """A table of bytes, two in a word; of odd length with one more."""
+    table = Dataset()
+    table.add_new("LUTDescriptor", "US", [len(entries), 0, 8])
+    table.add_new("LUTData", "OW", entries.astype(np.uint8).tobytes() + b"\0" * (len(entries) % 2))
+    return table
+
+
+def scaled(values: np.ndarray, lowest: float, highest: float, top: int = 65535) -> np.ndarray:
+    return np.rint(np.clip((np.asarray(values, float) - lowest) / (highest - lowest), 0, 1) * top)
+
+
+def outside(shown: np.ndarray, hidden: np.ndarray, level: int = 0) -> np.ndarray:
+    return np.where(hidden, level, shown)
+
+
+WINDOW = {"WindowCenter": "900", "WindowWidth": "700"}
+LINEAR = scaled(RAMP - 899.5, -349.5, 349.5)

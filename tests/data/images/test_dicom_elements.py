@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from selftaught.data.images.decode import BadImage, check_header, is_dicom, read_grey
+from selftaught.data.images.decode import BadImage, check_header, read_grey
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -17,53 +17,27 @@ from pydicom.dataset import Dataset  # noqa: E402
 from pydicom.sequence import Sequence  # noqa: E402
 from pydicom.uid import (  # noqa: E402
     UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
 
-from tests.data.images.dicom_files import image, ramp, refused, save  # noqa: E402
-
-RAMP = ramp()
-SHOWN = np.rint(RAMP / 4095 * 65535)
-SIGNED = (RAMP.astype(np.int32) - 2048).astype(np.int16)
-
-
-def item(**elements: object) -> Dataset:
-    dataset = Dataset()
-    for name, value in elements.items():
-        setattr(dataset, name, value)
-    return dataset
-
-
-def lut(entries: np.ndarray, bits: int, first: int = 0, kind: str = "US") -> Dataset:
-    """A table of words; kind is the representation of the descriptor."""
-    table = Dataset()
-    table.add_new("LUTDescriptor", kind, [len(entries) % 65536, first, bits])
-    table.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
-    table.ModalityLUTType = "US"
-    return table
-
-
-def packed(entries: np.ndarray) -> Dataset:
-    """A table of bytes, two in a word; of odd length with one more."""
-    table = Dataset()
-    table.add_new("LUTDescriptor", "US", [len(entries), 0, 8])
-    table.add_new("LUTData", "OW", entries.astype(np.uint8).tobytes() + b"\0" * (len(entries) % 2))
-    return table
-
-
-def scaled(values: np.ndarray, lowest: float, highest: float, top: int = 65535) -> np.ndarray:
-    return np.rint(np.clip((np.asarray(values, float) - lowest) / (highest - lowest), 0, 1) * top)
-
-
-def outside(shown: np.ndarray, hidden: np.ndarray, level: int = 0) -> np.ndarray:
-    return np.where(hidden, level, shown)
-
+from tests.data.images.dicom_files import (  # noqa: E402
+    LINEAR,
+    RAMP,
+    SHOWN,
+    SIGNED,
+    WINDOW,
+    image,
+    item,
+    lut,
+    outside,
+    packed,
+    refused,
+    save,
+    scaled,
+)
 
 ROWS, COLUMNS = np.mgrid[1:25, 1:37]
-LINEAR = scaled(RAMP - 899.5, -349.5, 349.5)
 GROUPS = {
     "PixelValueTransformationSequence": Sequence([item(RescaleSlope="-1", RescaleIntercept=0)])
 }
@@ -247,7 +221,6 @@ def test_an_element_is_applied(tmp_path: Path, name: str, syntax: UID) -> None:
     assert check_header(path) == expected.shape
 
 
-WINDOW = {"WindowCenter": "900", "WindowWidth": "700"}
 EDGES = {
     "ShutterShape": "RECTANGULAR",
     "ShutterLeftVerticalEdge": "1",
@@ -380,231 +353,3 @@ def test_padding_of_signed_samples_in_any_representation(
     shown[samples == -2000] = 0
     np.testing.assert_array_equal(read_grey(save(tmp_path / "a.dcm", dataset)), shown)
     assert 700 < scaled(np.array(-2000), -2048, 2047) < 800
-
-
-@pytest.mark.parametrize("kind", ["US", "SS"])
-@pytest.mark.parametrize("slope", [1, 2])
-def test_a_table_whose_first_value_is_negative(tmp_path: Path, kind: str, slope: int) -> None:
-    """The descriptor's representation is often the wrong one."""
-    first = -1024 if kind == "SS" else 65536 - 1024
-    table = lut(np.arange(2048) * 2, 12, first, kind)
-    dataset = image(SIGNED, VOILUTSequence=Sequence([table]), RescaleSlope=slope)
-    expected = scaled(np.clip(SIGNED.astype(int) * slope + 1024, 0, 2047) * 2, 0, 4095)
-    np.testing.assert_array_equal(read_grey(save(tmp_path / "a.dcm", dataset)), expected)
-
-
-def test_a_table_whose_first_value_is_large(tmp_path: Path) -> None:
-    samples = np.linspace(0, 65535, 24 * 36).astype(np.uint16).reshape(24, 36)
-    table = lut(np.arange(4096), 12, 40000)
-    dataset = image(samples, 16, VOILUTSequence=Sequence([table]))
-    expected = scaled(samples, 40000, 44095)
-    np.testing.assert_array_equal(read_grey(save(tmp_path / "a.dcm", dataset)), expected)
-
-
-@pytest.mark.parametrize("name", ["ModalityLUTSequence", "VOILUTSequence"])
-@pytest.mark.parametrize("bits", [8, 16])
-def test_tables_in_big_endian(tmp_path: Path, name: str, bits: int) -> None:
-    entries = 255 - np.arange(256)
-    table = packed(entries) if bits == 8 else lut(entries, 8)
-    table["LUTData"].value = np.frombuffer(table.LUTData, "<u2").astype(">u2").tobytes()
-    samples = ramp(8, np.uint8)
-    dataset = image(samples, 8, **{name: Sequence([table])})
-    dataset["PixelData"].VR = "OB"
-    path = save(tmp_path / "a.dcm", dataset, ExplicitVRBigEndian)
-    np.testing.assert_array_equal(read_grey(path), 255 - samples)
-
-
-@pytest.mark.parametrize("length", [510, 256, 1024])
-def test_a_table_that_is_not_as_its_descriptor_says(tmp_path: Path, length: int) -> None:
-    table = Dataset()
-    table.add_new("LUTDescriptor", "US", [256, 0, 16])
-    table.add_new("LUTData", "OW", bytes(length))
-    dataset = image(RAMP, VOILUTSequence=Sequence([table]))
-    refused(save(tmp_path / "a.dcm", dataset), "LUTData of", "256 entries of 16 bits")
-
-
-def palette(samples: np.ndarray, bits: int, data: bytes, first: int = 0, **names: str) -> Dataset:
-    """Grey colours: the same table for red, green and blue."""
-    dataset = image(samples, 8, PhotometricInterpretation="PALETTE COLOR")
-    for color in ("Red", "Green", "Blue"):
-        name = f"{color}PaletteColorLookupTable"
-        dataset.add_new(f"{name}Descriptor", "US", [256, first, bits])
-        dataset.add_new(f"{names.get('part', '')}{name}Data", "OW", data)
-    return dataset
-
-
-INVERSE = 255 - np.arange(256)
-# 0 to 99 down, one step to 100, then 27 levels three times, as segments of three kinds.
-SEGMENTS = {
-    8: bytes([0, 2, 255, 250, 1, 98, 152, 0, 3, 9, 8, 7, 1, 48, 55, 2, 1, 7, 0, 0, 0, 1, 102, 3]),
-    16: np.array(
-        [0, 2, 255, 250, 1, 98, 152, 0, 3, 9, 8, 7, 1, 48, 55, 2, 1, 14, 0, 1, 102, 3], "<u2"
-    ).tobytes(),
-}
-
-
-def expanded() -> np.ndarray:
-    first = [255, 250, *np.rint(np.linspace(250, 152, 99)[1:])]
-    second = [9, 8, 7, *np.rint(np.linspace(7, 55, 49)[1:])]
-    third = [9, 8, 7]
-    return np.array([*first, *second, *third, *np.rint(np.linspace(7, 3, 103)[1:])][:256])
-
-
-@pytest.mark.parametrize(
-    ("bits", "data", "part", "expected"),
-    [
-        (8, INVERSE.astype(np.uint8).tobytes(), "", INVERSE),
-        (8, INVERSE.astype("<u2").tobytes(), "", INVERSE),
-        (16, INVERSE.astype("<u2").tobytes(), "", INVERSE),
-        (16, (INVERSE * 256).astype("<u2").tobytes(), "", INVERSE * 256),
-        (8, SEGMENTS[8], "Segmented", expanded()),
-        (16, SEGMENTS[16], "Segmented", expanded()),
-    ],
-)
-def test_palettes(tmp_path: Path, bits: int, data: bytes, part: str, expected: np.ndarray) -> None:
-    samples = ramp(8, np.uint8)
-    path = save(tmp_path / "a.dcm", palette(samples, bits, data, part=part))
-    got = read_grey(path)
-    assert got.dtype == (np.uint16 if expected.max() > 255 else np.uint8)
-    assert np.abs(got - expected[samples].astype(float)).max() <= 0.01
-
-
-@pytest.mark.parametrize(
-    "data", [bytes([3, 1]), bytes([0, 9, 1]), bytes([1, 5, 7]), bytes([2, 1, 0, 0, 0, 0]) * 9]
-)
-def test_segments_that_cannot_be_followed(tmp_path: Path, data: bytes) -> None:
-    path = save(tmp_path / "a.dcm", palette(ramp(8, np.uint8), 8, data, part="Segmented"))
-    refused(path, "SegmentedRedPaletteColorLookupTableData")
-
-
-def test_colors_that_nothing_here_computes(tmp_path: Path) -> None:
-    rgb = np.zeros((4, 6, 3), np.uint16)
-    for elements, words in (
-        ({"PhotometricInterpretation": "YBR_FULL"}, "YBR_FULL of 12 bits"),
-        ({"PixelRepresentation": 1}, "PixelRepresentation 1"),
-        ({"PlanarConfiguration": 2}, "PlanarConfiguration 2"),
-        ({"PlanarConfiguration": None}, "PlanarConfiguration is missing"),
-        ({"PhotometricInterpretation": "YBR_PARTIAL_420"}, "YBR_PARTIAL_420"),
-    ):
-        refused(save(tmp_path / "a.dcm", image(rgb, 12, **elements)), words)
-    palettes = palette(ramp(8, np.uint8), 8, bytes(256))
-    del palettes.BluePaletteColorLookupTableData
-    refused(save(tmp_path / "a.dcm", palettes), "BluePaletteColorLookupTableData is missing")
-
-
-def test_colors_by_plane_and_in_the_upper_bits(tmp_path: Path) -> None:
-    rgb = np.random.default_rng(3).integers(0, 4096, (6, 8, 3)).astype(np.uint16)
-    expected = read_grey(save(tmp_path / "a.dcm", image(rgb, 12)))
-    assert np.abs(expected - rgb @ [0.299, 0.587, 0.114] / 4095 * 65535).max() <= 0.6
-    planes = np.moveaxis(rgb, -1, 0).tobytes()
-    path = save(tmp_path / "b.dcm", image(rgb, 12, PlanarConfiguration=1, PixelData=planes))
-    np.testing.assert_array_equal(read_grey(path), expected)
-    upper = (rgb << 4).tobytes()
-    path = save(tmp_path / "c.dcm", image(rgb, 12, HighBit=15, PixelData=upper))
-    np.testing.assert_array_equal(read_grey(path), expected)
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [("FloatPixelData", "FloatPixelData"), ("DoubleFloatPixelData", "DoubleFloatPixelData")],
-)
-def test_pixels_that_are_no_integers(tmp_path: Path, kind: str, words: str) -> None:
-    dataset = image(RAMP)
-    del dataset.PixelData
-    setattr(dataset, kind, RAMP.astype(np.float64).tobytes())
-    refused(save(tmp_path / "a.dcm", dataset), words)
-    dataset = image(RAMP, PixelDataProviderURL="https://host/Secret^Patient")
-    del dataset.PixelData
-    refused(save(tmp_path / "a.dcm", dataset), "an address of them")
-
-
-@pytest.mark.parametrize("start", ["preamble of words", "file meta information", "elements"])
-@pytest.mark.parametrize(
-    "syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
-)
-def test_files_that_begin_anywhere(tmp_path: Path, start: str, syntax: UID) -> None:
-    dataset = image(RAMP)
-    if syntax == ExplicitVRBigEndian:
-        dataset.PixelData = RAMP.astype(">u2").tobytes()
-    data = save(tmp_path / "a.dcm", dataset, syntax).read_bytes()
-    elements = 144 + pydicom.dcmread(tmp_path / "a.dcm").file_meta.FileMetaInformationGroupLength
-    begin = {"preamble of words": 0, "file meta information": 132, "elements": elements}[start]
-    (tmp_path / "b").write_bytes(b"MM\0*" + data[4:] if begin == 0 else data[begin:])
-    assert is_dicom(tmp_path / "b")
-    np.testing.assert_array_equal(read_grey(tmp_path / "b"), SHOWN)
-    (tmp_path / "b.png").write_bytes(data[begin:])
-    refused(tmp_path / "b.png", "holds DICOM data but is named .png")
-
-
-@pytest.mark.parametrize(
-    "start",
-    [b"\x08\0\0\0\x04\0\0\0" * 20, b"\x02\0\0\0\x03\0\0\0" * 20, b"\x08\0\x05\0CT\x0a\0" * 20]
-    + [b"BM8\0", b"GIF89a" + b"\0" * 200, b"\x08\0\x05\0\x0a\0\0\0ISO_IR 100\x08\0\x01"],
-)
-def test_what_only_looks_like_elements(tmp_path: Path, start: bytes) -> None:
-    (tmp_path / "a.bin").write_bytes(start)
-    assert not is_dicom(tmp_path / "a.bin")
-
-
-@pytest.mark.parametrize(
-    ("uid", "words"),
-    [
-        ("1.2.840.10008.5.1.4.1.1.481.5", "RT Plan Storage"),
-        ("1.2.840.10008.5.1.4.1.1.88.22", "Enhanced SR Storage"),
-        ("1.2.840.10008.5.1.4.1.1.11.1", "Grayscale Softcopy Presentation State Storage"),
-        ("1.2.840.10008.1.3.10", "Media Storage Directory Storage"),
-        ("1.2.840.10008.5.1.4.1.1.104.1", "Encapsulated PDF Storage"),
-        ("1.2.826.0.1.3680043.8.498.111222333", "no Rows and Columns)"),
-    ],
-)
-def test_files_of_another_kind_say_which(tmp_path: Path, uid: str, words: str) -> None:
-    path = save(tmp_path / "a.dcm", item(SOPClassUID=UID(uid), PatientName="Secret^Patient"))
-    refused(path, "holds no image", words)
-    assert uid not in str(pytest.raises(BadImage, read_grey, path).value)
-
-
-def test_an_element_that_stands_twice(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.dcm", image(RAMP, WindowCenter="900", WindowWidth="700"))
-    data = path.read_bytes()
-    begin = data.index(b"\x28\0\x50\x10DS")
-    one = data[begin : begin + 12]
-    path.write_bytes(data[:begin] + one + data[begin:])
-    np.testing.assert_array_equal(read_grey(path), LINEAR)
-    path.write_bytes(data[:begin] + one.replace(b"900", b"100") + data[begin:])
-    refused(path, "WindowCenter stands twice")
-
-
-def test_a_file_that_ends_within_an_element(tmp_path: Path) -> None:
-    data = save(tmp_path / "a.dcm", image(RAMP, **WINDOW)).read_bytes()
-    for tag, after in ((b"\x28\0\x01\x01US", 9), (b"\x28\0\x50\x10DS", 9), (b"\x10\0\x10\0PN", 12)):
-        path = tmp_path / "b.dcm"
-        path.write_bytes(data[: data.index(tag) + after])
-        refused(path, "truncated DICOM: the file ends within its elements")
-        with pytest.raises(BadImage, match="truncated DICOM"):
-            check_header(path)
-
-
-@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
-def test_no_setting_of_pydicom_changes_a_pixel(
-    tmp_path: Path, syntax: UID, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pydicom import config
-
-    elements = {**WINDOW, "RescaleSlope": "0.5000000000000000001", "RescaleIntercept": "1"}
-    tables = {"VOILUTSequence": Sequence([Dataset()]), "NumberOfFrames": "01"}
-    path = save(tmp_path / "a.dcm", image(RAMP, **elements, **tables), syntax)
-    expected = read_grey(path)
-    np.testing.assert_array_equal(expected, scaled(RAMP * 0.5 + 1 - 899.5, -349.5, 349.5))
-    for name, value in (
-        ("use_DS_numpy", True),
-        ("use_IS_numpy", True),
-        ("convert_wrong_length_to_UN", True),
-        ("use_none_as_empty_text_VR_value", True),
-        ("replace_un_with_known_vr", False),
-        ("assume_implicit_vr_switch", False),
-        ("data_element_callback", lambda raw, **_: raw._replace(value=b"7")),
-    ):
-        monkeypatch.setattr(config, name, value)
-    monkeypatch.setattr(config.settings, "reading_validation_mode", config.RAISE)
-    monkeypatch.setattr(config.settings, "infer_sq_for_un_vr", False)
-    np.testing.assert_array_equal(read_grey(path), expected)

@@ -1,0 +1,138 @@
+"""DICOM files that begin, end or are read in unusual ways, and those that hold no image."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from selftaught.data.images.decode import BadImage, check_header, is_dicom, read_grey
+
+pydicom = pytest.importorskip("pydicom")
+
+from pydicom.dataset import Dataset  # noqa: E402
+from pydicom.sequence import Sequence  # noqa: E402
+from pydicom.uid import (  # noqa: E402
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from tests.data.images.dicom_files import (  # noqa: E402
+    LINEAR,
+    RAMP,
+    SHOWN,
+    WINDOW,
+    image,
+    item,
+    refused,
+    save,
+    scaled,
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("FloatPixelData", "FloatPixelData"), ("DoubleFloatPixelData", "DoubleFloatPixelData")],
+)
+def test_pixels_that_are_no_integers(tmp_path: Path, kind: str, words: str) -> None:
+    dataset = image(RAMP)
+    del dataset.PixelData
+    setattr(dataset, kind, RAMP.astype(np.float64).tobytes())
+    refused(save(tmp_path / "a.dcm", dataset), words)
+    dataset = image(RAMP, PixelDataProviderURL="https://host/Secret^Patient")
+    del dataset.PixelData
+    refused(save(tmp_path / "a.dcm", dataset), "an address of them")
+
+
+@pytest.mark.parametrize("start", ["preamble of words", "file meta information", "elements"])
+@pytest.mark.parametrize(
+    "syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
+)
+def test_files_that_begin_anywhere(tmp_path: Path, start: str, syntax: UID) -> None:
+    dataset = image(RAMP)
+    if syntax == ExplicitVRBigEndian:
+        dataset.PixelData = RAMP.astype(">u2").tobytes()
+    data = save(tmp_path / "a.dcm", dataset, syntax).read_bytes()
+    elements = 144 + pydicom.dcmread(tmp_path / "a.dcm").file_meta.FileMetaInformationGroupLength
+    begin = {"preamble of words": 0, "file meta information": 132, "elements": elements}[start]
+    (tmp_path / "b").write_bytes(b"MM\0*" + data[4:] if begin == 0 else data[begin:])
+    assert is_dicom(tmp_path / "b")
+    np.testing.assert_array_equal(read_grey(tmp_path / "b"), SHOWN)
+    (tmp_path / "b.png").write_bytes(data[begin:])
+    refused(tmp_path / "b.png", "holds DICOM data but is named .png")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"\x08\0\0\0\x04\0\0\0" * 20, b"\x02\0\0\0\x03\0\0\0" * 20, b"\x08\0\x05\0CT\x0a\0" * 20]
+    + [b"BM8\0", b"GIF89a" + b"\0" * 200, b"\x08\0\x05\0\x0a\0\0\0ISO_IR 100\x08\0\x01"],
+)
+def test_what_only_looks_like_elements(tmp_path: Path, start: bytes) -> None:
+    (tmp_path / "a.bin").write_bytes(start)
+    assert not is_dicom(tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize(
+    ("uid", "words"),
+    [
+        ("1.2.840.10008.5.1.4.1.1.481.5", "RT Plan Storage"),
+        ("1.2.840.10008.5.1.4.1.1.88.22", "Enhanced SR Storage"),
+        ("1.2.840.10008.5.1.4.1.1.11.1", "Grayscale Softcopy Presentation State Storage"),
+        ("1.2.840.10008.1.3.10", "Media Storage Directory Storage"),
+        ("1.2.840.10008.5.1.4.1.1.104.1", "Encapsulated PDF Storage"),
+        ("1.2.826.0.1.3680043.8.498.111222333", "no Rows and Columns)"),
+    ],
+)
+def test_files_of_another_kind_say_which(tmp_path: Path, uid: str, words: str) -> None:
+    path = save(tmp_path / "a.dcm", item(SOPClassUID=UID(uid), PatientName="Secret^Patient"))
+    refused(path, "holds no image", words)
+    assert uid not in str(pytest.raises(BadImage, read_grey, path).value)
+
+
+def test_an_element_that_stands_twice(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.dcm", image(RAMP, WindowCenter="900", WindowWidth="700"))
+    data = path.read_bytes()
+    begin = data.index(b"\x28\0\x50\x10DS")
+    one = data[begin : begin + 12]
+    path.write_bytes(data[:begin] + one + data[begin:])
+    np.testing.assert_array_equal(read_grey(path), LINEAR)
+    path.write_bytes(data[:begin] + one.replace(b"900", b"100") + data[begin:])
+    refused(path, "WindowCenter stands twice")
+
+
+def test_a_file_that_ends_within_an_element(tmp_path: Path) -> None:
+    data = save(tmp_path / "a.dcm", image(RAMP, **WINDOW)).read_bytes()
+    for tag, after in ((b"\x28\0\x01\x01US", 9), (b"\x28\0\x50\x10DS", 9), (b"\x10\0\x10\0PN", 12)):
+        path = tmp_path / "b.dcm"
+        path.write_bytes(data[: data.index(tag) + after])
+        refused(path, "truncated DICOM: the file ends within its elements")
+        with pytest.raises(BadImage, match="truncated DICOM"):
+            check_header(path)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_no_setting_of_pydicom_changes_a_pixel(
+    tmp_path: Path, syntax: UID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pydicom import config
+
+    elements = {**WINDOW, "RescaleSlope": "0.5000000000000000001", "RescaleIntercept": "1"}
+    tables = {"VOILUTSequence": Sequence([Dataset()]), "NumberOfFrames": "01"}
+    path = save(tmp_path / "a.dcm", image(RAMP, **elements, **tables), syntax)
+    expected = read_grey(path)
+    np.testing.assert_array_equal(expected, scaled(RAMP * 0.5 + 1 - 899.5, -349.5, 349.5))
+    for name, value in (
+        ("use_DS_numpy", True),
+        ("use_IS_numpy", True),
+        ("convert_wrong_length_to_UN", True),
+        ("use_none_as_empty_text_VR_value", True),
+        ("replace_un_with_known_vr", False),
+        ("assume_implicit_vr_switch", False),
+        ("data_element_callback", lambda raw, **_: raw._replace(value=b"7")),
+    ):
+        monkeypatch.setattr(config, name, value)
+    monkeypatch.setattr(config.settings, "reading_validation_mode", config.RAISE)
+    monkeypatch.setattr(config.settings, "infer_sq_for_un_vr", False)
+    np.testing.assert_array_equal(read_grey(path), expected)
