@@ -11,7 +11,7 @@ from PIL import Image
 from selftaught.data.images.decode import BadImage, check_header, read_grey
 from tests.data.images.pictures import color, luma, png_file, refused, scene
 
-REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
+REAL = Path(__file__).resolve().parents[3] / ".." / "shared" / "data"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="the real radiographs are not beside the repo")
 
 

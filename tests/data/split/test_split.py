@@ -21,7 +21,7 @@ from selftaught.errors import InputError
 
 SEEDS = range(12)
 BUDGETS = (0.025, 0.05, 0.1)
-DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
+DATA = Path(__file__).resolve().parents[3] / ".." / "shared" / "data"
 
 
 def quiet_split(manifest: Manifest, config: SplitConfig) -> pd.DataFrame:

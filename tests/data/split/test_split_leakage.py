@@ -14,7 +14,7 @@ from selftaught.data.split.duplicates import NEAR, mirror, near_duplicates, perc
 from selftaught.data.split.leakage import find_leakage, without_leaks
 from selftaught.data.survey import survey
 
-KNEES = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "knee"
+KNEES = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "knee"
 SETS = ("train", "val", "test")
 
 
