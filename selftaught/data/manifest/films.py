@@ -6,7 +6,6 @@ suffix. What an operating system or a program keeps for itself is passed over in
 
 import os
 import stat
-import struct
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -166,26 +165,12 @@ def _kind_by_content(path: str, suffix: str) -> str:
             start = handle.read(PREAMBLE)
     except OSError as error:
         return f"that cannot be read: {error.strerror}"
-    if start[128:] == b"DICM" or _starts_data_set(start):
+    image = kind_by_content(start)
+    if image == "DICOM":
         return _dicom_kind(path)
     if suffix in DICOM:
         return ""
-    image = kind_by_content(start)
     return f"{image} without its suffix" if image else plain
-
-
-def _starts_data_set(start: bytes) -> bool:
-    """Whether bytes may be DICOM data without a preamble: an element of group 2 or 8, and sound."""
-    if len(start) < 12:
-        return False
-    for order in "<>":
-        group, element, length = struct.unpack(f"{order}HHI", start[:8])
-        if group not in (2, 8) or element > 0x60:
-            continue
-        explicit = start[4:6] in (b"UL", b"OB", b"UI", b"CS", b"DA", b"TM", b"SH", b"LO")
-        if explicit or (order == "<" and length <= 64):
-            return True
-    return False
 
 
 def _dicom_kind(path: str) -> str:
