@@ -26,6 +26,9 @@ TRAIN = [
     # Lossless JPEG and JPEG-LS, the usual compressions of X-ray archives.
     "python-gdcm>=3.0.26",
     "pillow>=11",
+    # Decodes a JPEG without pardoning what is missing, as Pillow and OpenCV do.
+    "simplejpeg>=1.8",
+    "tifffile>=2025.5.10",
     "safetensors>=0.5",
     "jsonargparse[signatures]>=4.53",
     "PyYAML>=6",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from selftaught.data.images import dicom, png, raster
+from selftaught.data.images import dicom, jpeg, png, tiff
 from selftaught.data.images.dicom_elements import begins_elements
 from selftaught.data.images.limits import MAX_BYTES, BadImage
 from selftaught.data.images.pack import FOLDER, locate
@@ -23,6 +23,7 @@ SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "TIFF": (".tif", ".tiff"),
 }
+READERS = {"PNG": png, "JPEG": jpeg, "TIFF": tiff, "DICOM": dicom}
 NAMED = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
 USER_ERRNOS = (
     errno.ENOENT,
@@ -54,10 +55,7 @@ def check_header(path: Path | str) -> tuple[int, int]:
     if packed is not None:
         return packed.shape[0], packed.shape[1]
     with _file_errors(path):
-        kind = _kind(path)
-        if kind == "DICOM":
-            return dicom.header(path)
-        return png.header(path) if kind == "PNG" else raster.header(path, kind)
+        return READERS[_kind(path)].header(path)
 
 
 def is_dicom(path: Path) -> bool:
@@ -96,14 +94,31 @@ def read_grey(path: Path | str) -> np.ndarray:
     if packed is not None:
         return np.array(packed)
     with _file_errors(path):
+        grey = READERS[_kind(path)].read(path)
+    return np.require(grey, requirements=["C", "W"])
+
+
+def stated_bits(path: Path) -> int | None:
+    """Bits that a file of more than 8 bits states for its levels, which `read_grey` leaves as such.
+
+    Returns:
+        9 to 15 for a TIFF of so many bits and a grey PNG whose sBIT chunk says so; 16 where
+        levels fill 16 bits, as those of DICOM files and packs; None where nothing is stated.
+
+    Raises:
+        BadImage: as `check_header`.
+        MachineError: the disk cannot be read.
+    """
+    path = Path(path)
+    if _packed(path) is not None:
+        return 16
+    with _file_errors(path):
         kind = _kind(path)
         if kind == "DICOM":
-            grey = dicom.read(path)
-        elif kind == "PNG":
-            grey = png.read(path)
-        else:
-            grey = raster.read(path, kind)
-    return np.require(grey, requirements=["C", "W"])
+            return 16
+        if kind == "JPEG":
+            return None
+        return png.stated_bits(path) if kind == "PNG" else tiff.stated_bits(path)
 
 
 def _packed(path: Path) -> np.ndarray | None:

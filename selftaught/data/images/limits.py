@@ -25,6 +25,20 @@ class BadImage(InputError):
         return type(self), (self.path, self.reason)
 
 
+def not_read(path: Path | str, what: str) -> BadImage:
+    """The error for a file that nothing is wrong with, but which is of a kind that is not read.
+
+    Args:
+        path: the file.
+        what: its kind, such as "a TIFF of 10 bits a sample".
+    """
+    return BadImage(
+        path,
+        f"is {what}, a sound kind that is not read; save it again as an ordinary "
+        "8 or 16-bit grey PNG or TIFF",
+    )
+
+
 def check_size(path: Path, height: int, width: int) -> None:
     """Refuse an empty image and one above 64 Mpx, before anything is decoded.
 
