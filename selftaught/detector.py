@@ -332,6 +332,7 @@ class Detector:
             device=self.device,
             masks=films.masks,
             made=films.made,
+            flat=False,
             image_size=self.image_size,
             augment=self.preprocessing.augment(),
             seed=0,

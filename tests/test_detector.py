@@ -23,6 +23,7 @@ from tests.tiny import spheres
 SIZE = 32
 PLAIN_FILMS = Preprocessing(image_size=SIZE)
 MASKED_FILMS = Preprocessing(image_size=SIZE, masked=True)
+UNMASKED = Preprocessing(image_size=SIZE)
 CALIBRATION = Calibration(0.2, (0.1, 0.2, 0.3))
 
 
@@ -353,6 +354,29 @@ def test_an_unreadable_image_may_be_skipped(task, paths, tmp_path, executor):
     assert nothing["score"].isna().all() and nothing["problem"][0].startswith(str(broken))
     with pytest.raises(ValueError, match="bad_files='ignore': must be one of"):
         detector.score(given, bad_files="ignore")
+
+
+@pytest.mark.parametrize("executor", ["opencv", "dali"])
+@pytest.mark.parametrize(
+    "kind", ["8 bits", "16 bits", "one pixel", "black", "JPEG", "TIFF", "clear"]
+)
+def test_an_image_on_which_nothing_can_be_seen_has_no_score(task, paths, tmp_path, executor, kind):
+    if executor == "dali" and not has_dali():
+        pytest.skip("NVIDIA DALI is not installed")
+    path = tmp_path / {"JPEG": "a.jpg", "TIFF": "a.tif"}.get(kind, "a.png")
+    side, level = (1, 77) if kind == "one pixel" else (48, 0 if kind == "black" else 77)
+    grey = np.full((side, side), level, "u2" if kind == "16 bits" else "u1")
+    grey = np.stack([grey, grey, grey, 0 * grey], -1) if kind == "clear" else grey
+    level = 0 if kind == "clear" else level
+    cv2.imwrite(str(path), grey)
+    detector = Detector(task, UNMASKED, CALIBRATION, device="cpu", pipeline=executor)
+    reason = f"shows nothing: {side} x {side} pixels, all of level {level}"
+    with pytest.raises(InputError, match=f"{path.name}: {reason}"):
+        detector.score([paths[0], path])
+    with pytest.warns(UserWarning, match=f"{reason}; it gets no score"):
+        scores = detector.score([paths[0], path], bad_files="skip")
+    assert scores.isfinite().tolist() == [True, False]
+    torch.testing.assert_close(scores[:1], detector.score(paths[:1]), rtol=1e-5, atol=0)
 
 
 def test_a_range_that_the_files_cannot_have_is_refused(task, paths):

@@ -194,9 +194,14 @@ def test_a_model_of_films_as_they_came(raw, set_, task, tmp_path, capsys):
     films = Preprocessing.of(Augment(), SIZE, False, raw)
     assert films.prepared is None and films.known
     model = save_model(tmp_path / "plain", task, films, Calibration())
+    table = pd.read_csv(raw / "manifest.csv", dtype=str, keep_default_na=False)
+    shown = raw / "shown.csv"
+    table[table["path"] != "flat.png"].to_csv(shown, index=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores(model, raw, tmp_path / "scores.csv")
+        scores(model, shown, tmp_path / "scores.csv")
+    with pytest.warns(UserWarning, match="flat.png: shows nothing: 120 x 150 pixels, all of level"):
+        scores(model, raw, tmp_path / "scores.csv", "--data.bad_files", "skip")
     words = ["score", str(model), "--data.manifest", str(set_), "--out", str(tmp_path / "s.csv")]
     assert main(words) == 2
     assert "trained on films as they came; allowed: the raw films" in capsys.readouterr().err

@@ -3,6 +3,10 @@
 import cv2
 import numpy as np
 
+SHALLOWEST = 10  # bits that detectors and scanners give, where more than 8 are stored
+CLEARLY = 12  # a 16-bit film whose highest level needs no more bits was not scaled to 16
+SMOOTH = 3.0  # pixels, standard deviation: what is left of noise is a tenth
+
 
 def autocontrast(image: np.ndarray, cutoff: float) -> np.ndarray:
     """Stretch grey levels to the full range, after cutting some pixels at both ends.
@@ -55,3 +59,41 @@ def stretch(image: np.ndarray, low: int, high: int) -> np.ndarray:
     stretched = np.clip(np.trunc(np.arange(levels) * scale - low * scale), 0, levels - 1)
     table = stretched.astype(image.dtype)
     return cv2.LUT(image, table) if levels == 256 else table[image]
+
+
+def is_low_contrast(image: np.ndarray, least: float) -> bool:
+    """Whether the 1st to 99th percentile spans less than a share of the type's range.
+
+    Args:
+        image: (H, W) uint8 or uint16.
+        least: share, 0.05 in scikit-image's test, which the published code uses.
+    """
+    low, high = contrast_limits(image, 1.0)
+    return (high - low) / int(np.iinfo(image.dtype).max) < least
+
+
+def used_bits(image: np.ndarray, stated: int | None, least: float) -> int:
+    """How many bits the levels of a film have that was stored in 16 bits, perhaps without scaling.
+
+    Where its file does not state them, they are guessed from the highest level, and only where
+    the film shows something once noise is smoothed; from 13 bits on, only where it would be of low
+    contrast otherwise: a dark film of 16 bits stays as dark as it is.
+
+    Args:
+        image: (H, W) uint16.
+        stated: bits that the file states, or None.
+        least: share of the range that a film has to span.
+
+    Returns:
+        16, or fewer where every level is below 2 to their power.
+    """
+    highest = int(image.max())
+    if stated is not None:
+        beyond = highest >> stated if stated < 16 else 1
+        # Levels that were scaled are multiples: then it is but a dark film.
+        return 16 if beyond or not np.any(image & (2 ** (16 - stated) - 1)) else stated
+    bits = max(SHALLOWEST, highest.bit_length())
+    if bits >= 16 or bits > CLEARLY and not is_low_contrast(image, least):
+        return 16
+    shown = cv2.GaussianBlur(image << (16 - bits), (0, 0), SMOOTH)
+    return 16 if is_low_contrast(shown, least) else bits

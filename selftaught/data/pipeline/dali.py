@@ -80,6 +80,7 @@ class DaliPipeline:
         on_device: hold a set of packs in device memory: auto = on a GPU where it fits.
         skipping: what takes the place of samples that cannot be read; None: they are errors.
         made: gives samples that are not to be read from their files, if there are such.
+        flat: take images of one grey level too; scoring does not.
 
     Raises:
         InputError: an option outside its range, or the published order.
@@ -103,6 +104,7 @@ class DaliPipeline:
         on_device: Literal["auto", "always", "never"] = "auto",
         skipping: Skipping | None = None,
         made: Made | None = None,
+        flat: bool = True,
     ):
         check_options(len(paths), masks, image_size, views, prefetch)
         if augment.order != "composed":
@@ -129,6 +131,7 @@ class DaliPipeline:
             cache_bytes=cache_bytes,
             resident=held,
             made=made,
+            flat=flat,
         )
         self._skipping = skipping
         self._size, self._augment, self._views = image_size, augment, views

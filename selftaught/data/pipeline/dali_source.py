@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from selftaught.data.augment import Augment
+from selftaught.data.images import jpeg, png
 from selftaught.data.images.contrast import contrast_limits
 from selftaught.data.images.decode import read_grey
 from selftaught.data.images.masks import read_mask
@@ -17,12 +18,10 @@ from selftaught.data.pipeline import composed
 from selftaught.data.pipeline.cache import Cache, CacheBudget
 from selftaught.data.pipeline.dali_graph import CODED, Kind
 from selftaught.data.pipeline.dali_resident import Resident
-from selftaught.data.pipeline.sample import Made
+from selftaught.data.pipeline.sample import Made, refuse_flat
 from selftaught.data.plan import PARAMETERS
 
 PNG, JPEG = (".png",), (".jpg", ".jpeg", ".jpe", ".jfif")
-PNG_SPECIAL = (b"tRNS", b"eXIf", b"acTL")
-WIDEST_HEADER = 2**16
 
 
 class Facts(NamedTuple):
@@ -89,6 +88,7 @@ class Items:
         cache_bytes: memory for images that DALI cannot decode, and for masks as bits.
         resident: holds all images and masks, if given.
         made: gives samples that are not to be read from their files, if given.
+        flat: take images of one grey level too.
     """
 
     def __init__(
@@ -102,10 +102,11 @@ class Items:
         cache_bytes: int | CacheBudget,
         resident: Resident | None,
         made: Made | None = None,
+        flat: bool = True,
     ) -> None:
         self._paths, self._masks, self._packed = paths, masks, packed
         self._cutoff, self._feed_masks = cutoff, feed_masks
-        self._resident, self._made = resident, made
+        self._resident, self._made, self._flat = resident, made, flat
         self._facts: dict[int, Facts] = {}
         self._cache: Cache[np.ndarray] = Cache(cache_bytes)
 
@@ -145,6 +146,8 @@ class Items:
             grey = made.image
         else:
             grey = read_grey(path) if packed is None else packed.pack.image(packed.slot)
+        if not self._flat:
+            refuse_flat(path, grey)
         bits = None if made is None or made.mask is None else np.packbits(made.mask > 0)
         deep = grey.dtype != np.uint8
         if packed is not None and self._cutoff == packed.pack.cutoff:
@@ -207,18 +210,9 @@ def decodable(path: Path) -> bool:
     colour PNGs, CMYK, TIFF or DICOM.
     """
     suffix = path.suffix.lower()
-    with path.open("rb") as handle:
-        start = handle.read(WIDEST_HEADER)
     if suffix in PNG:
-        before = start.partition(b"IDAT")[0]
-        plain = b"IDAT" in start and not any(name in before for name in PNG_SPECIAL)
-        return plain and start[25] == 0 and start[24] in (8, 16)
-    if suffix in JPEG:
-        from PIL import Image
-
-        with Image.open(path, formats=("JPEG",)) as image:
-            return image.mode in ("L", "RGB")
-    return False
+        return png.is_plain(path)
+    return suffix in JPEG and jpeg.is_plain(path)
 
 
 def numbers(facts: Sequence[Facts], plan: np.ndarray, size: int, augment: Augment) -> Numbers:

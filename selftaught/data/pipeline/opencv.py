@@ -18,7 +18,7 @@ from selftaught.data.images.contrast import autocontrast
 from selftaught.data.pipeline import composed, published
 from selftaught.data.pipeline.cache import CACHE_BYTES, Cache, CacheBudget
 from selftaught.data.pipeline.executor import ImageBatch, Request, check_ids, check_options
-from selftaught.data.pipeline.sample import Made, Sample, load
+from selftaught.data.pipeline.sample import Made, Sample, load, refuse_flat
 from selftaught.data.plan import PARAMETERS, draw
 from selftaught.errors import InputError, MachineError
 from selftaught.workers import worker_count
@@ -55,6 +55,7 @@ class OpenCVPipeline:
         prefetch: batches prepared ahead of the consumer.
         skipping: what takes the place of samples that cannot be read; None: they are errors.
         made: gives samples that are not to be read from their files, if there are such.
+        flat: take images of one grey level too; scoring does not.
 
     Raises:
         InputError: an option outside its range.
@@ -76,6 +77,7 @@ class OpenCVPipeline:
         prefetch: int = 2,
         skipping: Skipping | None = None,
         made: Made | None = None,
+        flat: bool = True,
     ):
         check_options(len(paths), masks, image_size, views, prefetch)
         cv2.setNumThreads(0)
@@ -87,7 +89,7 @@ class OpenCVPipeline:
         self._views = views
         self._return_masks = return_masks
         self._cache: Cache[Sample] = Cache(cache_bytes)
-        self._skipping, self._made = skipping, made
+        self._skipping, self._made, self._flat = skipping, made, flat
         threads = worker_count(workers)
         self._prefetch = prefetch if threads else 0
         self._closed = False
@@ -203,6 +205,8 @@ class OpenCVPipeline:
             base = load(self._paths[sample], self._masks[sample], cutoff=cutoff)
         else:
             base = Sample(autocontrast(made.image, cutoff), made.mask)
+        if not self._flat:
+            refuse_flat(self._paths[sample], base.image)
         if self._augment.order == "composed":
             base = composed.canvas(base, self._size, frame=self._return_masks)
         elif base.mask is None and self._return_masks:

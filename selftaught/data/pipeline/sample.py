@@ -8,6 +8,7 @@ import numpy as np
 
 from selftaught.data.images.contrast import autocontrast, stretch
 from selftaught.data.images.decode import read_grey
+from selftaught.data.images.limits import BadImage
 from selftaught.data.images.masks import read_mask
 from selftaught.data.images.pack import locate
 
@@ -34,6 +35,17 @@ class Sample(NamedTuple):
 # Image and mask of a sample that is not as its files are, such as a film that is prepared only
 # now; None: the files themselves. Called from many threads; raises `BadImage`.
 Made = Callable[[int], Sample | None]
+
+
+def refuse_flat(path: Path, image: np.ndarray) -> None:
+    """Refuse an image on which nothing can be seen: of one pixel, or of one grey level.
+
+    Raises:
+        BadImage: all of its pixels are equal.
+    """
+    if int(image.min()) == int(image.max()):
+        size = f"{image.shape[1]} x {image.shape[0]} pixels"
+        raise BadImage(path, f"shows nothing: {size}, all of level {int(image.max())}")
 
 
 def load(path: Path, mask: Path | None, *, cutoff: float) -> Sample:

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from selftaught.data.images.contrast import contrast_limits
-from selftaught.data.images.decode import is_dicom, read_grey
+from selftaught.data.images.contrast import contrast_limits, is_low_contrast, used_bits
+from selftaught.data.images.decode import is_dicom, read_grey, stated_bits
 from selftaught.data.images.limits import BadImage
 from selftaught.data.images.masks import read_mask
 from selftaught.data.prepare import carrier, published
@@ -40,6 +40,7 @@ class Film:
             unsure (the picture does not tell, or not what the file states), none (nobody asked).
         mask_from: given, found, or none (no plausible mask).
         low_contrast: the levels span too little of the range.
+        source_bits: that the source's levels have; they are brought to those of `image`.
     """
 
     image: np.ndarray
@@ -53,6 +54,7 @@ class Film:
     polarity: Polarity
     mask_from: Literal["given", "found", "none"]
     low_contrast: bool
+    source_bits: int
 
 
 def prepare_film(path: Path, given: Path | None, body_part: str, config: PrepareConfig) -> Film:
@@ -68,6 +70,8 @@ def prepare_film(path: Path, given: Path | None, body_part: str, config: Prepare
         BadImage: the image or its mask cannot be used.
     """
     grey = read_grey(path)
+    bits = _bits(path, grey, config)
+    grey = grey << np.uint16(16 - bits) if 8 < bits < 16 else grey
     quad, state, score = _carrier(grey, body_part, config)
     portrait = config.carrier == "paper" and state == "cropped"
     image = shrink(upright(grey, quad, portrait=portrait), config.size)
@@ -99,6 +103,7 @@ def prepare_film(path: Path, given: Path | None, body_part: str, config: Prepare
         polarity=polarity,
         mask_from=origin,
         low_contrast=low_contrast,
+        source_bits=bits,
     )
 
 
@@ -118,19 +123,23 @@ def usable_film(path: Path, given: Path | None, body_part: str, config: PrepareC
         # One strange picture must not end a night's work; the class tells where to look.
         raise BadImage(path, f"cannot be prepared ({type(error).__name__})") from error
     if film.low_contrast and config.drop_low_contrast:
-        raise BadImage(path, "low contrast: its grey levels span too little")
+        low, high = film.low, film.high
+        raise BadImage(
+            path,
+            f"low contrast: its grey levels span too little ({low} to {high} of "
+            f"{np.iinfo(film.image.dtype).max}); --drop_low_contrast false keeps such films",
+        )
     return film
 
 
-def is_low_contrast(image: np.ndarray, least: float) -> bool:
-    """Whether the 1st to 99th percentile spans less than a share of the type's range.
-
-    Args:
-        image: (H, W) uint8 or uint16.
-        least: share, 0.05 in scikit-image's test, which the published code uses.
-    """
-    low, high = contrast_limits(image, 1.0)
-    return (high - low) / int(np.iinfo(image.dtype).max) < least
+def _bits(path: Path, grey: np.ndarray, config: PrepareConfig) -> int:
+    """Bits of a film's levels, in 16 bits or 8; by the published rules, those of the type."""
+    if grey.dtype == np.uint8:
+        return 8
+    stated = stated_bits(path)
+    if stated == 16 or "paper" in (config.carrier, config.polarity, config.mask):
+        return 16
+    return used_bits(grey, stated, config.low_contrast)
 
 
 def _carrier(

@@ -119,6 +119,8 @@ def finish(
     counts["inverted"] = sum(note["inverted"] for note in kept)
     counts["polarity unsure"] = sum(note.get("polarity") == "unsure" for note in kept)
     counts["low contrast"] = sum(note["low_contrast"] for note in kept)
+    depths = [note.get("source_bits", 16) for note in kept]
+    counts += Counter(f"{bits} bits in 16" for bits in depths if 8 < bits < 16)
     facts = {"images": len(kept), "refused": len(refused), "counts": dict(counts)}
     write_stamps(out / SOURCES, stamps_of([note for notes in shards for note in notes]))
     write_atomic(out / "summary.json", json.dumps(facts, indent=1) + "\n")

@@ -162,4 +162,5 @@ def _facts(film: Film) -> Note:
         "polarity": film.polarity,
         "mask_from": film.mask_from,
         "low_contrast": int(film.low_contrast),
+        "source_bits": film.source_bits,
     }

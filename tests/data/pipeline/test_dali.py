@@ -155,6 +155,28 @@ def test_what_dali_decodes_and_what_the_host_does(files: Files, tmp_path: Path) 
     assert not decodable(tmp_path / "e.png")
 
 
+def test_what_decoders_turn_and_mix_differently_is_left_to_the_host(tmp_path: Path) -> None:
+    from selftaught.data.pipeline.dali_source import decodable
+
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    grey, color = (Image.fromarray(film((20, 20), 0)).convert(mode) for mode in ("L", "RGB"))
+    grey.save(tmp_path / "exif.jpg", exif=turned)
+    grey.save(tmp_path / "exif.png", exif=turned)
+    color.save(tmp_path / "rgb.jpg", keep_rgb=True)
+    note = b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    grey.save(tmp_path / "xmp.jpg", xmp=note)
+    behind = (tmp_path / "exif.png").read_bytes()
+    chunk = behind[behind.index(b"eXIf") - 4 :][: 12 + behind[behind.index(b"eXIf") - 1]]
+    moved = behind.replace(chunk, b"")
+    end = moved.index(b"IEND") - 4
+    (tmp_path / "late.png").write_bytes(moved[:end] + chunk + moved[end:])
+    for path in sorted(tmp_path.iterdir()):
+        assert not decodable(path), path
+    color.save(tmp_path / "plain.jpg")
+    assert decodable(tmp_path / "plain.jpg")
+
+
 def test_files_and_the_pack_of_them_give_the_same_views(packed: Files, tmp_path: Path) -> None:
     paths: list[Path] = []
     for i, shape in enumerate([(96, 96), (96, 61), (70, 96), (96, 96)]):
