@@ -68,7 +68,7 @@ def is_dicom(path: Path) -> bool:
     if _packed(path) is not None:
         return False
     with _file_errors(path):
-        return _sniff(_first_bytes(path)) == "DICOM"
+        return kind_by_content(_first_bytes(path)) == "DICOM"
 
 
 def read_grey(path: Path | str) -> np.ndarray:
@@ -132,7 +132,7 @@ def _packed(path: Path) -> np.ndarray | None:
 def _kind(path: Path) -> str:
     """The file's format by its first bytes, checked against its suffix."""
     start = _first_bytes(path)
-    kind = _sniff(start)
+    kind = kind_by_content(start)
     suffix = path.suffix.lower()
     if kind is None:
         raise BadImage(path, f"is not an image that can be read; allowed: {ALLOWED}")
@@ -148,7 +148,8 @@ def _kind(path: Path) -> str:
     return kind
 
 
-def _sniff(start: bytes) -> str | None:
+def kind_by_content(start: bytes) -> str | None:
+    """PNG, JPEG, TIFF or DICOM, as the first 132 bytes of a file tell; None: nothing of these."""
     # First: a DICOM preamble may itself be the header of a TIFF.
     if start[128:132] == b"DICM":
         return "DICOM"
@@ -175,11 +176,6 @@ def _first_bytes(path: Path) -> bytes:
         raise BadImage(path, f"has {facts.st_size} bytes; allowed up to {MAX_BYTES}")
     with open(path, "rb") as handle:
         return handle.read(132)
-
-
-def kind_by_content(start: bytes) -> str | None:
-    """PNG, JPEG, TIFF or DICOM, as the first 132 bytes of a file tell; None: nothing of these."""
-    return _sniff(start)
 
 
 @contextmanager
