@@ -121,6 +121,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
+    # Named, so that an editable install is a path, which type checkers follow, and no import hook.
+    package_dir={"": "."},
     packages=find_packages(include=["selftaught", "selftaught.*"]),
     package_data={"selftaught": ["py.typed", "evaluation/*.html"]},
     ext_modules=[

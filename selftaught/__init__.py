@@ -3,7 +3,10 @@
 Importing it loads nothing heavy; `Detector` and `__version__` are resolved on first use.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selftaught.detector import Detector
 
 __all__ = ["Detector", "__version__"]
 __version__ = "0.1.0"

@@ -42,6 +42,16 @@ def world_size(group: Group = None) -> int:
     return dist.get_world_size(group) if is_initialized() else 1
 
 
+def group_name(group: Group = None) -> str:
+    """What an op calls `group` by, since an op takes no process group; "" for the default one."""
+    return "" if group is None else str(group.group_name)
+
+
+def group_named(name: str) -> Group:
+    """The group of that `group_name`."""
+    return dist.distributed_c10d._resolve_process_group(name) if name else None
+
+
 def is_main() -> bool:
     """Whether this process writes the files and prints; the answer is the same after `finish`."""
     return (rank() if is_initialized() else global_rank()) == 0

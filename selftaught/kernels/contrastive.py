@@ -278,6 +278,7 @@ class Loss(NamedTuple):
         forward: the loss.
         backward: its gradients.
         differentiable: positions of the tensors that have a gradient; the temperature is last.
+        gathered: positions of those that a group gathers from all ranks.
         flags: its settings in the order of the op's arguments.
     """
 
@@ -285,12 +286,15 @@ class Loss(NamedTuple):
     forward: Callable[..., tuple[Tensor, Kept]]
     backward: Callable[..., list[Tensor]]
     differentiable: tuple[int, ...]
+    gathered: tuple[int, ...]
     flags: tuple[str, ...] = ()
 
 
-NTXENT = Loss("ntxent", ntxent, ntxent_backward, (0, 1))
-SUPCON = Loss("supcon", supcon, supcon_backward, (0, 2), ("paired",))
-INFO_NCE = Loss("info_nce", info_nce, info_nce_backward, (0, 1, 2, 3), ("symmetric", "in_batch"))
+NTXENT = Loss("ntxent", ntxent, ntxent_backward, (0, 1), (0,))
+SUPCON = Loss("supcon", supcon, supcon_backward, (0, 2), (0, 1), ("paired",))
+INFO_NCE = Loss(
+    "info_nce", info_nce, info_nce_backward, (0, 1, 2, 3), (0, 1), ("symmetric", "in_batch")
+)
 
 
 def _op(tiles: Tiles, loss: Loss) -> tuple[Callable[..., Tensor], Callable[..., list[Tensor]]]:

@@ -2,8 +2,9 @@
 
 Values of tensors (finite entries, temperature > 0, labels) are looked at only in eager mode on
 the CPU: on another device that would make the host wait for the device at every step and break
-CUDA graphs, and under torch.compile it would break the graph. There, and where the caller wants no
-values checked, a NaN or infinity gives a NaN loss instead, which a training loop stops on.
+CUDA graphs, under torch.compile it would break the graph, and under torch.func there is no single
+value. There, and where the caller wants no values checked, a NaN or infinity gives a NaN loss
+instead, which a training loop stops on.
 """
 
 import math
@@ -11,18 +12,24 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 
 from selftaught.kernels import BACKENDS, PRECISIONS
 
 REDUCTIONS = ("mean", "sum", "none")
 EXCHANGES = ("gather", "ring")
-INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+INTEGERS = (
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+)
 
 
 def values_readable(tensor: Tensor) -> bool:
     """Whether reading values of `tensor` costs neither a wait for a device nor a graph break."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def check_options(
@@ -49,13 +56,11 @@ def check_matrix(name: str, tensor: Tensor, like: tuple[str, Tensor] | None = No
 
     Raises:
         ValueError: wrong kind, dtype, number of dimensions, width or device.
-        NotImplementedError: forward-mode derivatives are asked for.
     """
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name}: must be a tensor, got {type(tensor).__name__}")
     if not tensor.is_floating_point():
         raise ValueError(f"{name}: must hold floating-point numbers, got {tensor.dtype}")
-    _refuse_forward_mode(name, tensor)
     if tensor.ndim != 2 or tensor.shape[1] == 0:
         raise ValueError(f"{name}: must have shape (rows, D >= 1), got {tuple(tensor.shape)}")
     if like is None:
@@ -67,14 +72,6 @@ def check_matrix(name: str, tensor: Tensor, like: tuple[str, Tensor] | None = No
         )
     if tensor.device != reference.device:
         raise ValueError(f"{name}: is on {tensor.device}, but {other} is on {reference.device}")
-
-
-def _refuse_forward_mode(name: str, tensor: Tensor) -> None:
-    """Ops without a forward-mode formula would give a tangent of 0 instead of an error."""
-    if not torch.compiler.is_compiling() and unpack_dual(tensor).tangent is not None:
-        raise NotImplementedError(
-            f"{name}: forward-mode derivatives (jvp) are not there, use reverse mode (grad)"
-        )
 
 
 def check_same_rows(name: str, tensor: Tensor, other: str, reference: Tensor) -> None:

@@ -1,7 +1,8 @@
 """The call signatures of lightly, pytorch-metric-learning and open_clip over our losses.
 
 Each class takes the arguments its namesake takes and returns the same value with the same
-gradient. An argument we cannot honour is refused, never ignored.
+gradient; as there, a NaN or infinity is no error but gives a NaN loss. An argument we cannot honour
+is refused, never ignored. Every difference is in the table of docs/losses.md.
 """
 
 from collections.abc import Sequence
@@ -14,11 +15,18 @@ from selftaught import distributed
 from selftaught.kernels import ops
 from selftaught.kernels.reference.contrastive import unit_rows
 from selftaught.losses.checks import (
-    check_content,
     check_matrix,
+    check_positive,
     split_temperature,
 )
 from selftaught.losses.contrastive import info_nce_loss, ntxent_loss
+from selftaught.losses.module import shown
+
+NAN_BITS = 0x7FF8_0000_0000_0000
+
+
+def _float32_or_better(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class NTXentLoss(nn.Module):
@@ -42,18 +50,22 @@ class NTXentLoss(nn.Module):
 
     def __init__(
         self,
-        temperature: float = 0.5,
+        temperature: float | Tensor = 0.5,
         memory_bank_size: int | Sequence[int] = 0,
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
-        split_temperature(temperature, ("out0", torch.empty(0)))
+        if not isinstance(temperature, Tensor):
+            check_positive("temperature", temperature)
         size = [memory_bank_size] if isinstance(memory_bank_size, int) else [*memory_bank_size]
-        if size != [0] and not (len(size) == 2 and all(n >= 1 for n in size)):
+        none = size == [0] or (len(size) == 2 and size[0] == 0)
+        if not none and not (len(size) == 2 and all(n >= 1 for n in size)):
             raise ValueError(f"memory_bank_size: must be 0 or (rows, D), got {memory_bank_size}")
         self.temperature = temperature
+        self.memory_bank_size = memory_bank_size
         self.gather_distributed = gather_distributed
-        bank = unit_rows(torch.randn(size))[0] if len(size) == 2 else torch.empty(0)
+        # float32 like lightly's, whatever the default dtype is.
+        bank = torch.empty(0) if none else unit_rows(torch.randn(size, dtype=torch.float32))[0]
         self.register_buffer("bank", bank, persistent=False)
         self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.long), persistent=False)
 
@@ -61,36 +73,51 @@ class NTXentLoss(nn.Module):
         """Mean loss of two (B, D) views, 0-d."""
         group = "world" if self.gather_distributed else None
         if self.bank.ndim != 2:
-            return ntxent_loss(out0, out1, self.temperature, group=group)
-        check_matrix("out0", out0, ("memory_bank_size", self.bank))
+            ranks = distributed.world_size() if self.gather_distributed else 1
+            return ntxent_loss(out0, out1, self.temperature, group=group, check_values=ranks > 1)
+        check_matrix("out0", out0)
+        negatives = self.bank.to(out0.device, copy=True)  # the queue moves on before backward
+        check_matrix("out0", out0, ("memory_bank_size", negatives))
         loss = info_nce_loss(
             out0,
             out1,
-            negatives=self.bank.clone(),  # the queue moves on before the backward pass
+            negatives=negatives,
             temperature=self.temperature,
             in_batch=False,
+            check_values=False,
         )
         if out0.requires_grad:
-            self._enqueue(unit_rows(out1.detach().float())[0])
+            self._enqueue(unit_rows(_float32_or_better(out1.detach()))[0])
         return loss
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:
-        if self.gather_distributed:
-            keys = distributed.gather(keys)
-        start = int(self.bank_ptr)
-        keys = keys[: self.bank.shape[0] - start]
-        end = start + keys.shape[0]
-        self.bank[start:end] = keys
+        """Without reading `bank_ptr`: that would end a graph, and wait for the device."""
+        if self.gather_distributed and distributed.world_size() > 1:
+            keys = ops.gather(keys)
+        rows = self.bank.shape[0]
+        end = self.bank_ptr + keys.shape[0]
+        keys = keys[:rows].to(self.bank)
+        place = self.bank_ptr + torch.arange(keys.shape[0], device=self.bank.device)
         # A batch that reaches the end is cut there, and the next one starts over.
-        self.bank_ptr[0] = 0 if end == self.bank.shape[0] else end
+        fits, place = place[:, None] < rows, place % rows
+        self.bank.index_copy_(0, place, torch.where(fits, keys, self.bank[place]))
+        self.bank_ptr.copy_(end.masked_fill(end >= rows, 0))
+
+    def extra_repr(self) -> str:
+        """Settings in the module's printed form."""
+        return (
+            f"temperature={shown(self.temperature)}, memory_bank_size={self.memory_bank_size}, "
+            f"gather_distributed={self.gather_distributed}"
+        )
 
 
 class SupConLoss(nn.Module):
     """pytorch-metric-learning's `SupConLoss` with its default distance and reducer.
 
     Rows of equal label are each other's positives. The mean is over the rows whose loss is above
-    0, which leaves out rows without positives; a batch of one class has loss 0.
+    0, which leaves out rows without positives; a batch of one class, of one row or of none has
+    loss 0.
 
     Args:
         temperature: above 0.
@@ -99,20 +126,21 @@ class SupConLoss(nn.Module):
         ValueError: a temperature not above 0.
     """
 
-    def __init__(self, temperature: float = 0.1) -> None:
+    def __init__(self, temperature: float | Tensor = 0.1) -> None:
         super().__init__()
-        split_temperature(temperature, ("embeddings", torch.empty(0)))
+        if not isinstance(temperature, Tensor):
+            check_positive("temperature", temperature)
         self.temperature = temperature
 
     def forward(
         self,
         embeddings: Tensor,
-        labels: Tensor,
+        labels: Tensor | None = None,
         indices_tuple: Any = None,
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
-        """Loss of (N, D) embeddings with (N,) integer labels, 0-d.
+        """Loss of (N, D) embeddings with (N,) labels of any real or boolean dtype, 0-d.
 
         Raises:
             ValueError: an argument is wrong, or a miner's or reference embeddings were given.
@@ -120,18 +148,39 @@ class SupConLoss(nn.Module):
         given = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
         for name, value in given.items():
             if value is not None:
-                raise ValueError(f"{name}: must be None, got {type(value).__name__}")
+                raise ValueError(
+                    f"{name}: must be None, got {type(value).__name__}; keep "
+                    "pytorch_metric_learning's SupConLoss for miners and reference embeddings"
+                )
         check_matrix("embeddings", embeddings)
-        check_content("embeddings", embeddings)
-        if labels.shape != embeddings.shape[:1] or labels.is_floating_point():
-            raise ValueError(
-                f"labels: must be ({embeddings.shape[0]},) integers, got "
-                f"{tuple(labels.shape)}, {labels.dtype}"
-            )
-        labels = labels.to(embeddings.device).long()
-        loss = ops.supcon(embeddings, labels, None, self.temperature, False, True, "auto", "auto")
-        counted = (loss > 0) & (labels != labels[0]).any()
+        classes = _classes(labels, embeddings)
+        if embeddings.shape[0] == 0:
+            return _float32_or_better(embeddings).sum()
+        scale, fixed = split_temperature(self.temperature, ("embeddings", embeddings), False)
+        loss = ops.supcon(embeddings, classes, scale, fixed, False, True, "auto", "")
+        counted = (loss > 0) & (classes != classes[0]).any()
         return (loss * counted).sum() / counted.sum().clamp(min=1)
+
+    def extra_repr(self) -> str:
+        """Settings in the module's printed form."""
+        return f"temperature={shown(self.temperature)}"
+
+
+def _classes(labels: Tensor | None, embeddings: Tensor) -> Tensor:
+    """(N,) int64 numbers that are equal where the labels are."""
+    if not isinstance(labels, Tensor) or labels.is_complex():
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"labels: must be a tensor of real numbers, got {kind}")
+    if labels.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"labels: must have shape ({embeddings.shape[0]},), got {tuple(labels.shape)}"
+        )
+    labels = labels.to(embeddings.device)
+    if not labels.is_floating_point():
+        return labels.long()
+    # The bits of float64 are equal where the numbers are, once -0 is 0; a NaN equals nothing.
+    alone = NAN_BITS + torch.arange(labels.shape[0], device=labels.device)
+    return torch.where(labels.isnan(), alone, (labels.double() + 0.0).view(torch.int64))
 
 
 class ClipLoss(nn.Module):
@@ -197,21 +246,28 @@ class ClipLoss(nn.Module):
             present = distributed.world_size()
             raise ValueError(f"world_size: got {self.world_size}, but {present} are present")
         if isinstance(logit_scale, Tensor):
-            logit_scale = logit_scale.reshape(()).to(
-                torch.promote_types(logit_scale.dtype, torch.float32)
-            )
+            scale = _float32_or_better(logit_scale.reshape(()).to(image_features.device))
+        else:
+            scale = check_positive("logit_scale", logit_scale)
         loss = info_nce_loss(
             image_features,
             text_features,
-            temperature=1 / logit_scale,
+            temperature=1 / scale,
             symmetric=True,
             normalize=False,
             group="world" if self.world_size > 1 else None,
+            check_values=self.world_size > 1,
         )
         if self.world_size > 1 and not self.local_loss:
             mine = loss.detach()
-            everyone = distributed.sum_over_ranks(mine.clone()) / self.world_size
-            loss = loss + (everyone - mine)
+            loss = loss + (ops.gather(mine[None]).mean() - mine)
         if logit_bias is not None:
             loss = loss + 0 * logit_bias.sum()
         return {"contrastive_loss": loss} if output_dict else loss
+
+    def extra_repr(self) -> str:
+        """Settings in the module's printed form."""
+        return (
+            f"local_loss={self.local_loss}, gather_with_grad={self.gather_with_grad}, "
+            f"rank={self.rank}, world_size={self.world_size}"
+        )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from selftaught import distributed
 from selftaught.kernels import contrastive as formulas
 from selftaught.kernels import ops
 from selftaught.losses.checks import (
@@ -22,7 +23,7 @@ from selftaught.losses.checks import (
     reduce,
     split_temperature,
 )
-from selftaught.losses.group import Arguments, agree, over_ranks, peers_of
+from selftaught.losses.group import Arguments, agree, peers_of
 from selftaught.losses.module import LossModule
 
 
@@ -78,22 +79,13 @@ def _evaluate(
     tensors: list[Tensor | None] = [a, b, other, scale]
     if loss is not formulas.INFO_NCE:
         tensors = [torch.cat([a, b]), *([] if other is None else [other]), scale]
+    options = [fixed, *(flags[name] for name in loss.flags), normalize, precision]
     if peers.ranks == 1:
-        op = getattr(ops, loss.name)
-        options = [flags[name] for name in loss.flags]
-        rows = op(*tensors, fixed, *options, normalize, precision, backend)
+        rows = getattr(ops, loss.name)(*tensors, *options, backend)
     else:
-        rows = over_ranks(
-            loss,
-            backend,
-            tensors,
-            fixed_temperature=fixed,
-            normalize=normalize,
-            precision=precision,
-            peers=peers,
-            travel=exchange == "ring",
-            **flags,
-        )
+        over_ranks = getattr(ops, f"{loss.name}_over_ranks")
+        name = distributed.group_name(peers.group)
+        rows, *_ = over_ranks(*tensors, *options, exchange == "ring", name, backend)
     return reduce(rows, reduction)
 
 
@@ -268,12 +260,30 @@ def info_nce_loss(
 
 
 class NTXentLoss(LossModule):
-    """`ntxent_loss` as a module; the settings are that function's keywords."""
+    """`ntxent_loss` as a module; the arguments are that function's keywords, kept as attributes."""
 
-    function = staticmethod(ntxent_loss)
-
-    def __init__(self, temperature: float | Tensor = 0.5, **settings: Any) -> None:
-        super().__init__(temperature=temperature, **settings)
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.5,
+        *,
+        normalize: bool = True,
+        reduction: str = "mean",
+        group: Any = None,
+        exchange: str = "gather",
+        backend: str | None = None,
+        precision: str = "auto",
+        check_values: bool = True,
+    ) -> None:
+        super().__init__(
+            temperature=temperature,
+            normalize=normalize,
+            reduction=reduction,
+            group=group,
+            exchange=exchange,
+            backend=backend,
+            precision=precision,
+            check_values=check_values,
+        )
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Loss of two (B, D) views; see `ntxent_loss`."""
@@ -281,12 +291,28 @@ class NTXentLoss(LossModule):
 
 
 class SupConLoss(LossModule):
-    """`supcon_loss` as a module; the settings are that function's keywords."""
+    """`supcon_loss` as a module; the arguments are that function's keywords, kept as attributes."""
 
-    function = staticmethod(supcon_loss)
-
-    def __init__(self, temperature: float | Tensor = 0.5, **settings: Any) -> None:
-        super().__init__(temperature=temperature, **settings)
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.5,
+        *,
+        normalize: bool = True,
+        reduction: str = "mean",
+        group: Any = None,
+        backend: str | None = None,
+        precision: str = "auto",
+        check_values: bool = True,
+    ) -> None:
+        super().__init__(
+            temperature=temperature,
+            normalize=normalize,
+            reduction=reduction,
+            group=group,
+            backend=backend,
+            precision=precision,
+            check_values=check_values,
+        )
 
     def forward(self, z1: Tensor, z2: Tensor, labels: Tensor) -> Tensor:
         """Loss of two (B, D) views with (B,) labels; see `supcon_loss`."""
@@ -294,12 +320,34 @@ class SupConLoss(LossModule):
 
 
 class InfoNCELoss(LossModule):
-    """`info_nce_loss` as a module; the settings are that function's keywords."""
+    """`info_nce_loss` as a module; its arguments are keywords of that, kept as attributes."""
 
-    function = staticmethod(info_nce_loss)
-
-    def __init__(self, temperature: float | Tensor = 0.1, **settings: Any) -> None:
-        super().__init__(temperature=temperature, **settings)
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.1,
+        *,
+        symmetric: bool = False,
+        in_batch: bool = True,
+        normalize: bool = True,
+        reduction: str = "mean",
+        group: Any = None,
+        exchange: str = "gather",
+        backend: str | None = None,
+        precision: str = "auto",
+        check_values: bool = True,
+    ) -> None:
+        super().__init__(
+            temperature=temperature,
+            symmetric=symmetric,
+            in_batch=in_batch,
+            normalize=normalize,
+            reduction=reduction,
+            group=group,
+            exchange=exchange,
+            backend=backend,
+            precision=precision,
+            check_values=check_values,
+        )
 
     def forward(self, query: Tensor, key: Tensor, negatives: Tensor | None = None) -> Tensor:
         """Loss of (B, D) queries and keys; see `info_nce_loss`."""

@@ -6,12 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from selftaught import distributed
 from selftaught.kernels import dispatch
-from selftaught.kernels.blocks import Call, Peers
-from selftaught.kernels.contrastive import Loss
+from selftaught.kernels.blocks import Peers
 
 
 class Arguments(NamedTuple):
@@ -122,38 +120,3 @@ def _exchange(group: Any, number: int, problem: Exception | None, summary: str) 
         everyone = distributed.gather_objects(summary, group)
         listing = "; ".join(f"rank {r}: {text}" for r, text in enumerate(everyone))
         raise ValueError(f"group: every rank must pass the like, got {listing}")
-
-
-class _OverRanks(torch.autograd.Function):
-    """Losses of this rank's rows among those of all ranks, and gradients by them of all losses."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Loss, call: Call, *tensors: Tensor | None) -> Tensor:
-        """The tensors are those of `loss.forward`."""
-        value, kept = loss.forward(call, *(None if t is None else t.detach() for t in tensors))
-        ctx.save_for_backward(*kept)
-        ctx.loss, ctx.call = loss, call
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """No gradient is sent to another rank."""
-        kept, places = ctx.saved_tensors, ctx.loss.differentiable
-        needs = [ctx.needs_input_grad[2 + place] for place in places]
-        results: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-        grads = ctx.loss.backward(ctx.call, grad, *kept, needs)
-        for place, need, value in zip(places, needs, grads, strict=True):
-            if need:
-                results[2 + place] = value.to(kept[place].dtype)
-        return tuple(results)
-
-
-def over_ranks(loss: Loss, backend: str, tensors: list[Tensor | None], **settings: Any) -> Tensor:
-    """Losses of this rank's rows among those of all ranks; `settings` are those of `Call`."""
-    z = tensors[0]
-    assert z is not None
-    request = dispatch.Request(op=loss.name, device=z.device, dtype=z.dtype, width=int(z.shape[1]))
-    tiles = dispatch.implementation(request, backend).tiles
-    with torch.autocast(z.device.type, enabled=False):
-        return _OverRanks.apply(loss, Call(tiles=tiles, **settings), *tensors)

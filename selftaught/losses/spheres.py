@@ -1,6 +1,6 @@
 """Losses on the squared distance to the nearest of a set of fixed centres."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -178,23 +178,44 @@ def mad_loss(
 
 
 class MADLoss(LossModule):
-    """`mad_loss` as a module that keeps the centres; the settings are that function's keywords.
+    """`mad_loss` as a module that keeps the centres, and keywords of that as attributes.
 
     Args:
         centers: (K, D) centres, kept as the buffer `centers`; the buffer `active` (K,) starts
             all True, and a centre is pruned by setting its entry to False.
-        settings: keywords of `mad_loss`, but for `active`.
+        eta: as in `mad_loss`.
+        eps: as in `mad_loss`.
+        reduction: as in `mad_loss`.
+        backend: as in `mad_loss`.
+        precision: as in `mad_loss`.
+        check_values: as in `mad_loss`.
 
     Raises:
         ValueError: an argument is wrong; the message names it.
     """
 
-    function = staticmethod(mad_loss)
     centers: Tensor
     active: Tensor
 
-    def __init__(self, centers: Tensor, **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(
+        self,
+        centers: Tensor,
+        *,
+        eta: float = 1.0,
+        eps: float = 1e-6,
+        reduction: str = "mean",
+        backend: str | None = None,
+        precision: str = "auto",
+        check_values: bool = True,
+    ) -> None:
+        super().__init__(
+            eta=eta,
+            eps=eps,
+            reduction=reduction,
+            backend=backend,
+            precision=precision,
+            check_values=check_values,
+        )
         check_matrix("centers", centers)
         check_content("centers", centers)
         self.register_buffer("centers", centers.detach().clone())
@@ -211,13 +232,36 @@ class DeepSADLoss(MADLoss):
 
     Args:
         center: (D,) centre.
-        settings: as in `MADLoss`.
+        eta: as in `mad_loss`.
+        eps: as in `mad_loss`.
+        reduction: as in `mad_loss`.
+        backend: as in `mad_loss`.
+        precision: as in `mad_loss`.
+        check_values: as in `mad_loss`.
 
     Raises:
         ValueError: an argument is wrong; the message names it.
     """
 
-    def __init__(self, center: Tensor, **settings: Any) -> None:
+    def __init__(
+        self,
+        center: Tensor,
+        *,
+        eta: float = 1.0,
+        eps: float = 1e-6,
+        reduction: str = "mean",
+        backend: str | None = None,
+        precision: str = "auto",
+        check_values: bool = True,
+    ) -> None:
         if center.ndim != 1:
             raise ValueError(f"center: must have shape (D,), got {tuple(center.shape)}")
-        super().__init__(center[None], **settings)
+        super().__init__(
+            center[None],
+            eta=eta,
+            eps=eps,
+            reduction=reduction,
+            backend=backend,
+            precision=precision,
+            check_values=check_values,
+        )

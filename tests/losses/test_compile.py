@@ -10,6 +10,7 @@ from torch import nn
 from selftaught.losses import (
     MADLoss,
     NTXentLoss,
+    compat,
     info_nce_loss,
     mad_loss_with_assignment,
     nearest_center,
@@ -43,6 +44,24 @@ def call_nearest(a, b, t):
     return (squared * (index + 1)).sum() / t
 
 
+def call_lightly(a, b, t):
+    return compat.NTXentLoss(0.5)(a, b) * t
+
+
+def call_pytorch_metric_learning(a, b, t):
+    return compat.SupConLoss(0.5)(a, LABELS / 2) * t
+
+
+def call_open_clip(a, b, t):
+    return compat.ClipLoss()(a, b, 1 / t)
+
+
+def call_tasks(a, b, t):
+    tasks = torch.stack([a, a + b])
+    gradients = torch.func.vmap(torch.func.grad(lambda x: info_nce_loss(x, b)))(tasks)
+    return torch.func.vmap(lambda x: info_nce_loss(x, b))(tasks).sum() * t + gradients.sum()
+
+
 CALLS = [call_supcon, call_info_nce, call_clip, call_mad, call_nearest]
 
 
@@ -58,6 +77,30 @@ def test_one_graph(function):
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(evaluate(compiled), evaluate(function))
+
+
+def train_with_a_bank(compiled):
+    """Losses, gradients and queues of six steps; the queue is full after two and a bit."""
+    torch.manual_seed(3)
+    module = compat.NTXentLoss(0.2, memory_bank_size=(20, 16)).double()
+    call, seen = compiled(module), []
+    for step in range(6):
+        z = [v.requires_grad_() for v in views(8, 16, 0.5, seed=step)]
+        loss = call(*z)
+        loss.backward()
+        seen += [loss.detach(), *(v.grad for v in z), module.bank.clone(), module.bank_ptr.clone()]
+    return seen
+
+
+# The partitioner of the real compiler computes again in the backward pass what is cheap, such as a
+# copy of the bank, from what is by then another bank.
+@pytest.mark.parametrize(
+    "backend", ["aot_eager_decomp_partition", pytest.param("inductor", marks=pytest.mark.slow)]
+)
+def test_memory_bank_is_one_graph(backend):
+    torch._dynamo.reset()
+    found = train_with_a_bank(lambda m: torch.compile(m, fullgraph=True, backend=backend))
+    torch.testing.assert_close(found, train_with_a_bank(lambda m: m))
 
 
 class Step(nn.Module):

@@ -346,11 +346,3 @@ def test_unchecked_values_give_a_nan_loss(loss, images):
             rows.mean().backward()
         with pytest.raises(ValueError, match="finite"):
             ours(loss, *inputs)
-
-
-def test_forward_mode_is_refused_not_wrong():
-    z1, z2, tangent = torch.randn(3, 5, 8)
-    with pytest.raises(NotImplementedError, match="z1: forward-mode derivatives"):
-        torch.func.jvp(lambda a: ntxent_loss(a, z2), (z1,), (tangent,))
-    with pytest.raises(NotImplementedError, match="key: forward-mode derivatives"):
-        torch.func.jvp(lambda a: info_nce_loss(z2, a), (z1,), (tangent,))

@@ -4,6 +4,7 @@ Every rank computes both and compares. Four processes are a group of four, and t
 are smaller ones. Two go through DDP, which averages gradients; the others average by hand.
 """
 
+import copy
 import socket
 from contextlib import contextmanager
 from functools import partial
@@ -256,6 +257,34 @@ def compare_clip(rank, ranks, rows):
             torch.testing.assert_close(part.grad / ranks, leaf.grad[rows])
 
 
+def compare_compiled(rank, rows):
+    """One graph, exchanges included, gives what eager mode does."""
+    labels = torch.tensor([0, 1, -1, 0, 2, -1, 0, 3, 3, -1, 2, 2])[rows]
+    z = [nn.functional.normalize(v)[rows] for v in views(IMAGES, WIDTH, 0.5)]
+    bank = compat.NTXentLoss(0.2, memory_bank_size=(20, WIDTH), gather_distributed=True).double()
+    for name, call in {
+        "ntxent": partial(ntxent_loss, group="world"),
+        "ring": partial(ntxent_loss, group="world", exchange="ring"),
+        "supcon": lambda a, b: supcon_loss(a, b, labels, group="world"),
+        "clip": lambda a, b: info_nce_loss(a, b, symmetric=True, group=dist.group.WORLD),
+        "lightly": compat.NTXentLoss(0.2, gather_distributed=True),
+        "lightly, bank": bank,
+        "open_clip": lambda a, b: compat.ClipLoss(False, True, False, rank, RANKS)(a, b, 5.0),
+    }.items():
+        print(f"compiling {name}")
+        torch._dynamo.reset()
+        compiled = torch.compile(copy.deepcopy(call), fullgraph=True, backend="aot_eager")
+        seen = []
+        for function in (call, compiled):
+            leaves = [v.clone().requires_grad_() for v in z]
+            loss = function(*leaves)
+            loss.backward()
+            seen.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+        torch.testing.assert_close(seen[1], seen[0])
+    keys = distributed.gather(z[1])
+    torch.testing.assert_close(bank.bank[: len(keys)], keys)
+
+
 def compare_cached(group, rows):
     """Chunks within a rank, negatives from all ranks, one averaging by DDP."""
     x1, x2 = views(IMAGES, WIDTH, 0.5)
@@ -363,6 +392,7 @@ def work(rank, port):
     agreed_once(rows)
     numbers_that_are_not_finite(rank)
     compare_clip(rank, RANKS, rows)
+    compare_compiled(rank, rows)
     refusals(rank)
     differences(rank)
     dist.barrier()

@@ -49,8 +49,11 @@ def _nearest(x_ND: Tensor, centers_KD: Tensor, active: Tensor | None) -> Tensor:
         best_N, index_N = score_NK.min(1)
         reach_N = (from_origin_ND.norm(dim=1) + longest).square()
         within_NK = score_NK <= (best_N + rounding * reach_N)[:, None]
-        doubtful = torch.nonzero(within_NK.sum(1) > 1)[:, 0]
-        if len(doubtful):
+        doubtful_N = within_NK.sum(1) > 1
+        if torch._C._are_functorch_transforms_active():  # no shape may depend on values
+            index_N = torch.where(doubtful_N, _settle(within_NK, part_ND, centers_KD), index_N)
+        elif doubtful_N.any():
+            doubtful = doubtful_N.nonzero()[:, 0]
             index_N[doubtful] = _settle(within_NK[doubtful], part_ND[doubtful], centers_KD)
         indices.append(index_N.masked_fill(~best_N.isfinite(), -1))
     return torch.cat(indices)
