@@ -96,3 +96,5 @@ ntxent_over_ranks = _over_ranks(NTXENT, _NTXENT, "Tensor all_z")
 supcon_over_ranks = _over_ranks(SUPCON, _SUPCON, "Tensor all_z, Tensor all_classes")
 info_nce_over_ranks = _over_ranks(INFO_NCE, _INFO_NCE, "Tensor queries, Tensor keys")
 gather = define("gather(Tensor local) -> Tensor", ranks.gather, ranks.fake_gather)
+# Unlike clone(), no compiler leaves it out or takes it again once the tensor has changed.
+copy = define("copy(Tensor tensor) -> Tensor", torch.clone, torch.empty_like)

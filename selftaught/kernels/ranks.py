@@ -68,17 +68,18 @@ def over_ranks(loss: Loss, tiles: Tiles) -> Functions:
 
 def fake_over_ranks(loss: Loss, *arguments: Any) -> tuple[Tensor, ...]:
     """Shapes and dtypes of the outputs."""
-    count = loss.differentiable[-1] + 1
-    z, dtype, (*_, travel, name) = arguments[0], compute_dtype(arguments[0]), arguments
-    flags = dict(zip(loss.flags, arguments[count + 1 :], strict=False))
+    *own, travel, name, _ = arguments
+    flags = dict(zip(loss.flags, own[loss.differentiable[-1] + 2 :], strict=False))
     ranks = distributed.world_size(distributed.group_named(name))
-    of_all = [
-        t.new_empty(0) if travel else t.new_empty(ranks * t.shape[0], *t.shape[1:])
-        for t in (arguments[place] for place in loss.gathered)
+    beside = 0 if travel or ranks == 1 else ranks
+    z, dtype = own[0], compute_dtype(own[0])
+    gathered = [
+        t.new_empty(beside * t.shape[0], *t.shape[1:]) if beside else t.new_empty(0)
+        for t in (own[place] for place in loss.gathered)
     ]
     rows = z.shape[0] * (2 if flags.get("symmetric") else 1)
-    losses = ranks * rows if loss is SUPCON else 0
-    return z.new_empty(rows, dtype=dtype), *of_all, z.new_empty(losses, dtype=dtype)
+    losses = beside * rows if loss is SUPCON else 0
+    return z.new_empty(rows, dtype=dtype), *gathered, z.new_empty(losses, dtype=dtype)
 
 
 def gather(local: Tensor) -> Tensor:

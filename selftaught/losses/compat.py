@@ -76,7 +76,8 @@ class NTXentLoss(nn.Module):
             ranks = distributed.world_size() if self.gather_distributed else 1
             return ntxent_loss(out0, out1, self.temperature, group=group, check_values=ranks > 1)
         check_matrix("out0", out0)
-        negatives = self.bank.to(out0.device, copy=True)  # the queue moves on before backward
+        # The queue moves on before the backward pass.
+        negatives = ops.copy(self.bank).to(out0.device)
         check_matrix("out0", out0, ("memory_bank_size", negatives))
         loss = info_nce_loss(
             out0,

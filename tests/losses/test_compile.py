@@ -49,7 +49,7 @@ def call_lightly(a, b, t):
 
 
 def call_pytorch_metric_learning(a, b, t):
-    return compat.SupConLoss(0.5)(a, LABELS / 2) * t
+    return compat.SupConLoss(0.5)(a + b, LABELS / 2) * t
 
 
 def call_open_clip(a, b, t):
@@ -59,10 +59,11 @@ def call_open_clip(a, b, t):
 def call_tasks(a, b, t):
     tasks = torch.stack([a, a + b])
     gradients = torch.func.vmap(torch.func.grad(lambda x: info_nce_loss(x, b)))(tasks)
-    return torch.func.vmap(lambda x: info_nce_loss(x, b))(tasks).sum() * t + gradients.sum()
+    return torch.func.vmap(lambda x: info_nce_loss(x, b))(tasks).sum() * t + gradients.detach().sum()
 
 
 CALLS = [call_supcon, call_info_nce, call_clip, call_mad, call_nearest]
+CALLS += [call_lightly, call_pytorch_metric_learning, call_open_clip, call_tasks]
 
 
 def evaluate(function, dtype=torch.float64):

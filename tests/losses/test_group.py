@@ -17,6 +17,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from selftaught import distributed
+from selftaught.kernels import ops
 from selftaught.losses import (
     NTXentLoss,
     cached_backward,
@@ -257,23 +258,28 @@ def compare_clip(rank, ranks, rows):
             torch.testing.assert_close(part.grad / ranks, leaf.grad[rows])
 
 
-def compare_compiled(rank, rows):
+def compare_compiled(group, rows, backend, only=""):
     """One graph, exchanges included, gives what eager mode does."""
     labels = torch.tensor([0, 1, -1, 0, 2, -1, 0, 3, 3, -1, 2, 2])[rows]
     z = [nn.functional.normalize(v)[rows] for v in views(IMAGES, WIDTH, 0.5)]
+    rank, ranks = dist.get_rank(), dist.get_world_size()
     bank = compat.NTXentLoss(0.2, memory_bank_size=(20, WIDTH), gather_distributed=True).double()
     for name, call in {
-        "ntxent": partial(ntxent_loss, group="world"),
+        "ntxent": partial(ntxent_loss, group=group),
         "ring": partial(ntxent_loss, group="world", exchange="ring"),
         "supcon": lambda a, b: supcon_loss(a, b, labels, group="world"),
         "clip": lambda a, b: info_nce_loss(a, b, symmetric=True, group=dist.group.WORLD),
+        "module": NTXentLoss(0.2, group=group),
         "lightly": compat.NTXentLoss(0.2, gather_distributed=True),
         "lightly, bank": bank,
-        "open_clip": lambda a, b: compat.ClipLoss(False, True, False, rank, RANKS)(a, b, 5.0),
+        "open_clip": lambda a, b: compat.ClipLoss(False, True, False, rank, ranks)(a, b, 5.0),
     }.items():
+        if only not in ("", name):
+            continue
         print(f"compiling {name}")
         torch._dynamo.reset()
-        compiled = torch.compile(copy.deepcopy(call), fullgraph=True, backend="aot_eager")
+        twin = copy.deepcopy(call) if call is bank else call
+        compiled = torch.compile(twin, fullgraph=True, backend=backend)
         seen = []
         for function in (call, compiled):
             leaves = [v.clone().requires_grad_() for v in z]
@@ -281,8 +287,10 @@ def compare_compiled(rank, rows):
             loss.backward()
             seen.append([loss.detach(), *(leaf.grad for leaf in leaves)])
         torch.testing.assert_close(seen[1], seen[0])
-    keys = distributed.gather(z[1])
-    torch.testing.assert_close(bank.bank[: len(keys)], keys)
+        if call is bank:
+            keys = distributed.gather(z[1])
+            torch.testing.assert_close(bank.bank[: len(keys)], keys)
+            torch.testing.assert_close(twin.bank, bank.bank)
 
 
 def compare_cached(group, rows):
@@ -386,24 +394,58 @@ def work(rank, port):
         if len(members) < RANKS:
             compare(group, rows)
             compare_cached(group, rows)
+        if len(members) == 2:
+            compare_compiled(group, rows, "aot_eager", only="ntxent")
+            check_ops(group, rows)
     compare_half_precision(rows)
     compare_autocast(rows)
     no_gradient_travels(rows)
     agreed_once(rows)
     numbers_that_are_not_finite(rank)
     compare_clip(rank, RANKS, rows)
-    compare_compiled(rank, rows)
     refusals(rank)
     differences(rank)
     dist.barrier()
     dist.destroy_process_group()
 
 
-def test_ranks_equal_one_process():
+def check_ops(group, rows):
+    """What a compiler is told of the ops over ranks is what they give."""
+    z = torch.cat([v[rows] for v in views(IMAGES, WIDTH, 0.5)])
+    last = (True, "auto", False, distributed.group_name(group), "")
+    classes, key, tau = torch.arange(len(z)) % 3, z.flip(1), torch.tensor(0.3).double()
+    travelling = (*last[:2], True, *last[3:])
+    for op, *arguments in (
+        (ops.ntxent_over_ranks, z, tau, 0.0, *last),
+        (ops.ntxent_over_ranks, z.float(), None, 0.5, *travelling),
+        (ops.supcon_over_ranks, z, classes, None, 0.5, True, *last),
+        (ops.info_nce_over_ranks, z, key, key[:2], tau, 0.0, False, True, *last),
+        (ops.info_nce_over_ranks, z, key, None, None, 0.5, True, True, *travelling),
+    ):
+        torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def compiled_work(rank, port):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://localhost:{port}", world_size=2, rank=rank)
+    half = IMAGES // 2
+    compare_compiled(dist.new_group([0, 1]), slice(rank * half, (rank + 1) * half), "inductor")
+    dist.destroy_process_group()
+
+
+def free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    spawn(work, args=(port,), nprocs=RANKS)
+        return free.getsockname()[1]
+
+
+def test_ranks_equal_one_process():
+    spawn(work, args=(free_port(),), nprocs=RANKS)
+
+
+@pytest.mark.slow
+def test_every_loss_of_a_group_is_one_graph():
+    spawn(compiled_work, args=(free_port(),), nprocs=2)
 
 
 def test_world_of_one_process():
