@@ -2,9 +2,9 @@
 
 Values of tensors (finite entries, temperature > 0, labels) are looked at only in eager mode on
 the CPU: on another device that would make the host wait for the device at every step and break
-CUDA graphs, under torch.compile it would break the graph, and under torch.func there is no single
-value. There, and where the caller wants no values checked, a NaN or infinity gives a NaN loss
-instead, which a training loop stops on.
+CUDA graphs, under torch.compile it would break the graph, and under torch.func or a fake mode
+there is no single value. There, and where the caller wants no values checked, a NaN or infinity
+gives a NaN loss instead, which a training loop stops on.
 """
 
 import math
@@ -24,11 +24,12 @@ INTEGERS = (
 
 
 def values_readable(tensor: Tensor) -> bool:
-    """Whether reading values of `tensor` costs neither a wait for a device nor a graph break."""
-    return (
-        tensor.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
+    """Whether `tensor` has values, and reading them costs no wait for a device or graph break."""
+    return tensor.device.type == "cpu" and not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
     )
 
 
@@ -115,14 +116,15 @@ def split_temperature(
     """The temperature as the ops take it: a 0-d tensor or None, and the number for None.
 
     Raises:
-        ValueError: not above 0, not finite, not 0-d, or on another device than the embeddings.
+        ValueError: not above 0, not finite, not of one element, or on another device than the
+            embeddings.
     """
     name, embeddings = like
     if isinstance(temperature, Tensor):
-        if temperature.ndim != 0 or not temperature.is_floating_point():
+        if temperature.numel() != 1 or not temperature.is_floating_point():
             raise ValueError(
-                "temperature: a tensor must be 0-d and floating-point, got shape "
-                f"{tuple(temperature.shape)}, {temperature.dtype}"
+                "temperature: a tensor must be 0-d, or of one element, and floating-point, got "
+                f"shape {tuple(temperature.shape)}, {temperature.dtype}"
             )
         if temperature.device != embeddings.device:
             raise ValueError(
@@ -130,7 +132,7 @@ def split_temperature(
             )
         if values and values_readable(temperature):
             check_positive("temperature", float(temperature.detach()))
-        return temperature, 0.0
+        return temperature.reshape(()), 0.0
     return None, check_positive("temperature", temperature)
 
 

@@ -110,7 +110,7 @@ def ntxent_loss(
     Args:
         z1: (B, D) embeddings of the first views; fp64, fp32, bf16 or fp16, of any length.
         z2: (B, D) embeddings of the second views.
-        temperature: number or 0-d tensor above 0; a tensor may require grad.
+        temperature: number, or tensor of one element, above 0; a tensor may require grad.
         normalize: divide every row by its length; a zero row stays zero and gets no gradient.
         reduction: "mean" or "sum" over the 2B rows, or "none": (2B,), view 1 then view 2.
         group: process group, or "world", whose embeddings all act as negatives; None: this

@@ -1,11 +1,13 @@
 """torch.compile takes every loss as one graph; one case goes through the real compiler."""
 
+import copy
 import shutil
 
 import pytest
 import torch
 import torch._inductor.config
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from selftaught.losses import (
     MADLoss,
@@ -17,6 +19,7 @@ from selftaught.losses import (
     supcon_loss,
 )
 from tests.losses.formulas import views
+from tests.losses.test_modules import MODULES
 
 LABELS = torch.tensor([0, 1, -1, 0, 2, -1, 2, 0])
 
@@ -59,7 +62,9 @@ def call_open_clip(a, b, t):
 def call_tasks(a, b, t):
     tasks = torch.stack([a, a + b])
     gradients = torch.func.vmap(torch.func.grad(lambda x: info_nce_loss(x, b)))(tasks)
-    return torch.func.vmap(lambda x: info_nce_loss(x, b))(tasks).sum() * t + gradients.detach().sum()
+    return (
+        torch.func.vmap(lambda x: info_nce_loss(x, b))(tasks).sum() * t + gradients.detach().sum()
+    )
 
 
 CALLS = [call_supcon, call_info_nce, call_clip, call_mad, call_nearest]
@@ -91,6 +96,50 @@ def train_with_a_bank(compiled):
         loss.backward()
         seen += [loss.detach(), *(v.grad for v in z), module.bank.clone(), module.bank_ptr.clone()]
     return seen
+
+
+def value_and_gradient(function, first, *others):
+    leaf = first.clone().requires_grad_()
+    loss = function(leaf, *others)
+    loss.backward()
+    return loss.detach(), leaf.grad
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("mode", [{}, {"dynamic": True}, {"mode": "reduce-overhead"}], ids=str)
+def test_every_module_through_the_real_compiler(name, mode):
+    torch._dynamo.reset()
+    make, inputs = MODULES[name]
+    module = make()
+    compiled = torch.compile(copy.deepcopy(module), fullgraph=True, **mode)
+    expected = value_and_gradient(module, *inputs)
+    torch.testing.assert_close(value_and_gradient(compiled, *inputs), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("way", ["export", "strict export", "trace"])
+def test_every_module_as_a_graph_of_its_own(name, way):
+    torch._dynamo.reset()
+    make, inputs = MODULES[name]
+    module, inputs = make(), tuple(map(torch.as_tensor, inputs))
+    if way == "trace":
+        graph = torch.jit.trace(module, inputs)
+    else:
+        graph = torch.export.export(module, inputs, strict=way != "export").module()
+    torch.testing.assert_close(graph(*inputs), module(*inputs))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_without_values(name):
+    """Shapes of a model's losses are asked for in a mode where tensors hold nothing."""
+    make, inputs = MODULES[name]
+    module = make()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fakes = (mode.from_tensor(t) if isinstance(t, torch.Tensor) else t for t in inputs)
+        loss = module(*fakes)
+    assert loss.shape == () and loss.dtype == torch.float32
 
 
 # The partitioner of the real compiler computes again in the backward pass what is cheap, such as a

@@ -250,6 +250,11 @@ def test_temperature_may_be_a_number_or_a_tensor():
     number = ntxent_loss(z1, z2, 0.2)
     assert torch.equal(number, ntxent_loss(z1, z2, torch.tensor(0.2, dtype=torch.float64)))
     assert math.isclose(number, ntxent_loss(z1, z2, torch.tensor(0.2)), rel_tol=1e-6)
+    # FSDP shards no 0-d parameters.
+    one = nn.Parameter(torch.tensor([0.2], dtype=torch.float64))
+    loss = NTXentLoss(one)(z1, z2)
+    loss.backward()
+    assert torch.equal(loss, number) and one.grad.shape == (1,) and one.grad != 0
 
 
 def test_mixed_dtypes_are_promoted():
@@ -309,7 +314,7 @@ def test_wrong_arguments_are_named():
         "temperature: must be a finite number above 0, got -1.0": lambda: NTXentLoss(-1.0),
         "got nan": lambda: ntxent_loss(z, z, float("nan")),
         "above 0, got -0.5": lambda: ntxent_loss(z, z, torch.tensor(-0.5)),
-        "temperature: a tensor must be 0-d": lambda: ntxent_loss(z, z, torch.ones(1)),
+        "temperature: a tensor must be 0-d": lambda: ntxent_loss(z, z, torch.ones(2)),
         "reduction: got 'avg', allowed are mean": lambda: ntxent_loss(z, z, reduction="avg"),
         "backend: got 'gpu', allowed are auto": lambda: ntxent_loss(z, z, backend="gpu"),
         "precision: got 'tf32', allowed": lambda: ntxent_loss(z, z, precision="tf32"),

@@ -83,7 +83,7 @@ def check(python, tmp_path, text):
     command += ["--disable-error-code", "import-not-found", "--config-file", ""]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert not done.stderr
-    return [line for line in done.stdout.splitlines() if line.startswith("theirs.py")]
+    return [line for line in done.stdout.splitlines() if ": error: " in line]
 
 
 def test_the_types_of_an_editable_install(installed, tmp_path):
