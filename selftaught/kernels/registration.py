@@ -132,7 +132,7 @@ def _second_derivative(family: Family) -> Callable[..., tuple[Tensor | None, ...
         if family.on_passes or dispatch.choose(family.request(passed[1]), backend) != "reference":
             raise NotImplementedError(
                 f"second derivatives of selftaught::{family.name} exist only with "
-                "backend='reference'"
+                "backend='reference' in one process"
             )
         places = [0, *(1 + position for position in family.differentiable)]
         places = [place for place in places if passed[place] is not None]

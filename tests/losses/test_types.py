@@ -1,5 +1,6 @@
 """A type checker sees the losses through an editable install, and a wrong keyword."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -81,7 +82,8 @@ def check(python, tmp_path, text):
     command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(python)]
     command += ["--cache-dir", str(python.parents[1] / "cache"), str(file)]
     command += ["--disable-error-code", "import-not-found", "--config-file", ""]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    outside = {name: value for name, value in os.environ.items() if "PYTHON" not in name}
+    done = subprocess.run(command, cwd=tmp_path, env=outside, capture_output=True, text=True)
     assert not done.stderr
     return [line for line in done.stdout.splitlines() if ": error: " in line]
 
