@@ -7,7 +7,7 @@ the one-rank case and communicates nothing.
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -49,7 +49,10 @@ def group_name(group: Group = None) -> str:
 
 def group_named(name: str) -> Group:
     """The group of that `group_name`."""
-    return dist.distributed_c10d._resolve_process_group(name) if name else None
+    if not name:
+        return None
+    resolve: Callable[[Any], Group] = dist.distributed_c10d._resolve_process_group
+    return resolve(name)
 
 
 def is_main() -> bool:

@@ -139,10 +139,10 @@ def _second_derivative(family: Family) -> Callable[..., tuple[Tensor | None, ...
 
         def first_derivatives(*tensors: Tensor) -> tuple[Tensor, ...]:
             replaced = dict(zip(places, tensors, strict=True))
-            grad, *inputs = (replaced.get(place, value) for place, value in enumerate(passed))
+            grad, *inputs = [replaced.get(place, value) for place, value in enumerate(passed)]
             return tuple(_formulas(family, grad, inputs, needs))
 
-        _, pull = torch.func.vjp(first_derivatives, *(passed[place] for place in places))
+        pull = torch.func.vjp(first_derivatives, *(passed[place] for place in places))[1]
         results: list[Tensor | None] = [None] * len(arguments)
         for place, value in zip(places, pull(grads), strict=True):
             results[place] = value
@@ -206,7 +206,7 @@ def _autograd(
         if not (torch.is_grad_enabled() and _C._any_requires_grad(*arguments)):
             return below(keyset, arguments)
         with enable_single_level_autograd_function():
-            return Differentiable.apply(keyset, *arguments)
+            return Differentiable.apply(keyset, *arguments)  # type: ignore[attr-defined]
 
     return kernel
 

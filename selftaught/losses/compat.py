@@ -246,6 +246,7 @@ class ClipLoss(nn.Module):
         if self.world_size > 1 and distributed.world_size() != self.world_size:
             present = distributed.world_size()
             raise ValueError(f"world_size: got {self.world_size}, but {present} are present")
+        scale: float | Tensor
         if isinstance(logit_scale, Tensor):
             scale = _float32_or_better(logit_scale.reshape(()).to(image_features.device))
         else:
