@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from selftaught.errors import InputError
 from selftaught.files import Content, standing, write_folder
@@ -97,19 +97,38 @@ def save_model(
         InputError: `folder` holds something that is not a model, or weights are not finite.
         MachineError: the disk is full or read-only; the earlier model is intact.
     """
+    if isinstance(task, nn.Module) and not hasattr(task, "options"):
+        # As programs of before call it: an embedder, its centres (K, D), and facts of format 1.
+        known, state = first_format.from_embedder(task, preprocessing, calibration)
+        films = Preprocessing.from_facts(known.pop("preprocessing"))
+        scores = Calibration.from_facts(known.pop("calibration"))
+        return _write(folder, known, films, scores, state)
     options = dataclasses.asdict(task.options)
     method = options.pop("method")
     if not method:
         raise ValueError("task.options.method is ''; allowed: the name of its method")
-    weights = _bytes(task.state_dict())
-    document = {
-        "format": FORMAT,
+    facts = {
         "method": method,
         "options": options,
         "network": task.network.facts(),
+        "training": dict(training or {}),
+    }
+    return _write(folder, facts, preprocessing, calibration, task.state_dict())
+
+
+def _write(
+    folder: Path,
+    facts: Mapping[str, Any],
+    preprocessing: Preprocessing,
+    calibration: Calibration,
+    state: Mapping[str, Tensor],
+) -> Path:
+    weights = _bytes(state)
+    document = {
+        "format": FORMAT,
+        **facts,
         "preprocessing": preprocessing.facts(),
         "calibration": calibration.facts(),
-        "training": dict(training or {}),
     }
     try:
         document = json.loads(json.dumps(document, allow_nan=False))

@@ -9,6 +9,7 @@ model/
 They do not say how their films were prepared.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,3 +64,32 @@ def state(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         "active": torch.ones(count, dtype=torch.bool),
         "counts": torch.zeros(count, dtype=torch.int64),
     }
+
+
+def from_embedder(
+    embedder: Any, centers: Any, facts: Any
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `save_model` was given when only spheres could be saved: today's facts, and the state.
+
+    Args:
+        embedder: encoder and head.
+        centers: (K, D).
+        facts: `preprocessing`, and what else stood in model.json.
+
+    Raises:
+        ValueError: they are not as described.
+    """
+    try:
+        centers = torch.as_tensor(centers, dtype=torch.float32)
+        widths = embedder.head.widths
+        if centers.ndim != 2 or centers.shape[1] != widths[-1]:
+            raise ValueError(f"centers: shape {tuple(centers.shape)}, must be (K, {widths[-1]})")
+        encoder = dataclasses.asdict(embedder.encoder.config)
+        architecture = {"encoder": encoder, "head_widths": widths, "centers": len(centers)}
+        known = translated({**facts, "architecture": architecture})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            "save_model of a module that is no task: allowed are an Embedder, its centres (K, D) "
+            f"and facts with 'preprocessing': {error!r}"
+        ) from error
+    return known, state({ENCODER: embedder.state_dict(), CENTERS: {"centers": centers}})

@@ -95,6 +95,33 @@ def test_it_scores_as_before_and_says_what_it_does_not_know(folder, task, paths)
         assert detector.score(torch.rand(2, 1, SIZE, SIZE)).shape == (2,)
 
 
+def test_an_embedder_with_its_centers_is_saved_as_when_only_spheres_could_be(
+    folder, task, tmp_path
+):
+    written = save_model(tmp_path / "again", task.embedder, task.centers, FACTS)
+    one, other = read_model(folder), read_model(written)
+    assert one.state.keys() == other.state.keys()
+    assert all(torch.equal(one.state[name], other.state[name]) for name in one.state)
+    for name in ("method", "options", "network", "preprocessing", "calibration", "training"):
+        assert getattr(one, name) == getattr(other, name), name
+
+
+@pytest.mark.parametrize(
+    ("centers", "facts", "message"),
+    [
+        (torch.zeros(3, 7), FACTS, r"centers: shape \(3, 7\), must be \(K, 8\)"),
+        (torch.zeros(3, 8), {}, "facts with 'preprocessing'"),
+        (None, FACTS, "an Embedder, its centres"),
+    ],
+)
+def test_what_is_no_embedder_with_centers_and_facts_is_not_saved(
+    task, tmp_path, centers, facts, message
+):
+    with pytest.raises(ValueError, match=message):
+        save_model(tmp_path / "again", task.embedder, centers, facts)
+    assert not (tmp_path / "again").exists()
+
+
 def test_masks_are_used_where_they_are_given(tmp_path, task, paths):
     view = {**FACTS["preprocessing"], "masked": True}
     detector = Detector.load(write(tmp_path / "model", task, preprocessing=view), device="cpu")
