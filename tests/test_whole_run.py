@@ -42,6 +42,15 @@ def test_everything_promised_is_there(finished):
     assert json.loads((run / "metrics.json").read_text())["test"]["n"] == 8
 
 
+def test_the_umask_decides_who_may_read_every_file(finished, tmp_path):
+    _, run = finished
+    (tmp_path / "new").touch()
+    wanted = (tmp_path / "new").stat().st_mode
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert {path.name for path in files if path.stat().st_mode != wanted} == set()
+    assert {"state.safetensors", "weights.safetensors"} & {path.name for path in files}
+
+
 def test_no_test_or_validation_label_reaches_training(finished):
     _, run = finished
     split = pd.read_csv(run / "split.csv")

@@ -112,7 +112,7 @@ def save_model(
         "training": dict(training or {}),
     }
     try:
-        document = json.loads(json.dumps(document, allow_nan=False))
+        document = json.loads(json.dumps(document, allow_nan=False, default=_number))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder}: options and facts must be JSON values: {error}") from error
     digest = hashlib.sha256(weights).hexdigest()
@@ -120,6 +120,13 @@ def save_model(
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     contents: dict[str, Content] = {WEIGHTS: weights, FACTS: text}
     return write_folder(Path(folder), contents, replaces=first_format.FILES, size=len(weights))
+
+
+def _number(value: Any) -> Any:
+    """The Python number of a NumPy one, for JSON."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    return json.JSONEncoder().default(value)
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> bytes:
