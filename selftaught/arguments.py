@@ -29,7 +29,7 @@ def real(value: Any) -> float:
         return math.inf if number > 0 else -math.inf
 
 
-def whole(name: str, value: Any, least: int = 1) -> int:
+def whole(name: str, value: Any, least: float = 1) -> int:
     """A whole number of any kind that `real` takes, as an int.
 
     Raises:
@@ -37,7 +37,8 @@ def whole(name: str, value: Any, least: int = 1) -> int:
     """
     number = _plain(value)
     if number is None or not number >= least or number != number // 1:
-        raise ValueError(f"{name}={value!r}: must be a whole number, at least {least}")
+        limit = f", at least {least}" if math.isfinite(least) else ""
+        raise ValueError(f"{name}={value!r}: must be a whole number{limit}")
     return int(number)
 
 
