@@ -86,7 +86,7 @@ def numbers_in(name: str, values: Any) -> Tensor:
         return torch.as_tensor(values)
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         place = np.argwhere(np.ma.getmaskarray(values))[0].tolist()
-        raise ValueError(f"{name}: is masked at {place}; allowed: no masked values")
+        raise ValueError(f"{name}: is masked at {place}; allowed: rows without masked values")
     try:
         array = np.asarray(values)
         if array.dtype == object and hasattr(values, "to_numpy"):
@@ -138,6 +138,21 @@ def paths_in(name: str, given: Any, allowed: str, *, blank: bool = False) -> lis
         fine = isinstance(text, str) and text != "" and not _is_address(one)
         if not fine and not (blank and one is None):
             raise ValueError(f"{name}[{row}]: {shown(one)}; allowed: {allowed}")
+    return listed
+
+
+def names_in(name: str, given: Any) -> list[str]:
+    """Text as a list.
+
+    Raises:
+        ValueError: it is one name, or something else, or holds something else.
+    """
+    if isinstance(given, str):
+        raise ValueError(f"{name}: {given!r} is one name, must be a list of names")
+    listed = list(given) if hasattr(given, "__iter__") else [given]
+    for row, one in enumerate(listed):
+        if not isinstance(one, str):
+            raise ValueError(f"{name}[{row}]: {shown(one)}; allowed: a name, '' where unknown")
     return listed
 
 

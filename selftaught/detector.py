@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from selftaught import distributed, host, methods
-from selftaught.arguments import paths_in, tensor_in, whole
+from selftaught.arguments import names_in, paths_in, tensor_in, whole
 from selftaught.errors import InputError
 from selftaught.methods import Task
 from selftaught.methods.task import score_images
@@ -309,12 +309,11 @@ class Detector:
         paths = [Path(path) for path in images]
         given_masks = None if masks is None else paths_in("masks", masks, MASKS, blank=True)
         covers = None if given_masks is None else [mask and Path(mask) for mask in given_masks]
-        if isinstance(body_parts, str):
-            raise ValueError(f"body_parts: {body_parts!r} is one name, must be a list of names")
-        for name, given in (("masks", covers), ("body_parts", body_parts)):
+        parts = None if body_parts is None else names_in("body_parts", body_parts)
+        for name, given in (("masks", covers), ("body_parts", parts)):
             if given is not None and len(given) != len(paths):
                 raise ValueError(f"{name}: {len(given)} for {len(paths)} images, must be as many")
-        films = as_trained(paths, covers, body_parts, self.preprocessing)
+        films = as_trained(paths, covers, parts, self.preprocessing)
         if not self.preprocessing.known and paths and distributed.is_main():
             unmasked = self.preprocessing.masked and covers is None
             warnings.warn(

@@ -180,7 +180,7 @@ def missing():
 
 
 REFUSED = {
-    "masked rows": (masked_rows, r"is masked at \[0, 0\]; allowed: no masked values"),
+    "masked rows": (masked_rows, r"is masked at \[0, 0\]; allowed: rows without masked"),
     "a missing value": (missing, "row 2 holds a value that is not finite"),
     "sparse": (
         lambda: torch.from_numpy(X).to_sparse(),
@@ -337,8 +337,16 @@ def test_masks_and_body_parts_are_lists_too(tmp_path, films):
         with pytest.raises(ValueError, match=line):
             masked.score(films, masks=masks)
     assert masked.score(films, masks=(None,) * 3).shape == (3,)
-    with pytest.raises(ValueError, match="body_parts: 'arm' is one name, must be a list of names"):
-        masked.score(films, masks=[None] * 3, body_parts="arm")
+    for parts, line in (
+        ("arm", "body_parts: 'arm' is one name, must be a list of names"),
+        (["arm", None, ""], r"body_parts\[1\]: None; allowed: a name, '' where unknown"),
+        (pd.Series(["arm", "", np.nan], dtype=object), r"body_parts\[2\]: nan; allowed: a name"),
+        (["arm"], "body_parts: 1 for 3 images"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            masked.score(films, masks=[None] * 3, body_parts=parts)
+    for parts in (("arm", "", ""), np.array(["arm", "", ""]), iter(["arm", "", ""])):
+        assert masked.score(films, masks=[None] * 3, body_parts=parts).shape == (3,)
 
 
 @pytest.mark.parametrize("form", ["lazily negated", "needs a gradient", "subclass", "parameter"])
