@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Path = str | PathLike[str]
 ARRAYS = "a tensor, an array, a table or a list of numbers"
 
 

@@ -234,7 +234,7 @@ class Detector:
         progress: Callable[[int], object] = lambda count: None,
     ) -> tuple[dict[str, Tensor], dict[int, str]]:
         """What the scorer gives, NaN and -1 in rows that were skipped, and why by row."""
-        images, batch_size = _listed(images), whole("batch_size", batch_size)
+        batch_size, images = whole("batch_size", batch_size), _listed(images)
         if bad_files not in get_args(BadFiles):
             raise ValueError(f"bad_files={bad_files!r}: must be one of {get_args(BadFiles)}")
         problems: dict[int, str] = {}

@@ -1,6 +1,7 @@
 """Whatever a host program has set: the same bits, and its settings are found as they were."""
 
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -181,6 +182,8 @@ class Work:
             "list": kmeans(self.rows.tolist(), 7).centers,
             "knn": knn_score(self.rows[:9], self.rows, 20),
             "weights": fresh_weights(),
+            "loss": ntxent_loss(self.rows[:150], self.rows[150:]),
+            "reference": mad_loss(self.rows, self.rows[:5], self.labels, backend="reference"),
             **self.losses(),
         }
         kept = save_model(self.place / "again", self.task, detector.preprocessing, Calibration())
@@ -280,6 +283,12 @@ def test_a_model_loaded_in_inference_mode_may_be_differentiated(work):
     images = work.images.clone().requires_grad_()
     detector.scorer(images)["score"].sum().backward()
     assert images.grad.abs().sum() > 0
+
+
+def test_a_detector_goes_to_processes_that_are_started_anew(work, wanted):
+    """Spawn and forkserver hand it over as bytes."""
+    detector = pickle.loads(pickle.dumps(Detector.load(work.folder, device="cpu")))
+    assert detector.score(work.paths).numpy().tobytes() == wanted["paths"]
 
 
 def test_new_tensors_of_a_method_are_float32_and_on_the_cpu():
