@@ -109,12 +109,16 @@ def defaults(device: torch.device | None = None, *, gradients: bool = False) -> 
     with ExitStack() as stack:
         for setting in _SHARED:
             stack.enter_context(setting)
+        # Only what is needed: a program that has set nothing shall run as without us.
         for kind in sorted(kinds):
-            stack.enter_context(torch.autocast(kind, enabled=False))
+            if torch.is_autocast_enabled(kind):
+                # With the host's cache a training of ours would keep the first step's weights.
+                stack.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.set_grad_enabled(gradients))
-        # Either one slows down every call of torch a little, so only where it is needed.
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if torch.is_grad_enabled() != gradients:
+            stack.enter_context(torch.set_grad_enabled(gradients))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         if torch.get_default_dtype() != torch.float32:
