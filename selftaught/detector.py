@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from selftaught import distributed, methods
+from selftaught import distributed, host, methods
+from selftaught.arguments import names_in, paths_in, tensor_in, whole
 from selftaught.errors import InputError
 from selftaught.methods import Task
 from selftaught.methods.task import score_images
@@ -22,6 +23,8 @@ from selftaught.models.network import Network
 from selftaught.models.preprocessing import Preprocessing
 
 FEATURES = ("h", "z")
+IMAGES = "a list of paths of image files, or a tensor (N, 1, S, S) that is network input already"
+MASKS = "a list of paths of masks, None where there is none"
 SLACK = 1e-6  # of the input range: resampling in float32 may overshoot by rounding
 Paths = Sequence[str | PathLike[str]]
 Masks = Sequence[str | PathLike[str] | None]
@@ -29,13 +32,11 @@ Executor = Literal["auto", "opencv", "dali"]
 BadFiles = Literal["fail", "skip"]
 
 
-def _listed(images: Paths | Tensor) -> Paths | Tensor:
-    """Paths that can be counted and read twice, or a tensor without history."""
-    if isinstance(images, np.ndarray):
-        raise ValueError("images: a NumPy array; allowed: paths, or torch.from_numpy(images)")
+def _listed(images: Any) -> Paths | Tensor:
+    """Paths that can be counted and read twice, or a plain tensor."""
     if isinstance(images, Tensor):
-        return images.detach()
-    return images if isinstance(images, (str, bytes, PathLike)) else list(images)
+        return tensor_in("images", images)
+    return paths_in("images", images, IMAGES)
 
 
 class Detector:
@@ -79,12 +80,13 @@ class Detector:
             allowed = ", ".join(get_args(Executor))
             raise InputError(f"data.pipeline {pipeline!r}: allowed: {allowed}")
         self.method = task.options.method
-        scorer = task.eval().scorer()
-        if scorer is None:
-            raise InputError(f"method {self.method} cannot score; allowed: a method with a scorer")
         default = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device or default)
-        self.scorer = scorer.to(self.device).eval().requires_grad_(False)
+        with host.defaults(self.device):
+            scorer = task.eval().scorer()
+            if scorer is None:
+                raise InputError(f"method {self.method} cannot score; allowed: one with a scorer")
+            self.scorer = scorer.to(self.device).eval().requires_grad_(False)
         self.preprocessing, self.calibration = preprocessing, calibration
         self.training = dict(training or {})
         self.pipeline: Executor = pipeline
@@ -117,10 +119,10 @@ class Detector:
         folder = Path(folder)
         if not (folder / "model.json").exists() and (folder / "model").is_dir():
             folder = folder / "model"
-        stored = read_model(folder, _expected)
-        with torch.random.fork_rng(devices=[]):
+        with host.defaults(), torch.random.fork_rng(devices=[]):
+            stored = read_model(folder, _expected)
             task = _built(stored)
-        task.load_state_dict(stored.state)
+            task.load_state_dict(stored.state)
         parts = stored.preprocessing, stored.calibration, stored.training
         return cls(task, *parts, device=device, pipeline=pipeline)
 
@@ -232,15 +234,13 @@ class Detector:
         progress: Callable[[int], object] = lambda count: None,
     ) -> tuple[dict[str, Tensor], dict[int, str]]:
         """What the scorer gives, NaN and -1 in rows that were skipped, and why by row."""
-        images = _listed(images)
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        batch_size, images = whole("batch_size", batch_size), _listed(images)
         if bad_files not in get_args(BadFiles):
             raise ValueError(f"bad_files={bad_files!r}: must be one of {get_args(BadFiles)}")
         problems: dict[int, str] = {}
         if isinstance(images, Tensor):
             self._check(images, masks)
-            numbers = torch.arange(len(images)).split(batch_size)
+            numbers = torch.arange(len(images), device="cpu").split(batch_size)
             batches: Iterator[tuple[Tensor, Tensor]] = ((rows, images[rows]) for rows in numbers)
         else:
             skipped = problems if bad_files == "skip" else None
@@ -255,13 +255,13 @@ class Detector:
                     out[name][rows] = one
             progress(min(number * batch_size, len(images)))
         if not out:
-            made = self._run(torch.zeros(1, 1, self.image_size, self.image_size))
+            made = self._run(torch.zeros(1, 1, self.image_size, self.image_size, device="cpu"))
             out = {name: _missing(len(images), one) for name, one in made.items()}
         return out, problems
 
     def _run(self, batch: Tensor) -> dict[str, Tensor]:
         """What the scorer makes of images, on the CPU: float32, or int64."""
-        with torch.inference_mode():
+        with host.defaults(self.device), torch.inference_mode():
             made = score_images(self.scorer, batch.to(self.device, torch.float32))
             return {
                 name: one.to("cpu", torch.float32 if one.is_floating_point() else torch.int64)
@@ -306,14 +306,14 @@ class Detector:
         from selftaught.data.pipeline import open_pipeline
         from selftaught.models.films import as_trained
 
-        if isinstance(images, (str, bytes, PathLike)):
-            raise ValueError(f"images: {images!r} is one path, must be a list of paths")
         paths = [Path(path) for path in images]
-        covers = None if masks is None else [None if m is None else Path(m) for m in masks]
-        for name, given in (("masks", covers), ("body_parts", body_parts)):
+        given_masks = None if masks is None else paths_in("masks", masks, MASKS, blank=True)
+        covers = None if given_masks is None else [mask and Path(mask) for mask in given_masks]
+        parts = None if body_parts is None else names_in("body_parts", body_parts)
+        for name, given in (("masks", covers), ("body_parts", parts)):
             if given is not None and len(given) != len(paths):
                 raise ValueError(f"{name}: {len(given)} for {len(paths)} images, must be as many")
-        films = as_trained(paths, covers, body_parts, self.preprocessing)
+        films = as_trained(paths, covers, parts, self.preprocessing)
         if not self.preprocessing.known and paths and distributed.is_main():
             unmasked = self.preprocessing.masked and covers is None
             warnings.warn(
@@ -353,7 +353,7 @@ class Detector:
 def _missing(rows: int, like: Tensor) -> Tensor:
     """(rows, ...) missing values: NaN, or -1 for whole numbers."""
     nothing = torch.nan if like.is_floating_point() else -1
-    return torch.full((rows, *like.shape[1:]), nothing, dtype=like.dtype)
+    return torch.full((rows, *like.shape[1:]), nothing, dtype=like.dtype, device="cpu")
 
 
 def _expected(stored: StoredModel) -> Mapping[str, Tensor]:

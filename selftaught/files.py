@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -229,13 +230,19 @@ def _beside(folder: Path, kind: str) -> Path:
 
 
 def _put(path: Path, content: Content) -> None:
-    """Write a file durably."""
+    """Write a file durably, with the permissions that the umask gives."""
+    path.unlink(missing_ok=True)  # a killed process may have left one with others
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif isinstance(content, str):
         path.write_text(content, encoding="utf-8")
     else:
+        path.touch()
+        wanted = stat.S_IMODE(path.stat().st_mode)
         content(path)
+        # safetensors puts a file there that nobody else may read.
+        if stat.S_IMODE(path.stat().st_mode) != wanted:
+            path.chmod(wanted)
     fsync_file(path)
 
 

@@ -468,7 +468,7 @@ print([name for name in banned if name in sys.modules])
 def test_arrays_are_refused_in_one_line_and_any_iterable_of_paths_is_fine():
     from selftaught.detector import _listed
 
-    with pytest.raises(ValueError, match="images: a NumPy array; allowed: paths"):
+    with pytest.raises(ValueError, match="images: a NumPy array; allowed: a list of paths"):
         _listed(np.zeros((1, 1, 8, 8)))
     assert _listed(name for name in ("a", "b")) == ["a", "b"]
     assert not _listed(torch.zeros(1, requires_grad=True)).requires_grad

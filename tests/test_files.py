@@ -1,12 +1,15 @@
 """Folders written in one step: killed anywhere, full disks, what is never replaced."""
 
 import os
+import stat
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from selftaught import files
 from selftaught.errors import InputError, MachineError
-from selftaught.files import standing, write_folder
+from selftaught.files import standing, write_atomic, write_folder
 
 OLD, NEW = {"a": "old", "b": b"old"}, {"a": "new", "b": b"new"}
 
@@ -87,3 +90,36 @@ def test_a_folder_with_other_things_is_never_replaced(tmp_path):
     assert (tmp_path / "thesis" / "chapter1.txt").read_text() == "years of work"
     write_folder(tmp_path / "thesis", NEW, replaces=("chapter1.txt",))
     assert set(content(tmp_path / "thesis")) == {"a", "b"}
+
+
+def replaced(path):
+    """Write as libraries do that put another file in the place of the one they were given."""
+    path.with_name("new").touch(0o600)
+    path.with_name("new").rename(path)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077, 0o002])
+def test_the_umask_decides_who_may_read(tmp_path, mask):
+    """safetensors alone makes files that only their owner may read."""
+    tensors = {"h": torch.ones(2, 3)}
+    contents = {
+        "bytes": b"x",
+        "text": "x",
+        "table": lambda path: path.write_text("x"),
+        "tensors": lambda path: save_file(tensors, path),
+        "replaced": replaced,
+    }
+    before = os.umask(mask)
+    try:
+        write_folder(tmp_path / "folder", contents)
+        (tmp_path / ".left.tmp").touch(0o600)  # by a process that was killed
+        for name, content in {**contents, "left": "x"}.items():
+            write_atomic(tmp_path / name, content)
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 11
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in files} == {
+        path.name: 0o666 & ~mask for path in files
+    }
+    assert torch.equal(load_file(tmp_path / "tensors")["h"], tensors["h"])

@@ -11,7 +11,7 @@ from selftaught import methods
 PACKAGE = Path(__file__).resolve().parents[1] / "selftaught"
 GROUPS = [
     {"environment", "errors", "files", "console", "workers", "peers", "distributed", "kernels"}
-    | {"semi_labels"},
+    | {"arguments", "host", "semi_labels"},
     {"losses"},
     {"data", "models", "search"},
     {"methods"},

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from selftaught import methods
@@ -15,6 +16,7 @@ from selftaught.cli.main import main
 from selftaught.cli.options import read_config
 from selftaught.detector import Detector
 from selftaught.training.config import STAGES, build, dump, preset_overrides, settings
+from selftaught.training.run import run
 from tests.tiny import options, write_images
 
 pytestmark = pytest.mark.usefixtures("thin_encoder")
@@ -40,6 +42,29 @@ def test_everything_promised_is_there(finished):
     assert list(scores.columns[:8]) == first
     assert len(load_file(run / "embeddings.safetensors")["h"]) == len(scores)
     assert json.loads((run / "metrics.json").read_text())["test"]["n"] == 8
+
+
+def test_the_umask_decides_who_may_read_every_file(finished, tmp_path):
+    _, run = finished
+    (tmp_path / "new").touch()
+    wanted = (tmp_path / "new").stat().st_mode
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert {path.name for path in files if path.stat().st_mode != wanted} == set()
+    assert {"state.safetensors", "weights.safetensors"} & {path.name for path in files}
+
+
+def test_a_run_within_a_program_with_settings_gives_the_same_bits(finished, tmp_path):
+    manifest, plain = finished
+    config = read_config("run", "", options(manifest, tmp_path / "run"))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", torch.bfloat16), torch.inference_mode(), torch.device("meta"):
+            run(config)
+    finally:
+        torch.set_default_dtype(before)
+    for name in ("scores.csv", "embeddings.safetensors", "model/weights.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (plain / name).read_bytes()
 
 
 def test_no_test_or_validation_label_reaches_training(finished):

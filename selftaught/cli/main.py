@@ -122,6 +122,9 @@ def open_streams() -> None:
             os.set_inheritable(number, True)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))
+    if getattr(sys.stdout, "errors", "") == "strict" and hasattr(sys.stdout, "reconfigure"):
+        # A name that this terminal cannot show is no reason to end.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """From a table of scores to the content of `metrics.json`."""
 
+import math
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from selftaught.arguments import whole
 from selftaught.data.manifest.check import SETS
 from selftaught.data.manifest.spelling import NAMES, identity, one_spelling
 from selftaught.errors import InputError
@@ -41,7 +43,9 @@ def evaluate(scores: pd.DataFrame, *, seed: int, resamples: int = 1000) -> dict[
     Raises:
         InputError: a column is missing, a score is not finite, a label or flag is neither 0 nor 1;
             the message names the image.
+        ValueError: seed or resamples is no whole number.
     """
+    seed, resamples = whole("seed", seed, -math.inf), whole("resamples", resamples)
     check_columns(scores, ("path", "split", "label", "score"), "scores")
     scores = scores.assign(split=set_names(scores["split"]))
     unread = (_text(scores, "problem") != "") & (_text(scores, "score") == "")

@@ -54,7 +54,7 @@ def _lend_threads(library: ctypes.CDLL) -> None:
     share the cores with them (measured with 2 threads, 512 rows: 7 ms instead of 3).
     """
     try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
+        lines = os.fsdecode(Path("/proc/self/maps").read_bytes()).splitlines()
         paths = {line.split(maxsplit=5)[5] for line in lines if "omp" in line}
         libraries = [path for path in sorted(paths) if "/torch/" in path and OPENMP.search(path)]
         entry = ctypes.CDLL(libraries[0]).GOMP_parallel

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from selftaught.arguments import real
 from selftaught.kernels import BACKENDS, PRECISIONS
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -142,9 +143,10 @@ def check_positive(name: str, value: float) -> float:
     Raises:
         ValueError: it is anything else.
     """
-    if not (isinstance(value, int | float) and 0 < value < math.inf):
+    number = real(value)
+    if not 0 < number < math.inf:
         raise ValueError(f"{name}: must be a finite number above 0, got {value!r}")
-    return float(value)
+    return number
 
 
 def check_labels(

@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 from pandas.arrays import IntegerArray
+from torch import Tensor
 
-Scores = Sequence[float] | np.ndarray
+from selftaught.arguments import numbers_in, real
+from selftaught.errors import require
+
+Scores = Sequence[float] | np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,16 @@ class Calibration:
 
     threshold: float | None = None
     normal_scores: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Keep Python's own numbers, which a model can store."""
+        if self.threshold is not None:
+            threshold = real(self.threshold)
+            fine = math.isfinite(threshold)
+            require("threshold", self.threshold, "a finite number or None", fine)
+            object.__setattr__(self, "threshold", threshold)
+        scores = tuple(_vector(self.normal_scores, "normal_scores").tolist())
+        object.__setattr__(self, "normal_scores", scores)
 
     @classmethod
     def from_normals(cls, scores: Scores, quantile: float = 0.95) -> "Calibration":
@@ -43,14 +57,15 @@ class Calibration:
         Raises:
             ValueError: quantile outside (0, 1], or a score that is not finite.
         """
-        if not 0 < quantile <= 1:
-            raise ValueError(f"quantile: {quantile}, allowed: above 0, up to 1")
+        share = real(quantile)
+        if not 0 < share <= 1:
+            raise ValueError(f"quantile: {quantile!r}, allowed: above 0, up to 1")
         ordered = np.sort(_vector(scores, "normal_scores"))
         if not np.isfinite(ordered).all():
             bad = ordered[~np.isfinite(ordered)][0]
             raise ValueError(f"normal_scores: hold {bad}, allowed: finite numbers")
         # 0.95 * 40 is 38.0 but 0.55 * 100 is 55.00000000000001: rounding must not move the rank.
-        rank = max(1, int(np.ceil(quantile * len(ordered) - 1e-9)))
+        rank = max(1, int(np.ceil(share * len(ordered) - 1e-9)))
         return cls(float(ordered[rank - 1]) if len(ordered) else None, tuple(ordered.tolist()))
 
     def percentiles(self, scores: Scores) -> np.ndarray:
@@ -108,7 +123,7 @@ class Calibration:
 
 def _vector(values: Scores, name: str) -> np.ndarray:
     """`values` as a float64 vector."""
-    array = np.asarray(values, dtype=np.float64)
+    array: np.ndarray = numbers_in(name, values).double().cpu().numpy()
     if array.ndim != 1:
         raise ValueError(f"{name}: shape {array.shape}, allowed: (N,)")
     return array

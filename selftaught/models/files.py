@@ -131,7 +131,7 @@ def _write(
         "calibration": calibration.facts(),
     }
     try:
-        document = json.loads(json.dumps(document, allow_nan=False))
+        document = json.loads(json.dumps(document, allow_nan=False, default=_number))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder}: options and facts must be JSON values: {error}") from error
     digest = hashlib.sha256(weights).hexdigest()
@@ -139,6 +139,13 @@ def _write(
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     contents: dict[str, Content] = {WEIGHTS: weights, FACTS: text}
     return write_folder(Path(folder), contents, replaces=first_format.FILES, size=len(weights))
+
+
+def _number(value: Any) -> Any:
+    """The Python number of a NumPy one, for JSON."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    return json.JSONEncoder().default(value)
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> bytes:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from selftaught.host import Float32
 from selftaught.models.encoder import Encoder, EncoderConfig
 
 EMBEDDING_WIDTHS = (256, 128)
@@ -77,7 +78,8 @@ def build_embedder(
         The embedder, in training mode, on the CPU; without memory inside `torch.device("meta")`.
     """
     meta = torch.get_default_device().type == "meta"
-    with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
+    place = torch.device("meta" if meta else "cpu")
+    with torch.random.fork_rng(devices=[]), place, Float32(), torch.inference_mode(False):
         # torch.manual_seed would also reseed every accelerator, which fork_rng does not undo.
         torch.default_generator.manual_seed(seed)
         return Embedder(config, head)

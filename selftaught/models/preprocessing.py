@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,9 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         size = self.image_size
-        fine = type(size) is int and 1 <= size <= LARGEST
+        fine = isinstance(size, Integral) and type(size) is not bool and 1 <= size <= LARGEST
         require("preprocessing.image_size", size, f"1 to {LARGEST}", fine)
+        object.__setattr__(self, "image_size", int(size))
         low, high = (float(value) for value in self.input_range)
         fine = math.isfinite(low) and math.isfinite(high) and low < high
         require("preprocessing.input_range", self.input_range, "low and a higher value", fine)

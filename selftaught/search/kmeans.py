@@ -1,17 +1,20 @@
 """k-means on all rows: greedy k-means++, then Lloyd's iterations on the nearest-centre op."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from selftaught import host
+from selftaught.arguments import numbers_in, whole
 from selftaught.kernels import ops
 
 LARGEST = 1e17  # float32 holds the square of this times any usual width
 BLOCK = 1024  # rows in float64 at a time, which stay in the cache
-Points = Tensor | np.ndarray
+Points = Tensor | np.ndarray | Sequence[Sequence[float]]
 
 
 class KMeansResult(NamedTuple):
@@ -35,12 +38,12 @@ def checked(values: Points, name: str) -> Tensor:
     """`values` as a finite (N, D) float32 or float64 tensor, contiguous, where they are.
 
     Raises:
-        ValueError: not a matrix, no rows or columns, not floating point, not finite, or so large
-            that squares overflow in float32.
+        ValueError: not a matrix, no rows or columns, not floating point, masked, sparse, not
+            finite, or so large that squares overflow in float32.
     """
-    if isinstance(values, np.ndarray) and not values.flags.writeable:
-        values = values.copy()  # torch warns of memory that it may not write, as in mapped files
-    x = torch.as_tensor(values).detach()
+    x = numbers_in(name, values)
+    if type(_first(values)) is float:
+        x = x.float()  # as torch takes Python's numbers
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"{name}: shape {tuple(x.shape)}, must be (N, D), both at least 1")
     if not x.is_floating_point():
@@ -53,6 +56,13 @@ def checked(values: Points, name: str) -> Tensor:
             f"{name}: row {row} holds a value that is not finite or not within +-{LARGEST:g}"
         )
     return x
+
+
+def _first(values: Any) -> Any:
+    """The first of the things in a nested list."""
+    while isinstance(values, list | tuple) and len(values):
+        values = values[0]
+    return values
 
 
 def _centred(x: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -167,7 +177,7 @@ def _lloyd(x: Tensor, centers: Tensor, iterations: int) -> tuple[Tensor, Tensor,
     return centers, squared, labels
 
 
-@torch.no_grad()
+@host.defaults()
 def kmeans(
     x: Points,
     k: int,
@@ -183,22 +193,20 @@ def kmeans(
     threads. Where fewer than k rows are distinct, there are only so many centres.
 
     Args:
-        x: (N, D) floats, a tensor on any device or an array; the work is done where the rows are.
+        x: (N, D) floats: a tensor on any device, an array, a table or a list of rows; the work is
+            done where the rows are.
         k: number of centres, 1 to N.
-        seed: of the starts.
+        seed: of the starts, 0 or more.
         iterations: at most this many updates per start; stops early when no row moves.
         restarts: starts; the one with the least inertia is returned.
         initial: (k, D) start to use instead of k-means++; `restarts` must then be 1.
 
     Raises:
-        ValueError: k, iterations or restarts below 1, N < k, a start of another shape, data
-            empty, not floating point or not finite.
+        ValueError: k, iterations or restarts no whole number or below 1, no seed, N < k, a start
+            of another shape, data empty, not floating point, masked, sparse or not finite.
     """
-    for name, value, least in (
-        ("k", k, 1), ("iterations", iterations, 1), ("restarts", restarts, 1), ("seed", seed, 0)
-    ):  # fmt: skip
-        if value < least:
-            raise ValueError(f"{name}={value}: must be at least {least}")
+    k, seed = whole("k", k), whole("seed", seed, 0)
+    iterations, restarts = whole("iterations", iterations), whole("restarts", restarts)
     rows = checked(x, "x")
     if len(rows) < k:
         raise ValueError(f"k={k}: only {len(rows)} rows, must be at most their number")

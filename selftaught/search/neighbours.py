@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selftaught import host
+from selftaught.arguments import whole
 from selftaught.search.kmeans import Points, checked
 
 Array = np.ndarray
@@ -127,7 +129,7 @@ def _scores(asked: Array, table: Array, k: int) -> Array:
         proposers = [("double", 2.0**-53), *proposers]
         if faiss and faiss.get_num_gpus() and m <= GPU_NEIGHBOURS:
             proposers = [("faiss", 2.0**-24), *proposers]
-        elif table.dtype == np.float32 and torch.get_float32_matmul_precision() == "highest":
+        elif table.dtype == np.float32:
             # Twice as fast on a CPU as a flat search of FAISS.
             proposers = [("single", 2.0**-24), *proposers]
     scores, pending = np.empty(len(asked)), np.arange(len(asked))
@@ -155,7 +157,7 @@ def _scores(asked: Array, table: Array, k: int) -> Array:
     return scores
 
 
-@torch.no_grad()
+@host.defaults()
 def knn_score(queries: Points, database: Points, k: int = 100) -> Tensor:
     """Mean Euclidean distance to the k nearest rows: the paper's 100-NN ablation (Table 1).
 
@@ -164,7 +166,7 @@ def knn_score(queries: Points, database: Points, k: int = 100) -> Tensor:
     score is then comparable only with scores against the same database.
 
     Args:
-        queries: (Q, D) floats, features `h` of the images to score; a tensor or an array.
+        queries: (Q, D) floats, features `h` of the images to score: all that `kmeans` takes.
         database: (N, D) floats, features of normal training images.
         k: at least 1.
 
@@ -172,10 +174,10 @@ def knn_score(queries: Points, database: Points, k: int = 100) -> Tensor:
         (Q,) float32 on the CPU, higher = more abnormal.
 
     Raises:
-        ValueError: k below 1, widths that differ, no rows, not floating point or not finite.
+        ValueError: k no whole number or below 1, widths that differ, no rows, not floating point,
+            masked, sparse or not finite.
     """
-    if k < 1:
-        raise ValueError(f"k={k}: must be at least 1")
+    k = whole("k", k)
     asked, table = checked(queries, "queries").cpu(), checked(database, "database").cpu()
     if asked.shape[1] != table.shape[1]:
         raise ValueError(

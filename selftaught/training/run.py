@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from selftaught import distributed
+from selftaught import distributed, host
 from selftaught.errors import InputError
 from selftaught.evaluation.metrics import evaluate
 from selftaught.evaluation.report import write_report
@@ -45,7 +45,7 @@ def run(config: Config, parts: Sequence[str] = PARTS, on_event: OnEvent = ignore
     """
     stopper = Stopper().install()
     device = distributed.start(config.engine.timeout)
-    with distributed.ending_together(agreed=StopRun):
+    with distributed.ending_together(agreed=StopRun), host.defaults(device, gradients=True):
         return _run_parts(config, parts, stopper, device, on_event)
 
 

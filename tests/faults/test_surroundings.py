@@ -1,5 +1,6 @@
 """What surrounds the process: launchers' variables, lost streams, early signals."""
 
+import io
 import os
 import signal
 import subprocess
@@ -88,6 +89,14 @@ def test_a_reader_that_goes_away_is_no_traceback():
     job = subprocess.Popen([*COMMAND, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     job.stdout.close()  # before python has started
     assert (job.wait(), b"Traceback" in job.stderr.read()) == (3, False)
+
+
+def test_a_name_that_the_terminal_cannot_show_ends_nothing(model, tmp_path, monkeypatch):
+    source, out = write_images(tmp_path / "images", 3), tmp_path / "R\u00f6ntgen.csv"
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "ascii"))
+    assert main(["score", str(model), "--data.manifest", str(source), "--out", str(out)]) == 0
+    assert shown.getvalue().endswith(b"R\\xf6ntgen.csv\n") and out.exists()
 
 
 @pytest.mark.slow

@@ -115,25 +115,6 @@ def test_broad_data_need_no_second_search(monkeypatch):
     assert kinds == [torch.float32]
 
 
-def test_products_that_torch_may_round_are_not_taken(monkeypatch):
-    x, q = data(1500, 24), data(20, 24, seed=1)
-    kinds, by_torch = [], neighbours._by_torch
-
-    def noted(*arguments, kind=torch.float64, **named):
-        kinds.append(kind)
-        return by_torch(*arguments, kind=kind, **named)
-
-    monkeypatch.setattr(neighbours, "_by_torch", noted)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        scores = knn_score(q, x, 20)
-    finally:
-        torch.set_float32_matmul_precision(before)
-    assert torch.float32 not in kinds
-    np.testing.assert_allclose(scores.numpy(), brute(q, x, 20), rtol=1e-6)
-
-
 def test_fewer_rows_than_k_use_all_of_them():
     x, q = data(30, 5), data(4, 5, seed=1)
     for k in (29, 30, 100):

@@ -21,7 +21,10 @@ from selftaught.data.pipeline.executor import ImageBatch, Request, check_ids, ch
 from selftaught.data.pipeline.sample import Made, Sample, load, refuse_flat
 from selftaught.data.plan import PARAMETERS, draw
 from selftaught.errors import InputError, MachineError
+from selftaught.host import Shared
 from selftaught.workers import worker_count
+
+_OPENCV_THREADS = Shared(cv2.getNumThreads, cv2.setNumThreads, lambda _: 0)
 
 
 class _Started(NamedTuple):
@@ -38,7 +41,7 @@ class OpenCVPipeline:
     else: not on workers, batch sizes, order of requests or the cache. Images above `cache_bytes`
     in all are decoded again each time.
 
-    Opening one sets OpenCV's own threads to none, for the process: parallel is over images.
+    While one is open, OpenCV has no threads of its own in this process: parallel is over images.
 
     Args:
         paths: image files; a sample's id is its position.
@@ -80,7 +83,6 @@ class OpenCVPipeline:
         flat: bool = True,
     ):
         check_options(len(paths), masks, image_size, views, prefetch)
-        cv2.setNumThreads(0)
         self._paths = [Path(path) for path in paths]
         self._masks = [None] * len(paths) if masks is None else list(masks)
         self._size = image_size
@@ -96,6 +98,7 @@ class OpenCVPipeline:
         self._pool = (
             ThreadPoolExecutor(threads, thread_name_prefix="selftaught-views") if threads else None
         )
+        _OPENCV_THREADS.__enter__()
 
     def batches(self, requests: Iterable[Request]) -> Iterator[ImageBatch]:
         """Batches in the order of the requests, up to `prefetch` prepared ahead.
@@ -128,10 +131,12 @@ class OpenCVPipeline:
 
     def close(self) -> None:
         """Drop work that has not begun, join the threads, free the cache."""
-        self._closed = True
+        first, self._closed = not self._closed, True
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._cache.clear()
+        if first:
+            _OPENCV_THREADS.__exit__()
 
     def __enter__(self) -> "OpenCVPipeline":
         return self
@@ -226,7 +231,7 @@ def _finish(started: _Started) -> ImageBatch:
     if not problems:
         return started.batch
     views, masks, _, _ = started.batch
-    ids = torch.tensor([one.sample for one in loaded])
+    ids = torch.tensor([one.sample for one in loaded], device="cpu")
     kept = ids >= 0
     return ImageBatch(views[kept], None if masks is None else masks[kept], ids[kept], problems)
 
