@@ -13,6 +13,7 @@ from selftaught.data.pipeline.sample import Made, Sample
 from selftaught.data.prepare.claim import settings_of
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.film import usable_film
+from selftaught.data.prepare.reference import Reference
 from selftaught.errors import InputError
 from selftaught.models.preprocessing import Preprocessing
 
@@ -68,6 +69,7 @@ def as_trained(
     if preprocessing.prepared is None or not raw:
         return Films(given, None)
     config = PrepareConfig(**preprocessing.prepared)
+    reference = Reference.from_text(preprocessing.reference)
     if config.carrier == "paper" and body_parts is None:
         raise InputError(
             "body_parts: none are given, but the model's films were cropped by the published rule, "
@@ -83,7 +85,7 @@ def as_trained(
         if sample not in pending:
             return None
         part = cleaned(parts[sample]).lower()
-        film = usable_film(paths[sample], regions[sample], part, config)
+        film = usable_film(paths[sample], regions[sample], part, config, reference)
         mask = None if film.mask is None else film.mask.astype(np.uint8) * np.uint8(255)
         return Sample(np.ascontiguousarray(film.image), mask)
 

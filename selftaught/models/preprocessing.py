@@ -11,6 +11,7 @@ from selftaught.data.augment import Augment
 from selftaught.data.images.pack import locate
 from selftaught.data.prepare.claim import settings_of, shaping
 from selftaught.data.prepare.config import PrepareConfig
+from selftaught.data.prepare.reference import Reference, joined, read_reference
 from selftaught.errors import InputError, require
 
 LARGEST = 8192
@@ -29,6 +30,8 @@ class Preprocessing:
         masked: images were multiplied by masks where they have one.
         prepared: settings of `selftaught prepare` that the films went through; None = the model
             was trained on films as they came.
+        reference: of polarity, the films of the prepared set that others are compared with, as
+            text; "" = there are none.
         known: whether `prepared` is known; models of the first format do not say.
 
     Raises:
@@ -43,6 +46,7 @@ class Preprocessing:
     input_range: tuple[float, float] = (0.0, 1.0)
     masked: bool = False
     prepared: Mapping[str, Any] | None = None
+    reference: str = ""
     known: bool = True
 
     def __post_init__(self) -> None:
@@ -60,6 +64,7 @@ class Preprocessing:
         self._view()
         if self.prepared is not None:
             object.__setattr__(self, "prepared", shaping(PrepareConfig(**self.prepared)))
+        Reference.from_text(self.reference)
 
     @classmethod
     def of(cls, augment: Augment, image_size: int, masked: bool, source: Path) -> "Preprocessing":
@@ -75,14 +80,18 @@ class Preprocessing:
         Raises:
             InputError: the set is damaged.
         """
-        settings = _settings(source)
-        known = len(settings) == 1 and settings[0] != UNSAID
+        sets = _sets(source)
+        first = next(iter(sets.values()), None)
+        known = first != UNSAID and all(settings == first for settings in sets.values())
+        homes = [home for home in sets if home is not None] if known else []
+        references = [read_reference(home) for home in homes]
         return cls(
             image_size=image_size,
             **{name: getattr(augment, name) for name in VIEW},
             input_range=augment.input_range,
             masked=masked,
-            prepared=settings[0] if known else None,
+            prepared=first if known else None,
+            reference=joined(references).text(),
             known=known,
         )
 
@@ -115,31 +124,26 @@ class Preprocessing:
             TypeError: something is missing, too many, or of another kind.
             ValueError: a value outside its range.
         """
-        if absent := [field.name for field in fields(cls) if field.name not in facts]:
+        # Models of format 2 had no reference before films were judged against their set.
+        needed = [field.name for field in fields(cls) if field.name != "reference"]
+        if absent := [name for name in needed if name not in facts]:
             raise TypeError(f"preprocessing lacks {absent[0]}")
         return cls(**facts)
 
 
-def _settings(source: Path) -> list[dict[str, Any] | None]:
-    """The different settings that the films of a list were prepared with; None: as they came."""
+def _sets(source: Path) -> dict[Path | None, dict[str, Any] | None]:
+    """The prepared sets that the films of a list are in, with their settings; None: in none."""
     beside = settings_of(source) if source.is_dir() else None
     if beside is not None:
-        return [beside]
+        return {source: beside}
     from selftaught.data.manifest import read_manifest
 
     listed = read_manifest(source, allow_outside=True, check_files=False)
-    different: list[dict[str, Any] | None] = []
-    known: dict[Path, dict[str, Any] | None] = {}
+    sets: dict[Path | None, dict[str, Any] | None] = {}
     for path in listed.table["path"]:
         packed = locate(listed.root / path)
-        if packed is None:
-            settings = None
-        else:
-            home = packed.pack.folder.parent
-            if home not in known:
-                stated = settings_of(home)
-                known[home] = UNSAID if stated is None else stated
-            settings = known[home]
-        if settings not in different:
-            different.append(settings)
-    return different or [None]
+        home = None if packed is None else packed.pack.folder.parent
+        if home not in sets:
+            stated = None if home is None else settings_of(home)
+            sets[home] = UNSAID if home is not None and stated is None else stated
+    return sets

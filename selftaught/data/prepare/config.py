@@ -19,9 +19,10 @@ class PrepareConfig:
         size: longest side of a prepared image, in pixels; smaller films are not enlarged.
         carrier: find the film on its page: default = scored candidates, unsure films stay whole;
             paper = first hit, with the published least areas; none = never crop.
-        polarity: turn negatives: default = what a DICOM file states, else what the picture shows
-            beyond doubt, and unsure films are flagged; paper = the published rule (mean above
-            125), which inverts for the mask only; none = never.
+        polarity: turn negatives: default = what a DICOM file states, else what the set's other
+            films and the picture show beyond doubt, for limbs and chests; unsure films stay and
+            are flagged; paper = the published rule (mean above 125), which inverts for the mask
+            only; none = never.
         mask: find the body: default = checked threshold, paper = as published, none = no masks.
         given_mask: use the manifest's masks, cropped along, where it names some.
         low_contrast: films whose grey levels (1st to 99th percentile) span less than this share

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,12 +16,19 @@ from selftaught.data.prepare import carrier, published
 from selftaught.data.prepare import mask as masks
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.geometry import Quad, overlap, shrink, upright, whole_frame
-from selftaught.data.prepare.polarity import invert, is_inverted_published, judge
+from selftaught.data.prepare.polarity import (
+    Look,
+    invert,
+    is_inverted_published,
+    kind_of,
+    look_at,
+)
+from selftaught.data.prepare.reference import NO_REFERENCE, Reference, judge_in_set
 
 # A film that covers this much of the picture is the picture: no resampling for nothing.
 WHOLE = 0.96
 Mask = npt.NDArray[np.bool_]
-Polarity = Literal["found", "stated", "unsure", "none"]
+Polarity = Literal["found", "set", "stated", "unsure", "none"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,8 +43,9 @@ class Film:
         carrier: cropped, whole (the film fills the picture), or unsure (not found, not cropped).
         score: of the carrier, 0 to 1.
         inverted: the source is a negative; `image` is turned unless the rule is `paper`.
-        polarity: who says so: found (the picture), stated (the file, and the picture agrees),
-            unsure (the picture does not tell, or not what the file states), none (nobody asked).
+        polarity: who says so: found (the picture), set (only the other films of its set), stated
+            (the file, and nothing contradicts), unsure (nothing tells, or not what the file
+            states), none (nobody asked).
         mask_from: given, found, or none (no plausible mask).
         low_contrast: the levels span too little of the range.
         source_bits: that the source's levels have; they are brought to those of `image`.
@@ -57,7 +65,30 @@ class Film:
     source_bits: int
 
 
-def prepare_film(path: Path, given: Path | None, body_part: str, config: PrepareConfig) -> Film:
+class _Cut(NamedTuple):
+    """A file's picture and its bits, and what lies on its film at the prepared size."""
+
+    grey: np.ndarray
+    bits: int
+    image: np.ndarray
+    quad: Quad
+    portrait: bool
+    carrier: Literal["cropped", "whole", "unsure"]
+    score: float
+
+
+def look_at_film(path: Path, body_part: str, config: PrepareConfig) -> Look:
+    """See which way round a file's film is; arguments and errors as of `prepare_film`."""
+    return look_at(_cut(path, body_part, config).image)
+
+
+def prepare_film(
+    path: Path,
+    given: Path | None,
+    body_part: str,
+    config: PrepareConfig,
+    reference: Reference = NO_REFERENCE,
+) -> Film:
     """Prepare one file.
 
     Args:
@@ -65,20 +96,14 @@ def prepare_film(path: Path, given: Path | None, body_part: str, config: Prepare
         given: the mask that the manifest names, or None.
         body_part: lower case, "" where unknown.
         config: rules and size.
+        reference: films of its set, which its polarity is judged against.
 
     Raises:
         BadImage: the image or its mask cannot be used.
     """
-    grey = read_grey(path)
-    bits = _bits(path, grey, config)
-    grey = grey << np.uint16(16 - bits) if 8 < bits < 16 else grey
-    quad, state, score = _carrier(grey, body_part, config)
-    portrait = config.carrier == "paper" and state == "cropped"
-    image = shrink(upright(grey, quad, portrait=portrait), config.size)
-    if config.bits == "8" and image.dtype == np.uint16:
-        image = np.rint(image.astype(np.float32) * np.float32(255 / 65535)).astype(np.uint8)
+    grey, bits, image, quad, portrait, state, score = _cut(path, body_part, config)
     low_contrast = is_low_contrast(image, config.low_contrast)
-    inverted, polarity = _polarity(path, image, config)
+    inverted, polarity = _polarity(path, image, body_part, config, reference)
     positive = invert(image) if inverted else image
     if config.polarity == "default":
         image = positive
@@ -107,14 +132,20 @@ def prepare_film(path: Path, given: Path | None, body_part: str, config: Prepare
     )
 
 
-def usable_film(path: Path, given: Path | None, body_part: str, config: PrepareConfig) -> Film:
+def usable_film(
+    path: Path,
+    given: Path | None,
+    body_part: str,
+    config: PrepareConfig,
+    reference: Reference = NO_REFERENCE,
+) -> Film:
     """`prepare_film` of a film that is to go on; arguments as there.
 
     Raises:
         BadImage: it cannot be prepared, whatever the reason, or its low contrast leaves it out.
     """
     try:
-        film = prepare_film(path, given, body_part, config)
+        film = prepare_film(path, given, body_part, config, reference)
     except MemoryError:
         raise BadImage(path, "needs more memory than there is") from None
     except (cv2.error, ValueError, ArithmeticError) as error:
@@ -159,16 +190,32 @@ def _carrier(
     return page.quad, "cropped", page.score
 
 
-def _polarity(path: Path, image: np.ndarray, config: PrepareConfig) -> tuple[bool, Polarity]:
+def _cut(path: Path, body_part: str, config: PrepareConfig) -> _Cut:
+    grey = read_grey(path)
+    bits = _bits(path, grey, config)
+    grey = grey << np.uint16(16 - bits) if 8 < bits < 16 else grey
+    quad, state, score = _carrier(grey, body_part, config)
+    portrait = config.carrier == "paper" and state == "cropped"
+    image = shrink(upright(grey, quad, portrait=portrait), config.size)
+    if config.bits == "8" and image.dtype == np.uint16:
+        image = np.rint(image.astype(np.float32) * np.float32(255 / 65535)).astype(np.uint8)
+    return _Cut(grey, bits, image, quad, portrait, state, score)
+
+
+def _polarity(
+    path: Path, image: np.ndarray, body_part: str, config: PrepareConfig, reference: Reference
+) -> tuple[bool, Polarity]:
     """Whether the film is a negative, and who says so; what a file states is never overruled."""
     if config.polarity == "none":
         return False, "none"
     if config.polarity == "paper":
         return is_inverted_published(image), "found"
-    verdict = judge(image)
+    verdict, by_set = judge_in_set(look_at(image), kind_of(body_part), reference)
     if is_dicom(path):
         return False, "stated" if verdict == "positive" else "unsure"
-    return verdict == "negative", "unsure" if verdict == "unsure" else "found"
+    if verdict == "unsure":
+        return False, "unsure"
+    return verdict == "negative", "set" if by_set else "found"
 
 
 def _cropped(path: Path, mask: np.ndarray, quad: Quad, portrait: bool, image: np.ndarray) -> Mask:

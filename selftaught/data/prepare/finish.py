@@ -15,6 +15,8 @@ from selftaught.data.images.stamps import NAME as SOURCES
 from selftaught.data.images.stamps import write_stamps
 from selftaught.data.manifest import Manifest, check
 from selftaught.data.prepare.config import PrepareConfig
+from selftaught.data.prepare.polarity import kind_of
+from selftaught.data.prepare.reference import read_reference
 from selftaught.data.prepare.shard_work import Note, Places, stamps_of
 from selftaught.data.prepare.sheet import write_sheets
 from selftaught.errors import InputError
@@ -37,6 +39,7 @@ FACTS = (
     "mask_from",
     "low_contrast",
 )
+MANY = 0.2  # share of turned films that wants a look
 
 
 class Summary(NamedTuple):
@@ -46,17 +49,20 @@ class Summary(NamedTuple):
         manifest: the list of prepared images.
         images, refused: how many.
         counts: images by flag, such as {"carrier cropped": 80}.
+        remarks: lines on what was decided of polarity.
     """
 
     manifest: Path
     images: int
     refused: int
     counts: dict[str, int]
+    remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         total = self.images + self.refused
         lines = [f"{self.images} of {total} images prepared, {self.refused} refused"]
-        return "\n".join(lines + [f"  {name:<18} {n}" for name, n in sorted(self.counts.items())])
+        lines += [f"  {name:<18} {n}" for name, n in sorted(self.counts.items())]
+        return "\n".join([*lines, *self.remarks])
 
     def check(self, limit: float, option: str = "bad_limit") -> None:
         """Refuse a set of which too much is missing.
@@ -116,22 +122,54 @@ def finish(
     write_sheets(out, source.root, kept, config)
     counts = Counter(f"carrier {note['carrier']}" for note in kept)
     counts += Counter(f"mask {note['mask_from']}" for note in kept)
+    depths = [note.get("source_bits", 16) for note in kept]
+    counts += Counter(f"{bits} bits in 16" for bits in depths if 8 < bits < 16)
+    # Counts of zero, which += would drop.
     counts["inverted"] = sum(note["inverted"] for note in kept)
     counts["polarity unsure"] = sum(note.get("polarity") == "unsure" for note in kept)
     counts["low contrast"] = sum(note["low_contrast"] for note in kept)
-    depths = [note.get("source_bits", 16) for note in kept]
-    counts += Counter(f"{bits} bits in 16" for bits in depths if 8 < bits < 16)
+    remarks = _remarks(out, source, kept) if config.polarity == "default" else []
     facts = {"images": len(kept), "refused": len(refused), "counts": dict(counts)}
+    facts["remarks"] = remarks
     write_stamps(out / SOURCES, stamps_of([note for notes in shards for note in notes]))
     write_atomic(out / "summary.json", json.dumps(facts, indent=1) + "\n")
     _write_manifest(out / "manifest.csv", source, kept)
-    return Summary(out / "manifest.csv", len(kept), len(refused), dict(counts))
+    return Summary(out / "manifest.csv", len(kept), len(refused), dict(counts), tuple(remarks))
 
 
 def read_summary(out: Path) -> Summary:
     """What `finish` returned for a complete set."""
     facts = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    return Summary(out / "manifest.csv", facts["images"], facts["refused"], facts["counts"])
+    remarks = tuple(facts.get("remarks", ()))
+    return Summary(
+        out / "manifest.csv", facts["images"], facts["refused"], facts["counts"], remarks
+    )
+
+
+def _remarks(out: Path, source: Manifest, kept: list[Note]) -> list[str]:
+    """How many films were turned and why, and when that wants a look."""
+    turned = [note for note in kept if note["inverted"]]
+    by_set = sum(note["polarity"] == "set" for note in turned)
+    unsure = sum(note["polarity"] == "unsure" for note in kept)
+    remarks = [
+        f"polarity: {len(turned)} turned ({len(turned) - by_set} by what the film shows, {by_set} "
+        f"only by the set's other films), {unsure} unsure, left as they came"
+    ]
+    parts = source.table["body_part"].iloc[[note["row"] for note in kept]]
+    untested = sum(kind_of(part) == "other" for part in parts)
+    if untested:
+        remarks.append(f"polarity: {untested} are of body parts that no rule was tested for")
+    if read_reference(out).unsettled:
+        remarks.append(
+            "polarity: the films contradict each other too much to judge one by the others; "
+            "look at sheets/"
+        )
+    if len(turned) > MANY * len(kept) and not parts.str.strip().any():
+        remarks.append(
+            f"polarity: {len(turned)} of {len(kept)} turned, and no body part is named; look at "
+            "sheets/ (--polarity none, in a run --prepare.polarity none, leaves all as they came)"
+        )
+    return remarks
 
 
 def _write_quarantine(path: Path, source: Manifest, refused: list[Note]) -> None:

@@ -25,6 +25,7 @@ from selftaught.data.prepare.shard_work import (
     work_shard,
 )
 from selftaught.data.prepare.source import check_apart, pack_names
+from selftaught.data.prepare.survey import survey
 from selftaught.errors import InputError, MachineError
 from selftaught.files import claim_folder, machine_errors
 from selftaught.workers import work_side_by_side, worker_count
@@ -67,6 +68,7 @@ def prepare(source: Path, out: Path, config: PrepareConfig) -> Summary:
         rows = _rows(manifest)
         chunks = [rows[i : i + SHARD_IMAGES] for i in range(0, len(rows), SHARD_IMAGES)]
         places = Places(manifest.root, out / FOLDER / "shards", out / "work")
+        survey(places, rows, config)
         notes = {number: _still_right(places, number) for number in range(len(chunks))}
         todo = [number for number, kept in notes.items() if kept is None]
         done = len(rows) - sum(len(chunks[number]) for number in todo)

@@ -6,11 +6,16 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
+
+from selftaught.data.images.decode import is_dicom
 from selftaught.data.images.limits import BadImage
 from selftaught.data.images.pack_writer import Packable, shard_bytes
 from selftaught.data.images.stamps import Stamp, stamp
 from selftaught.data.prepare.config import PrepareConfig
-from selftaught.data.prepare.film import Film, usable_film
+from selftaught.data.prepare.film import Film, look_at_film, usable_film
+from selftaught.data.prepare.polarity import Look
+from selftaught.data.prepare.reference import NO_REFERENCE, Reference, read_reference
 from selftaught.errors import MachineError
 from selftaught.files import sha256, write_atomic
 
@@ -27,12 +32,30 @@ class Row(NamedTuple):
     body_part: str
 
 
+class Seen(NamedTuple):
+    """What a film shows of its polarity; no look where it cannot be read.
+
+    Attributes:
+        files: as they were before it was read.
+        stated: the file states its polarity.
+    """
+
+    files: dict[str, Stamp]
+    look: Look | None
+    stated: bool
+
+
 class Places(NamedTuple):
     """Where a job reads and writes."""
 
     root: Path
     shards: Path
     work: Path
+
+    @property
+    def out(self) -> Path:
+        """The folder of the set."""
+        return self.work.parent
 
     def shard(self, number: int) -> Path:
         """The pixels of a shard."""
@@ -57,10 +80,11 @@ def work_shard(places: Places, number: int, rows: list[Row], config: PrepareConf
     """
     notes: list[Note] = []
     packed: list[Packable] = []
+    reference = read_reference(places.out) if config.polarity == "default" else NO_REFERENCE
     for row in rows:
         files = _files(places.root, row, config)
         try:
-            film = _film(places.root, row, config)
+            film = _film(places.root, row, config, reference)
         except BadImage as error:
             notes.append({"row": row.row, "files": files, "reason": _reason(error, row)})
             continue
@@ -78,6 +102,21 @@ def work_shard(places: Places, number: int, rows: list[Row], config: PrepareConf
         write_atomic(places.shard(number), content)
     text = json.dumps({"sha256": hashlib.sha256(content).hexdigest(), "rows": notes})
     write_atomic(places.notes(number), text)
+
+
+def see_films(root: Path, rows: list[Row], config: PrepareConfig) -> list[Seen]:
+    """Look which way round some films are; arguments and errors as of `work_shard`."""
+    seen = []
+    for row in (row._replace(mask="") for row in rows):
+        files, path = _files(root, row, config), root / row.path
+        try:
+            _check_inside(root, row, config)
+            seen.append(Seen(files, look_at_film(path, row.body_part, config), is_dicom(path)))
+        except (BadImage, cv2.error, ValueError, ArithmeticError, MemoryError):
+            seen.append(Seen(files, None, False))  # It is refused, and named, when it is prepared.
+    if any(one.look is None for one in seen):
+        _check_source(root)
+    return seen
 
 
 def _check_source(root: Path) -> None:
@@ -131,14 +170,16 @@ def _files(root: Path, row: Row, config: PrepareConfig) -> dict[str, Stamp]:
     }
 
 
-def _film(root: Path, row: Row, config: PrepareConfig) -> Film:
-    path = root / row.path
+def _film(root: Path, row: Row, config: PrepareConfig, reference: Reference) -> Film:
+    _check_inside(root, row, config)
     given = root / row.mask if row.mask else None
-    if not config.allow_outside:
-        for one in (path, given):
-            if one is not None and _leads_out(one, root):
-                raise BadImage(one, "leads out of the manifest's folder; see --allow_outside")
-    return usable_film(path, given, row.body_part, config)
+    return usable_film(root / row.path, given, row.body_part, config, reference)
+
+
+def _check_inside(root: Path, row: Row, config: PrepareConfig) -> None:
+    for name in (row.path, row.mask):
+        if name and not config.allow_outside and _leads_out(root / name, root):
+            raise BadImage(root / name, "leads out of the manifest's folder; see --allow_outside")
 
 
 def _leads_out(path: Path, root: Path) -> bool:
