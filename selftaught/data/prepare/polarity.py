@@ -17,7 +17,7 @@ LIMBS = frozenset(
     "ankle arm calcaneus carpus clavicle elbow extremity femur fibula finger foot forearm hand heel"
     " hip humerus knee leg limb patella radius scapula shoulder thumb tibia toe ulna wrist".split()
 )
-CHESTS = frozenset(("chest", "lung", "lungs", "thorax"))
+CHESTS = frozenset(("chest", "cxr", "lung", "thorax"))
 
 WORKING_SIZE = 256
 BRIGHT_MEAN = 125.0
@@ -95,6 +95,7 @@ def kind_of(body_part: str) -> Kind:
         body_part: in any spelling; "" where unknown.
     """
     words = set(re.findall("[a-z]+", body_part.lower()))
+    words |= {word.removesuffix("s") for word in words}
     if not words:
         return "unknown"
     return "chest" if words & CHESTS else "limb" if words & LIMBS else "other"

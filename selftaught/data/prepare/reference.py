@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from selftaught.data.prepare.pattern import SIDE, Pattern, likeness
-from selftaught.data.prepare.polarity import CHEST, WORDS, Kind, Look, Verdict, alone
+from selftaught.data.prepare.polarity import CHEST, SUSPECT, WORDS, Kind, Look, Verdict, alone
 from selftaught.errors import InputError
 
 NAME = "polarity.json"  # in a prepared set: its reference, and the films that it is made of
@@ -95,7 +95,9 @@ def judge_in_set(look: Look, kind: Kind, reference: Reference) -> tuple[Verdict,
     own, others = alone(look, kind), reference.judge(look)
     if kind == "other" or others in ("unsure", own):
         return own, False
-    against = own == "negative" or (own == "positive" and look.background > 0)
+    # The dark shoulders and belly of a chest's negative pass for a background too.
+    dark = look.background > 0 and look.chest > -SUSPECT
+    against = own == "negative" or (own == "positive" and dark)
     return ("unsure", False) if against else (others, True)
 
 
@@ -132,12 +134,13 @@ def settle(looks: Sequence[Look], stated: Sequence[bool]) -> Reference:
         sign = changed
     sure = votes * sign >= CERTAIN
     if sure.sum() < LEAST:
-        return NO_REFERENCE
+        comparable = np.abs(weight).mean(axis=1) >= LIKE
+        return NO_REFERENCE._replace(unsettled=bool(comparable.sum() >= LEAST))
     telling = sure & (way != 0)
-    agreeing = float((way == sign)[telling].mean()) if telling.any() else 0.0
-    many = float((sign[sure] < 0).mean()) > USUAL
-    enough = agreeing >= AGREEING and telling.sum() >= sure.sum() / 2
-    if agreeing < CONTRADICTING or (many and not enough):
+    agreeing = (way == sign)[telling].sum()
+    many = (sign[sure] < 0).sum() > USUAL * sure.sum()
+    enough = agreeing >= AGREEING * telling.sum() and telling.sum() >= sure.sum() / 2
+    if agreeing < CONTRADICTING * telling.sum() or (many and not enough):
         return NO_REFERENCE._replace(unsettled=True)
     return Reference(patterns[sure] * sign[sure, None].astype(np.int8))
 

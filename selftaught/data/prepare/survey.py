@@ -65,9 +65,14 @@ def _chosen(rows: list[Row]) -> list[Row]:
     chosen: list[Row] = []
     smallest_first = sorted(parts.values(), key=len)
     for number, films in enumerate(smallest_first):
-        count = min(len(films), (FILMS - len(chosen)) // (len(parts) - number))
-        chosen += [films[i * len(films) // count] for i in range(count)]
+        count = (FILMS - len(chosen)) // (len(parts) - number)
+        chosen += [films[i] for i in spread(len(films), count)]
     return sorted(chosen)
+
+
+def spread(total: int, count: int) -> list[int]:
+    """Up to `count` of the numbers below `total`, evenly."""
+    return [i * total // count for i in range(count)] if count < total else list(range(total))
 
 
 def _see(places: Places, rows: list[Row], config: PrepareConfig) -> list[Seen]:
