@@ -19,6 +19,7 @@ from selftaught.data.prepare.job import prepare
 from selftaught.errors import InputError
 from selftaught.models import Calibration, Preprocessing, save_model
 from selftaught.phantoms import write_set
+from tests.data.prepare.films import chest
 from tests.tiny import spheres
 
 SIZE = 64
@@ -128,6 +129,29 @@ def test_without_masks_where_training_had_none(raw, set_, task, tmp_path):
     masks = [set_.parent / name for name in own["mask"].dropna()][:1]
     with pytest.raises(ValueError, match="masks: the model was trained without masks"):
         Detector.load(model, device="cpu").score(paths[:1], masks=masks)
+
+
+def test_films_that_only_their_set_tells_of(task, tmp_path):
+    """Chests of no body part, some inverted: alone none could be turned."""
+    films = tmp_path / "films"
+    films.mkdir()
+    for number in range(24):
+        film = chest(number)
+        cv2.imwrite(str(films / f"{number:02d}.png"), film if number % 6 else 255 - film)
+    manifest = prepared(films, tmp_path / "set", carrier="none")
+    own = pd.read_csv(manifest)
+    assert own["inverted"].tolist() == [int(number % 6 == 0) for number in range(24)]
+    assert (own["polarity"][own["inverted"] == 1] == "set").all()
+    model = model_of(manifest, task)
+    check_equal(*both(model, manifest, films, tmp_path))
+    facts = json.loads((model / "model.json").read_text())
+    assert len(facts["preprocessing"]["reference"]) == 24 * 144 * 4 / 3
+    # One new film, as hospitals send them.
+    cv2.imwrite(str(tmp_path / "new.png"), chest(50))
+    cv2.imwrite(str(tmp_path / "negative.png"), 255 - chest(50))
+    detector = Detector.load(model, device="cpu")
+    first, second = detector.score([tmp_path / "new.png", tmp_path / "negative.png"]).tolist()
+    assert first == pytest.approx(second, abs=1e-6)
 
 
 def test_by_dali(raw, set_, model, tmp_path):

@@ -1,13 +1,16 @@
 """What films went through: stored, read back strictly, and the view that it gives."""
 
+import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
 from selftaught.data.augment import Augment, finetune_augment, plain
 from selftaught.data.prepare.claim import shaping
 from selftaught.data.prepare.config import PrepareConfig
+from selftaught.data.prepare.reference import Reference
 from selftaught.models import Preprocessing
 
 PREPARED = Preprocessing(
@@ -18,6 +21,7 @@ PREPARED = Preprocessing(
     input_range=(0.0, 255.0),
     masked=True,
     prepared=shaping(PrepareConfig(size=96, carrier="paper", bits="8")),
+    reference=Reference(np.arange(288, dtype=np.int8).reshape(2, 144)).text(),
 )
 
 
@@ -66,12 +70,23 @@ def test_the_view_is_that_of_the_training_without_chance(tmp_path):
         ({"prepared": {"size": 96.5}}, "size is 96.5; allowed: a whole number"),
         ({"prepared": {"cutoff": None}}, "supported"),
         ({"prepared": {"deskew": True}}, "deskew"),
+        ({"reference": 7}, "reference|bytes-like"),
+        ({"reference": "?"}, "reference"),
+        ({"reference": "AAAA"}, "reference: 3 bytes, must be a multiple of 144"),
         ({"sharpen": 1}, "sharpen"),
     ],
 )
 def test_what_no_model_stores_is_refused(changes, message):
     with pytest.raises((TypeError, ValueError), match=message):
         Preprocessing.from_facts({**PREPARED.facts(), **changes})
+
+
+def test_models_that_are_older_than_the_comparison_of_films_have_no_reference():
+    facts = PREPARED.facts()
+    del facts["reference"]
+    films = Preprocessing.from_facts(facts)
+    assert films == dataclasses.replace(PREPARED, reference="")
+    assert len(Reference.from_text(films.reference).patterns) == 0
 
 
 @pytest.mark.parametrize("name", ["image_size", "masked", "prepared", "known", "order"])

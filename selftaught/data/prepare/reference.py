@@ -132,9 +132,9 @@ def settle(looks: Sequence[Look], stated: Sequence[bool]) -> Reference:
         if (changed == sign).all():
             break
         sign = changed
-    sure = votes * sign >= CERTAIN
+    comparable = np.abs(weight).mean(axis=1) >= LIKE
+    sure = comparable & (votes * sign >= CERTAIN)
     if sure.sum() < LEAST:
-        comparable = np.abs(weight).mean(axis=1) >= LIKE
         return NO_REFERENCE._replace(unsettled=bool(comparable.sum() >= LEAST))
     telling = sure & (way != 0)
     agreeing = (way == sign)[telling].sum()

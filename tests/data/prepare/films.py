@@ -16,6 +16,23 @@ def write_films(folder: Path, images: int, *, seed: int = 5, size: int = 160) ->
     return write_set(folder, images, seed=seed, size=size, formats=("png8", "png16"), workers=1)
 
 
+def chest(seed: int, size: int = 144) -> np.ndarray:
+    """(size, size) uint8: bright shoulders, heart and belly, dark lungs; no two alike."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] / size
+    middle, apex = 0.5 + random.normal(0, 0.02), 0.42 + random.normal(0, 0.03)
+    grey = 150 + 60 * y
+    for side, width in ((-1, random.uniform(0.09, 0.13)), (1, random.uniform(0.08, 0.12))):
+        off = (x - middle - side * 0.23) / width
+        grey -= random.uniform(70, 110) * np.exp(-(off**2) - ((y - apex) / 0.23) ** 2)
+    grey += 30 * np.exp(-(((x - middle) / 0.08) ** 2))
+    grey += 25 * np.exp(-(((x - middle - 0.06) / 0.12) ** 2) - ((y - 0.62) / 0.13) ** 2)
+    for corner in (0, 1):  # air above the shoulders
+        grey -= 140 * np.exp(-(((x - corner) / 0.22) ** 2) - (y / 0.2) ** 2)
+    soft = cv2.GaussianBlur(random.normal(0, 30, grey.shape), (0, 0), 3)
+    return np.clip(grey + soft + random.normal(0, 1.5, grey.shape), 0, 255).astype(np.uint8)
+
+
 def stop_after(monkeypatch: pytest.MonkeyPatch, shards: int) -> None:
     """Interrupt the next job of one worker when it has finished some shards."""
     real, left = job.work_shard, shards

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from films import stop_after
+from films import chest, stop_after
 
 from selftaught.data.images.pack import Pack
 from selftaught.data.prepare import job, survey
@@ -30,23 +30,6 @@ from selftaught.phantoms.radiograph import radiograph
 REAL = Path(__file__).resolve().parents[3] / ".." / "shared" / "data"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="the real radiographs are not beside the repo")
 CONFIG = PrepareConfig(carrier="none", mask="none", workers=1, sheets=0)
-
-
-def chest(seed: int, size: int = 144) -> np.ndarray:
-    """(size, size) uint8: bright shoulders, heart and belly, dark lungs; no two alike."""
-    random = np.random.default_rng(seed)
-    y, x = np.mgrid[:size, :size] / size
-    middle, apex = 0.5 + random.normal(0, 0.02), 0.42 + random.normal(0, 0.03)
-    grey = 150 + 60 * y
-    for side, width in ((-1, random.uniform(0.09, 0.13)), (1, random.uniform(0.08, 0.12))):
-        off = (x - middle - side * 0.23) / width
-        grey -= random.uniform(70, 110) * np.exp(-(off**2) - ((y - apex) / 0.23) ** 2)
-    grey += 30 * np.exp(-(((x - middle) / 0.08) ** 2))
-    grey += 25 * np.exp(-(((x - middle - 0.06) / 0.12) ** 2) - ((y - 0.62) / 0.13) ** 2)
-    for corner in (0, 1):  # air above the shoulders
-        grey -= 140 * np.exp(-(((x - corner) / 0.22) ** 2) - (y / 0.2) ** 2)
-    soft = cv2.GaussianBlur(random.normal(0, 30, grey.shape), (0, 0), 3)
-    return np.clip(grey + soft + random.normal(0, 1.5, grey.shape), 0, 255).astype(np.uint8)
 
 
 def limb(seed: int) -> np.ndarray:
