@@ -132,7 +132,7 @@ def settle(looks: Sequence[Look], stated: Sequence[bool]) -> Reference:
         if (changed == sign).all():
             break
         sign = changed
-    comparable = np.abs(weight).mean(axis=1) >= LIKE
+    comparable = np.abs(weight[:, :NEAREST]).mean(axis=1) >= LIKE
     sure = comparable & (votes * sign >= CERTAIN)
     if sure.sum() < LEAST:
         return NO_REFERENCE._replace(unsettled=bool(comparable.sum() >= LEAST))
