@@ -96,7 +96,7 @@ def kind_of(body_part: str) -> Kind:
     """
     words = set(re.findall("[a-z]+", body_part.lower()))
     words |= {word.removesuffix("s") for word in words}
-    if not words:
+    if words <= {"na", "unknown"}:
         return "unknown"
     return "chest" if words & CHESTS else "limb" if words & LIMBS else "other"
 

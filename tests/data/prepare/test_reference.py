@@ -145,6 +145,7 @@ def test_parts_that_no_rule_was_tested_for_are_left(part: str) -> None:
     [
         ("", "unknown"),
         (" ", "unknown"),
+        ("Unknown", "unknown"),
         ("XR_ELBOW", "limb"),
         ("Left hand", "limb"),
         ("lower-legs", "limb"),
