@@ -182,6 +182,52 @@ def test_half_of_a_set_that_nothing_speaks_for_is_unsettled() -> None:
     np.testing.assert_array_equal(stated.patterns, [look_at(film).pattern for film in films])
 
 
+def stripe(seed: int, size: int) -> np.ndarray:
+    """(size, size) uint8: a bright limb on black."""
+    random = np.random.default_rng(seed)
+    off = np.abs(np.linspace(-1, 1, size) - random.normal(0, 0.02))
+    bright = off < 0.5
+    rows = 1 - 0.2 * np.linspace(0, 1, size)[:, None]
+    spongy = np.full((size, size), 130.0)
+    spongy[::7] = spongy[:, ::9] = 190
+    grey = np.where(bright[None], spongy * rows, 12 * rows)
+    return np.clip(grey + random.normal(0, 1, grey.shape), 0, 255).astype(np.uint8)
+
+
+def test_what_a_film_shows_itself_has_a_veto() -> None:
+    """Two bright limbs with a dark gap are like the negative of one, but their details are bright."""
+    look = look_at(limb(1))
+    reference = Reference(np.stack([-look.pattern] * 4))
+    for structure, chest_like, verdict in (
+        (-0.1, 0.0, "negative"),
+        (0.1, 0.0, "unsure"),
+        (-0.1, 0.6, "unsure"),
+        (0.1, -0.6, "negative"),
+    ):
+        film = look._replace(structure=structure, chest=chest_like)
+        assert reference.judge(film) == verdict
+
+
+def test_a_film_as_like_one_side_as_the_other_is_unsure() -> None:
+    look = look_at(limb(1))
+    both_ways = Reference(np.stack([look.pattern, -look.pattern] * 4))
+    assert both_ways.judge(look) == "unsure" and both_ways.judge(look_at(chest(1))) == "unsure"
+    assert Reference(both_ways.patterns[::2]).judge(look) == "positive"
+
+
+def test_most_of_a_set_is_turned_only_where_its_films_look_like_it_otherwise_too() -> None:
+    # So small that no fine structure shows: there is a background, and nothing else.
+    looks = [look_at(invert(stripe(number, 64))) for number in range(20)]
+    assert settle(looks, [False] * 20).unsettled
+
+
+def test_stated_films_are_positives_for_their_neighbours() -> None:
+    looks = [look_at(invert(chest(number))) for number in range(12)]
+    patterns = np.stack([look.pattern for look in looks])
+    np.testing.assert_array_equal(settle(looks, [True] * 12).patterns, patterns)
+    np.testing.assert_array_equal(settle(looks, [False] * 12).patterns, -patterns)
+
+
 def test_a_pattern_depends_on_ranks_only_and_changes_sign() -> None:
     grey = chest(1).astype(np.float32)
     pattern = pattern_of(grey)
@@ -281,8 +327,13 @@ def test_films_that_changed_before_the_job_went_on_are_compared_again(
     with pytest.raises(KeyboardInterrupt):
         prepare(raw, tmp_path / "out", CONFIG)
     cv2.imwrite(str(raw / "20.png"), invert(chest(77)))
+    worked, real_work = [], job.work_shard
+    monkeypatch.setattr(
+        job, "work_shard", lambda *given: worked.append(given[1]) or real_work(*given)
+    )
     with pytest.warns(UserWarning, match=r"20\.png has changed since the set was looked through"):
         prepare(raw, tmp_path / "out", CONFIG)
+    assert worked == [0, 1, 2, 3]  # the finished ones too: they were judged by other films
     prepare(raw, tmp_path / "whole", CONFIG)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     assert rows(tmp_path / "out")[20]["inverted"] == "1"
