@@ -195,7 +195,7 @@ def stripe(seed: int, size: int) -> np.ndarray:
 
 
 def test_what_a_film_shows_itself_has_a_veto() -> None:
-    """Two bright limbs with a dark gap are like the negative of one, but their details are bright."""
+    """Two bright limbs with a dark gap are like a negative of one; their details are bright."""
     look = look_at(limb(1))
     reference = Reference(np.stack([-look.pattern] * 4))
     for structure, chest_like, verdict in (
