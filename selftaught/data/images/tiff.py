@@ -133,6 +133,10 @@ def _by_pillow(path: Path, handle: IO[bytes], page: "TiffPage") -> np.ndarray | 
             grey = raster.grey(path, image)
     except (UnidentifiedImageError, SyntaxError):
         return None
+    except ValueError as error:
+        if "unknown raw mode" not in str(error):
+            raise
+        return None
     signed = values(page, "SampleFormat", (1,))[0] == 2
     if signed and grey.dtype == np.uint8 and grey.max() > 127:
         raster.sixteen_bits(path, grey.view(np.int8))

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tifffile import TiffPage
 
 DIFFERENCES = 2  # the predictor by which each sample is stored less the one to its left
+# None, PackBits, Deflate and LZMA: what tifffile decompresses whatever else is installed.
+BY_TIFFFILE = (1, 8, 32773, 32946, 34925)
+UNPREDICTED = (1, 32773)  # where a predictor says nothing, to libtiff and Pillow
 SHORT, LONG = 3, 4
 FAX_OPTIONS = (292, 293)
 
@@ -31,10 +34,10 @@ def samples(path: Path, page: "TiffPage") -> np.ndarray:
         BadImage: compressed in a way that is not read.
         Exception: whatever the decoders raise; `raster.reasons` translates it.
     """
-    from tifffile import TIFF
-
     height, width, count = page.imagelength, page.imagewidth, page.samplesperpixel
-    if page.compression in TIFF.DECOMPRESSORS:
+    if page.compression in UNPREDICTED:
+        page.predictor = 1
+    if page.compression in BY_TIFFFILE:
         stored = page.asarray(squeeze=False, maxworkers=1)[:, 0]
         return np.moveaxis(stored, 0, 2).reshape(height, width, count)
     if page.bitspersample not in (8, 16):
