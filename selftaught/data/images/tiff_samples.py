@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from selftaught.data.images import raster
+from selftaught.data.images import raster, tiff_tags
 from selftaught.data.images.limits import BadImage, not_read
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ def samples(path: Path, page: "TiffPage") -> np.ndarray:
     if page.bitspersample not in (8, 16):
         name = getattr(page.compression, "name", page.compression)
         raise not_read(path, f"a TIFF of {page.bitspersample} bits compressed by {name}")
-    if page.planarconfig == 1:
-        return raster.undisturbed(partial(_as_grey, page, 0, 1))
-    planes = [raster.undisturbed(partial(_as_grey, page, i, count)) for i in range(count)]
-    return np.concatenate(planes, axis=2)
+    planes = 1 if page.planarconfig == 1 else count
+    parts = [raster.undisturbed(partial(_as_grey, page, i, planes)) for i in range(planes)]
+    stored = np.concatenate(parts, axis=2)
+    return stored.view(f"i{stored.itemsize}") if tiff_tags.signed(page) else stored
 
 
 def check_fax(path: Path, page: "TiffPage") -> None:

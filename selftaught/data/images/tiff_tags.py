@@ -48,6 +48,11 @@ def values(page: "TiffPage", name: str, missing: tuple[Any, ...]) -> tuple[Any, 
     return tuple(tag.value) if several else (tag.value,)
 
 
+def signed(page: "TiffPage") -> bool:
+    """Whether samples are whole numbers with a sign."""
+    return bool(values(page, "SampleFormat", (1,))[0] == 2)
+
+
 def check(path: Path, page: "TiffPage") -> None:
     """Refuse an image for its tags, before a pixel is touched.
 
@@ -92,6 +97,8 @@ def _unread_colors(page: "TiffPage", samples: int, bits: int) -> str:
     if photometric is not None and photometric not in PHOTOMETRICS:
         return f"with samples of the kind {getattr(photometric, 'name', photometric)}"
     extra = values(page, "ExtraSamples", ())
+    if photometric == 2 and samples < 3:
+        return f"of {samples} samples a pixel, RGB"
     if len(extra) >= samples or sum(kind in ALPHAS for kind in extra) > 1:
         return f"with ExtraSamples {extra} of {samples} samples"
     if page.is_tiled and 324 not in page.tags:
@@ -124,6 +131,8 @@ def check_data(path: Path, page: "TiffPage") -> None:
     Raises:
         BadImage: truncated, or damaged JPEG data within.
     """
+    if page.photometric != 6:
+        page.subsampling = None  # it is of chroma only
     size, rows = page.parent.filehandle.size, _rows(path, page)
     plain = page.compression == RAW and not page.is_subsampled
     if plain and 279 not in page.tags and 325 not in page.tags:

@@ -171,6 +171,15 @@ READ: dict[str, tuple[Make, np.ndarray]] = {
     "64 bits": (written(DEEP.astype(np.uint64)), DEEP),
     "signed 8 bits, none negative": (written((GREY // 2).astype(np.int8)), GREY // 2),
     "signed 16 bits, none negative": (written((DEEP // 2).astype(np.int16)), DEEP // 2),
+    "signed 16 bits, big-endian deflate": (
+        written((DEEP // 2).astype(">i2"), byteorder=">", compression="zlib"),
+        DEEP // 2,
+    ),
+    "signed 16 bits, a plane of one": (
+        tagged(DEEP // 2, {258: 16, 284: 2, 339: 2}),
+        DEEP // 2,
+    ),
+    "subsampling of no chroma": (interleaved({530: (2, 2)}), DEEP),
     "12 bits": (packed12("<"), DEEP >> 4),
     "colours of 8 bits": (tagged(GREY, {262: 3, 320: COLORS}), 255 - GREY),
     "colours of 16 bits": (
@@ -267,6 +276,7 @@ UNREAD: dict[str, tuple[Make, str]] = {
         tagged(np.stack([GREY] * 3, -1), {258: (8,) * 3, 277: 3, 338: (2, 2)}),
         "ExtraSamples",
     ),
+    "one sample of RGB": (tagged(DEEP, {258: (16,) * 3, 262: 2, 277: None}), "1 samples a pixel"),
     "200 samples": (tagged(bytes(200 * 8), {258: 8, 277: 200}), "200 samples a pixel"),
     "floating point predictor": (tagged(GREY, {317: 3}), "Predictor FLOATINGPOINT"),
     "JPEG 2000": (tagged(GREY, {259: 34712}), "Compression JPEG2000"),
@@ -332,6 +342,10 @@ WRONG: dict[str, tuple[Make, tuple[str, ...]]] = {
         written((RGB // 2).astype(np.int16) - 9, photometric="rgb", planarconfig="separate"),
         ("from -9", "0 to 65535"),
     ),
+    "negative, LZW": (
+        interleaved({259: 5, 339: 2}, "tiff_lzw"),
+        ("has samples from -", "0 to 65535"),
+    ),
     "beyond 16 bits": (written(DEEP.astype(np.uint32) * 9), ("0 to 65535",)),
     "two pages": (tagged(GREY, {}, pages=2), ("2 frames",)),
     "hidden stack": (hidden_stack, ("5 frames",)),
@@ -340,6 +354,10 @@ WRONG: dict[str, tuple[Make, tuple[str, ...]]] = {
     "a strip beyond the end": (tagged(GREY, {273: 9000}), ("truncated TIFF",)),
     "a strip of nothing": (tagged(GREY, {259: 8, 279: 0}), ("truncated TIFF",)),
     "sparse": (tagged(GREY, {273: 0, 279: 0}), ("leaves out strips", "save it again whole")),
+    "few bytes, subsampling of no chroma": (
+        tagged(GREY, {279: GREY.size - 1, 530: (2, 2)}),
+        ("truncated TIFF",),
+    ),
     "too few strips": (tagged(GREY, {278: 5}), ("1 of its 8 strips",)),
     "half of what is compressed": (
         tagged(zlib.compress(GREY[:20].tobytes()), {259: 8}),
