@@ -5,6 +5,7 @@ import numpy as np
 
 SHALLOWEST = 10  # bits that detectors and scanners give, where more than 8 are stored
 CLEARLY = 12  # a 16-bit film whose highest level needs no more bits was not scaled to 16
+WHITE, LETTERS = 65535, 0.01  # level, share of the pixels
 SMOOTH = 3.0  # pixels, standard deviation: what is left of noise is a tenth
 
 
@@ -77,7 +78,8 @@ def used_bits(image: np.ndarray, stated: int | None, least: float) -> int:
 
     Where its file does not state them, they are guessed from the highest level, and only where
     the film shows something once noise is smoothed; from 13 bits on, only where it would be of low
-    contrast otherwise: a dark film of 16 bits stays as dark as it is.
+    contrast otherwise: a dark film of 16 bits stays as dark as it is. A few pixels at 65535 do not
+    count: letters that were burnt in. Shifted like the others, they stay white.
 
     Args:
         image: (H, W) uint16.
@@ -85,9 +87,13 @@ def used_bits(image: np.ndarray, stated: int | None, least: float) -> int:
         least: share of the range that a film has to span.
 
     Returns:
-        16, or fewer where every level is below 2 to their power.
+        16, or fewer where every level that counts is below 2 to their power.
     """
     highest = int(image.max())
+    if highest == WHITE:
+        rest = image[image < WHITE]
+        if rest.size >= (1 - LETTERS) * image.size:
+            highest = int(rest.max())
     if stated is not None:
         beyond = highest >> stated if stated < 16 else 1
         # Levels that were scaled are multiples: then it is but a dark film.

@@ -31,9 +31,8 @@ FRAMES = {
     0xCD: "hierarchical",
     0xCE: "hierarchical",
     0xCF: "hierarchical",
-    0xF7: "JPEG-LS",
 }
-PROGRESSIVE, LOSSLESS = 0xC2, 0xC3
+PROGRESSIVE, LOSSLESS, JPEG_LS = 0xC2, 0xC3, 0xF7
 TABLES = (0xC4, 0xDB, 0xDD)  # Huffman, quantisation, restart interval
 # A marker of a segment: 0 is a stuffed byte, D0 to D7 restart a scan, FF fills.
 MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
@@ -123,6 +122,9 @@ def _segments(path: Path, data: bytes) -> Iterator[Segment]:
         marker = data[position - 1]
         if marker == EOI:
             return
+        if marker == JPEG_LS:
+            # Its coded data may look like markers.
+            raise not_read(path, "a JPEG of the JPEG-LS kind")
         length = int.from_bytes(data[position : position + 2], "big")
         end = position + length
         if end > len(data):
@@ -158,6 +160,8 @@ def _check_frame(
     check_size(path, height, width)
     if components not in (1, 3, 4) or frame.end - frame.start != 6 + 3 * components:
         raise not_read(path, f"a JPEG of {components} components")
+    if frame.marker == LOSSLESS and components > 1:
+        raise not_read(path, "a lossless JPEG in colour")
     if not inside:
         _check_color(path, data, segments, components)
     return frame

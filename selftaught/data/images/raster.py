@@ -3,7 +3,7 @@
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
@@ -139,7 +139,9 @@ def orientation(path: Path, image: "Image") -> int:
     if image.format == "PNG":
         # getexif() of a PNG would decode the pixels.
         exif: Exif = Image.Exif()
-        exif.load(image.info.get("exif", b""))
+        # What is no EXIF states nothing, as in a JPEG.
+        with suppress(SyntaxError):
+            exif.load(image.info.get("exif", b""))
     else:
         exif = image.getexif()
     return valid_turn(path, exif.get(ORIENTATION, 1))

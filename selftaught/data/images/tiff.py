@@ -52,12 +52,10 @@ def read(path: Path) -> np.ndarray:
         tiff_tags.check_data(path, page)
         if page.compression in FAX:
             tiff_samples.check_fax(path, page)
-        one, bits = page.samplesperpixel == 1, max(values(page, "BitsPerSample", (1,)))
-        grey = None
-        if one or bits <= 8:
+        if _known_to_pillow(page):
             grey = raster.undisturbed(lambda: _by_pillow(path, handle, page))
-        if grey is not None:
-            return grey
+            if grey is not None:
+                return grey
         return raster.upright(_by_samples(path, page), _turn(path, page))
 
 
@@ -118,6 +116,13 @@ def _turn(path: Path, page: "TiffPage") -> int:
     return raster.valid_turn(path, values(page, "Orientation", (1,))[0])
 
 
+def _known_to_pillow(page: "TiffPage") -> bool:
+    """Whether Pillow may be tried: up to 8 bits, and plain grey that it does not garble."""
+    swapped = tiff_tags.signed(page) and page.parent.byteorder == ">"
+    plain = page.samplesperpixel == 1 and page.planarconfig == 1 and not swapped
+    return plain or max(values(page, "BitsPerSample", (1,))) <= 8
+
+
 def _by_pillow(path: Path, handle: IO[bytes], page: "TiffPage") -> np.ndarray | None:
     """Decode by Pillow, which turns it upright; None: it does not know this kind."""
     from PIL import UnidentifiedImageError
@@ -133,8 +138,11 @@ def _by_pillow(path: Path, handle: IO[bytes], page: "TiffPage") -> np.ndarray | 
             grey = raster.grey(path, image)
     except (UnidentifiedImageError, SyntaxError):
         return None
-    signed = values(page, "SampleFormat", (1,))[0] == 2
-    if signed and grey.dtype == np.uint8 and grey.max() > 127:
+    except ValueError as error:
+        if "unknown raw mode" not in str(error):
+            raise
+        return None
+    if tiff_tags.signed(page) and grey.dtype == np.uint8 and grey.max() > 127:
         raster.sixteen_bits(path, grey.view(np.int8))
     if grey.dtype == np.uint16 and page.photometric == MIN_IS_WHITE:
         # Pillow inverts white-is-zero files of up to 8 bits, but not these.

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from selftaught.data.images import raster
+from selftaught.data.images import raster, tiff_tags
 from selftaught.data.images.limits import BadImage, not_read
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
 
 DIFFERENCES = 2  # the predictor by which each sample is stored less the one to its left
+# None, PackBits, Deflate and LZMA: what tifffile decompresses whatever else is installed.
+BY_TIFFFILE = (1, 8, 32773, 32946, 34925)
+UNPREDICTED = (1, 32773)  # where a predictor says nothing, to libtiff and Pillow
 SHORT, LONG = 3, 4
 FAX_OPTIONS = (292, 293)
 
@@ -31,19 +34,19 @@ def samples(path: Path, page: "TiffPage") -> np.ndarray:
         BadImage: compressed in a way that is not read.
         Exception: whatever the decoders raise; `raster.reasons` translates it.
     """
-    from tifffile import TIFF
-
     height, width, count = page.imagelength, page.imagewidth, page.samplesperpixel
-    if page.compression in TIFF.DECOMPRESSORS:
+    if page.compression in UNPREDICTED:
+        page.predictor = 1
+    if page.compression in BY_TIFFFILE:
         stored = page.asarray(squeeze=False, maxworkers=1)[:, 0]
         return np.moveaxis(stored, 0, 2).reshape(height, width, count)
     if page.bitspersample not in (8, 16):
         name = getattr(page.compression, "name", page.compression)
         raise not_read(path, f"a TIFF of {page.bitspersample} bits compressed by {name}")
-    if page.planarconfig == 1:
-        return raster.undisturbed(partial(_as_grey, page, 0, 1))
-    planes = [raster.undisturbed(partial(_as_grey, page, i, count)) for i in range(count)]
-    return np.concatenate(planes, axis=2)
+    planes = 1 if page.planarconfig == 1 else count
+    parts = [raster.undisturbed(partial(_as_grey, page, i, planes)) for i in range(planes)]
+    stored = np.concatenate(parts, axis=2)
+    return stored.view(f"i{stored.itemsize}") if tiff_tags.signed(page) else stored
 
 
 def check_fax(path: Path, page: "TiffPage") -> None:

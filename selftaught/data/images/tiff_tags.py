@@ -18,13 +18,12 @@ PHOTOMETRICS = (0, 1, 2, 3, 5, 6, 8)
 GREY = (0, 1)
 ALPHAS = (1, 2)
 RAW, OLD_JPEG, JPEG = 1, 6, 7
-COMPRESSIONS = (1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34925, 50000, 50001)
+COMPRESSIONS = (1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34925, 50000)
 # What a tag may state, and what it is where it is missing.
 ALLOWED: dict[str, tuple[tuple[int, ...], int]] = {
     "FillOrder": ((1, 2), 1),
     "PlanarConfiguration": ((1, 2), 1),
     "Orientation": (tuple(range(9)), 1),
-    "ResolutionUnit": ((1, 2, 3), 2),
 }
 # The same of what is sound but not read.
 READ: dict[str, tuple[tuple[int, ...], int]] = {
@@ -47,6 +46,11 @@ def values(page: "TiffPage", name: str, missing: tuple[Any, ...]) -> tuple[Any, 
         return missing
     several = isinstance(tag.value, tuple | list | np.ndarray)
     return tuple(tag.value) if several else (tag.value,)
+
+
+def signed(page: "TiffPage") -> bool:
+    """Whether samples are whole numbers with a sign."""
+    return bool(values(page, "SampleFormat", (1,))[0] == 2)
 
 
 def check(path: Path, page: "TiffPage") -> None:
@@ -93,8 +97,12 @@ def _unread_colors(page: "TiffPage", samples: int, bits: int) -> str:
     if photometric is not None and photometric not in PHOTOMETRICS:
         return f"with samples of the kind {getattr(photometric, 'name', photometric)}"
     extra = values(page, "ExtraSamples", ())
+    if photometric == 2 and samples < 3:
+        return f"of {samples} samples a pixel, RGB"
     if len(extra) >= samples or sum(kind in ALPHAS for kind in extra) > 1:
         return f"with ExtraSamples {extra} of {samples} samples"
+    if page.is_tiled and 324 not in page.tags:
+        return "that lists its tiles as strips (TileOffsets is missing)"
     if 433 in page.tags:
         return "with a Decode table"
     if photometric in GREY and (curve := values(page, "GrayResponseCurve", ())):
@@ -118,17 +126,29 @@ def _fractions(page: "TiffPage", name: str) -> list[tuple[int, int]]:
 
 
 def check_data(path: Path, page: "TiffPage") -> None:
-    """Refuse an image whose strips or tiles are not all there.
+    """Refuse an image whose strips or tiles are not all there; fill in lengths that are not stated.
 
     Raises:
         BadImage: truncated, or damaged JPEG data within.
     """
+    if page.photometric != 6:
+        page.subsampling = None  # it is of chroma only
     size, rows = page.parent.filehandle.size, _rows(path, page)
+    plain = page.compression == RAW and not page.is_subsampled
+    if plain and 279 not in page.tags and 325 not in page.tags:
+        page.databytecounts = (0,) * len(rows)
     parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     if len(parts) < len(rows):
         raise BadImage(path, f"damaged TIFF: has {len(parts)} of its {len(rows)} strips or tiles")
+    lengths = []
     for (start, length), count in zip(parts, rows, strict=False):
-        if page.compression == RAW and not page.is_subsampled:
+        if start == length == 0:
+            raise BadImage(
+                path,
+                "leaves out strips or tiles: a sparse TIFF, or not written to its end; "
+                "save it again whole",
+            )
+        if plain:
             across = page.tilewidth if page.is_tiled else page.imagewidth
             together = page.samplesperpixel if page.planarconfig == 1 else 1
             needed = count * -(-across * together * page.bitspersample // 8)
@@ -140,6 +160,8 @@ def check_data(path: Path, page: "TiffPage") -> None:
             raise BadImage(
                 path, f"truncated TIFF: pixels from byte {start} to {start + length} of {size}"
             )
+        lengths.append(length)
+    page.databytecounts = tuple(lengths)
     if page.compression == JPEG:
         _check_jpegs(path, page, parts)
 

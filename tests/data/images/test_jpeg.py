@@ -222,6 +222,12 @@ UNREAD: dict[str, tuple[str, Change, str]] = {
     "differential, lossless": ("baseline", kind(0xC7), "hierarchical"),
     "differential, arithmetic": ("baseline", kind(0xCD), "hierarchical"),
     "JPEG-LS": ("baseline", kind(0xF7), "JPEG-LS"),
+    "JPEG-LS whose data looks like a marker": (
+        "baseline",
+        lambda data: kind(0xF7)(data)[:-900] + b"\xff\x7d" * 9 + data[-2:],
+        "JPEG-LS",
+    ),
+    "lossless, colour": ("colour, all of it", kind(0xC3), "lossless JPEG in colour"),
     "two components": ("baseline", two_components, "2 components"),
     "inks that nobody explains": (
         "inks",

@@ -117,6 +117,7 @@ READ: dict[str, tuple[bytes, np.ndarray]] = {
     ),
     "eXIf before the pixels": (png(LEVELS, before=[(b"eXIf", exif(6))]), np.rot90(LEVELS, -1)),
     "eXIf behind the pixels": (png(LEVELS, behind=[(b"eXIf", exif(6))]), np.rot90(LEVELS, -1)),
+    "eXIf that is none": (png(LEVELS, before=[(b"eXIf", b"no such thing")]), LEVELS),
     "eXIf, colour of 16 bits": (
         png(colored(DEEP), RGB, 16, behind=[(b"eXIf", exif(3))]),
         DEEP[::-1, ::-1],

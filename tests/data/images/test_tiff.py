@@ -40,10 +40,10 @@ def tagged(
     return lambda path: path.write_bytes(content)
 
 
-def lzw(samples: np.ndarray) -> bytes:
+def strip_of(samples: np.ndarray, compression: str) -> bytes:
     """One strip of (H, W) uint16, compressed by Pillow."""
     stream = BytesIO()
-    Image.fromarray(samples).save(stream, "TIFF", compression="tiff_lzw")
+    Image.fromarray(samples).save(stream, "TIFF", compression=compression)
     stream.seek(0)
     page = tifffile.TiffFile(stream).pages[0]
     assert len(page.dataoffsets) == 1
@@ -53,7 +53,8 @@ def lzw(samples: np.ndarray) -> bytes:
 
 def lzw_planes() -> Make:
     """Differences of neighbours, in three planes of one strip."""
-    strip = lzw(np.diff(DEEP, axis=1, prepend=np.zeros((HEIGHT, 1), np.uint16)))
+    steps = np.diff(DEEP, axis=1, prepend=np.zeros((HEIGHT, 1), np.uint16))
+    strip = strip_of(steps, "tiff_lzw")
     starts = tuple(8 + i * len(strip) for i in range(3))
     tags = {258: (16,) * 3, 259: 5, 262: 2, 273: starts, 277: 3, 279: (len(strip),) * 3}
     return tagged(strip * 3, {**tags, 284: 2, 317: 2})
@@ -61,7 +62,13 @@ def lzw_planes() -> Make:
 
 def lzw_with_alpha() -> Make:
     pairs = np.stack([DEEP, HALF], -1).reshape(HEIGHT, -1)
-    return tagged(lzw(pairs), {258: (16, 16), 259: 5, 277: 2, 338: 2})
+    return tagged(strip_of(pairs, "tiff_lzw"), {258: (16, 16), 259: 5, 277: 2, 338: 2})
+
+
+def interleaved(tags: dict, compression: str = "raw") -> Make:
+    """Colour of 16 bits in one strip."""
+    wide = np.stack([DEEP] * 3, -1).reshape(HEIGHT, -1)
+    return tagged(strip_of(wide, compression), {258: (16,) * 3, 262: 2, 277: 3, **tags})
 
 
 def opencv_color() -> Make:
@@ -98,6 +105,7 @@ BITS = np.packbits(GREY > 99, axis=1)
 BLACK_AND_WHITE = np.where(GREY > 99, 255, 0).astype(np.uint8)
 STRIPS = tuple(8 + top * WIDTH for top in range(0, HEIGHT, 5))
 COUNTS = (*(5 * WIDTH,) * 7, 2 * WIDTH)
+DEEP_STRIPS = {258: 16, 273: tuple(2 * start - 8 for start in STRIPS), 278: 5, 279: (0,) * 8}
 DENSITIES = tuple(range(255, -1, -1))
 
 READ: dict[str, tuple[Make, np.ndarray]] = {
@@ -111,6 +119,18 @@ READ: dict[str, tuple[Make, np.ndarray]] = {
     ),
     "planes, LZW of differences": (lzw_planes(), DEEP),
     "interleaved, LZW of differences": (opencv_color(), DEEP),
+    "interleaved, Zstandard": (interleaved({259: 50000}, "zstd"), DEEP),
+    "interleaved, differences of what is not compressed": (interleaved({317: 2}), DEEP),
+    "a plane of one": (tagged(DEEP, {258: 16, 284: 2}), DEEP),
+    "planes of 8 bits, of which alpha is a part": (
+        written(
+            np.stack([GREY] * 3 + [GREY | 255]),
+            photometric="rgb",
+            planarconfig="separate",
+            extrasamples=[ASSOCIATED],
+        ),
+        GREY,
+    ),
     "interleaved, deflate of differences": (
         written(np.stack([DEEP] * 3, -1), photometric="rgb", compression="zlib", predictor=True),
         DEEP,
@@ -151,6 +171,15 @@ READ: dict[str, tuple[Make, np.ndarray]] = {
     "64 bits": (written(DEEP.astype(np.uint64)), DEEP),
     "signed 8 bits, none negative": (written((GREY // 2).astype(np.int8)), GREY // 2),
     "signed 16 bits, none negative": (written((DEEP // 2).astype(np.int16)), DEEP // 2),
+    "signed 16 bits, big-endian deflate": (
+        written((DEEP // 2).astype(">i2"), byteorder=">", compression="zlib"),
+        DEEP // 2,
+    ),
+    "signed 16 bits, a plane of one": (
+        tagged(DEEP // 2, {258: 16, 284: 2, 339: 2}),
+        DEEP // 2,
+    ),
+    "subsampling of no chroma": (interleaved({530: (2, 2)}), DEEP),
     "12 bits": (packed12("<"), DEEP >> 4),
     "colours of 8 bits": (tagged(GREY, {262: 3, 320: COLORS}), 255 - GREY),
     "colours of 16 bits": (
@@ -165,6 +194,12 @@ READ: dict[str, tuple[Make, np.ndarray]] = {
     "bits from the right, 16": (tagged(reversed_bits(DEEP.tobytes()), {258: 16, 266: 2}), DEEP),
     "lengths not known": (tagged(GREY, {279: 0}), GREY),
     "lengths not stated": (tagged(GREY, {279: None}), GREY),
+    "lengths of strips not known": (tagged(DEEP, DEEP_STRIPS), DEEP),
+    "lengths of strips not known, negative": (
+        tagged(DEEP.byteswap(), {**DEEP_STRIPS, 262: 0}, ">"),
+        65535 - DEEP,
+    ),
+    "lengths of strips not stated": (tagged(GREY, {273: STRIPS, 278: 5, 279: None}), GREY),
     "rows not stated": (tagged(GREY, {278: None}), GREY),
     "rows without end": (tagged(GREY, {278: 2**32 - 1}), GREY),
     "strips of 5 rows": (tagged(GREY, {273: STRIPS, 278: 5, 279: COUNTS}), GREY),
@@ -175,6 +210,7 @@ READ: dict[str, tuple[Make, np.ndarray]] = {
     "least and most of any format": (tagged(GREY, {340: 90, 341: 100}), GREY),
     "densities": (tagged(GREY, {290: 3, 291: DENSITIES}), GREY),
     "transfer function": (tagged(GREY, {301: tuple(range(0, 65536, 256))}), GREY),
+    "a unit of millimetres": (tagged(GREY, {296: 4}), GREY),
     "halftone hints": (tagged(GREY, {321: (200, 20)}), GREY),
     "threshholding": (tagged(GREY, {263: 2}), GREY),
 }
@@ -240,9 +276,12 @@ UNREAD: dict[str, tuple[Make, str]] = {
         tagged(np.stack([GREY] * 3, -1), {258: (8,) * 3, 277: 3, 338: (2, 2)}),
         "ExtraSamples",
     ),
+    "one sample of RGB": (tagged(DEEP, {258: (16,) * 3, 262: 2, 277: None}), "1 samples a pixel"),
     "200 samples": (tagged(bytes(200 * 8), {258: 8, 277: 200}), "200 samples a pixel"),
     "floating point predictor": (tagged(GREY, {317: 3}), "Predictor FLOATINGPOINT"),
     "JPEG 2000": (tagged(GREY, {259: 34712}), "Compression JPEG2000"),
+    "WebP": (tagged(GREY, {259: 50001}), "Compression WEBP"),
+    "tiles listed as strips": (tagged(GREY, {322: WIDTH, 323: HEIGHT + 3}), "tiles as strips"),
     "JPEG XL": (tagged(GREY, {259: 50002}), "Compression JPEGXL"),
     "unknown compression": (tagged(GREY, {259: 12345}), "Compression 12345"),
     "indexed": (tagged(GREY, {346: 1}), "Indexed 1"),
@@ -296,13 +335,16 @@ WRONG: dict[str, tuple[Make, tuple[str, ...]]] = {
     "orientation": (tagged(GREY, {274: 9}), ("Orientation 9", "allowed: 0, 1")),
     "fill order": (tagged(GREY, {266: 3}), ("FillOrder 3", "allowed: 1, 2")),
     "planes": (tagged(GREY, {284: 3}), ("PlanarConfiguration 3", "allowed: 1, 2")),
-    "unit": (tagged(GREY, {296: 9}), ("ResolutionUnit 9",)),
     "no rows": (tagged(GREY, {278: 0}), ("RowsPerStrip 0",)),
     "no pixels": (tagged(GREY, {}, width=0), ("at least 1 x 1",)),
     "negative 8 bits": (written(GREY.astype(np.int8) | -128), ("from -128", "0 to 65535")),
     "negative planes": (
         written((RGB // 2).astype(np.int16) - 9, photometric="rgb", planarconfig="separate"),
         ("from -9", "0 to 65535"),
+    ),
+    "negative, LZW": (
+        interleaved({259: 5, 339: 2}, "tiff_lzw"),
+        ("has samples from -", "0 to 65535"),
     ),
     "beyond 16 bits": (written(DEEP.astype(np.uint32) * 9), ("0 to 65535",)),
     "two pages": (tagged(GREY, {}, pages=2), ("2 frames",)),
@@ -311,6 +353,11 @@ WRONG: dict[str, tuple[Make, tuple[str, ...]]] = {
     "a strip of too few bytes": (tagged(GREY, {279: GREY.size - 1}), ("truncated TIFF",)),
     "a strip beyond the end": (tagged(GREY, {273: 9000}), ("truncated TIFF",)),
     "a strip of nothing": (tagged(GREY, {259: 8, 279: 0}), ("truncated TIFF",)),
+    "sparse": (tagged(GREY, {273: 0, 279: 0}), ("leaves out strips", "save it again whole")),
+    "few bytes, subsampling of no chroma": (
+        tagged(GREY, {279: GREY.size - 1, 530: (2, 2)}),
+        ("truncated TIFF",),
+    ),
     "too few strips": (tagged(GREY, {278: 5}), ("1 of its 8 strips",)),
     "half of what is compressed": (
         tagged(zlib.compress(GREY[:20].tobytes()), {259: 8}),

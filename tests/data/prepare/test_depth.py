@@ -70,6 +70,24 @@ def test_unscaled_and_scaled_films_are_prepared_alike(
     assert (deep.low, deep.high, deep.low_contrast) == (same.low, same.high, False)
 
 
+@pytest.mark.parametrize(("bits", "way"), [(10, "png"), (12, "tiff"), (14, "sBIT")])
+def test_letters_burnt_in_as_white_do_not_count(tmp_path: Path, bits: int, way: str) -> None:
+    film = limb(0.05, 0.9, bits)
+    scaled = film << (16 - bits)
+    film[4:12, 4:20], scaled[4:12, 4:20] = 65535, (2**bits - 1) << (16 - bits)
+    made = usable_film(saved(tmp_path / "a", film, bits, way), None, "", CONFIG)
+    same = usable_film(saved(tmp_path / "b", scaled, 16, "png"), None, "", CONFIG)
+    assert made.source_bits == bits
+    np.testing.assert_array_equal(made.image, same.image)
+    np.testing.assert_array_equal(made.mask, same.mask)
+
+
+def test_what_is_white_in_more_than_letters_counts(tmp_path: Path) -> None:
+    film = limb(0.05, 0.9, 11)
+    film[:, :9] = 65535
+    assert prepare_film(saved(tmp_path / "a", film, 11, "png"), None, "", CONFIG).source_bits == 16
+
+
 def noisy(mean: float, spread: float) -> np.ndarray:
     levels = np.random.default_rng(0).normal(mean, spread, (128, 128))
     return np.clip(np.rint(levels), 0, 65535).astype(np.uint16)
