@@ -18,6 +18,7 @@ from selftaught.data.images.limits import BadImage
 FILLER = b"\xaa\x55" * 64
 END_OF_IMAGE = b"\xff\xd9"
 J2K_BEGIN = b"\xff\x4f\xff\x51"
+APP14 = 0xEE
 START_OF_TILE, END_OF_CODESTREAM = 0xFF90, 0xFFD9
 
 # (codestream, plugin of pydicom) -> samples and their PhotometricInterpretation.
@@ -125,6 +126,9 @@ def decode(
         coded = frame.rpartition(END_OF_IMAGE)[0] or frame
         longer = coded + FILLER + END_OF_IMAGE
         complete = np.array_equal(samples, undo(longer, usable[0])[0])
+        parts = lossless_jpeg.segments(frame)
+        if any(marker == APP14 and part[:5] == b"Adobe" for marker, part in parts):
+            result = samples, "RGB"  # It says which colours are coded; Pillow has made them RGB.
     else:
         complete = True
     if not complete:

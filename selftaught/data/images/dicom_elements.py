@@ -169,9 +169,7 @@ class _Walk:
         self.size = stream.seek(0, os.SEEK_END) if whole else None
         stream.seek(start)
         # Not what the transfer syntax claims counts, but how the first element looks.
-        implicit = not _states_kind(stream.read(8))
-        stream.seek(start)
-        self.opened = [_Open(-1, implicit, "item", self.header.elements)]
+        self.opened = [_Open(-1, not self._kinds_follow(), "item", self.header.elements)]
         self.depth = 0
 
     @property
@@ -182,7 +180,8 @@ class _Walk:
         """Go over one element, or the beginning or end of what holds elements."""
         inside = self.opened[-1]
         if tag in (ITEM_END, SEQUENCE_END):
-            if not self.at_top:
+            # Some writers also end what states its length, and has ended before.
+            if not self.at_top and (tag == ITEM_END) == (inside.form == "item"):
                 self._close()
         elif tag != ITEM:
             self._element(tag, head, length)
@@ -193,9 +192,17 @@ class _Walk:
             if inside.items is not None:
                 elements = {}
                 inside.items.append(elements)
-            self._begin("item", length, inside.implicit, elements=elements)
+            # They are not always rewritten when their sequence becomes one of unknown kind.
+            implicit = inside.implicit and (self.opened[0].implicit or not self._kinds_follow())
+            self._begin("item", length, implicit, elements=elements)
         while not self.at_top and 0 <= self.opened[-1].end <= self.stream.tell():
             self._close()
+
+    def _kinds_follow(self) -> bool:
+        """Whether the next element states its kind."""
+        head = self.stream.read(8)
+        self.stream.seek(-len(head), os.SEEK_CUR)
+        return _states_kind(head)
 
     def value(self, tag: int, head: bytes, length: int) -> tuple[str, str, int]:
         """The kind that an element states, "" for none; its form; how many bytes follow."""
@@ -215,9 +222,11 @@ class _Walk:
     def _element(self, tag: int, head: bytes, length: int) -> None:
         inside = self.opened[-1]
         kind, form, length = self.value(tag, head, length)
-        # Of unknown kind and length: a sequence whose elements state no kinds (PS3.5, 6.2.2).
-        implicit = inside.implicit or kind in ("", "UN")
         name = self.wanted.get(tag) if inside.elements is not None else None
+        if name and kind == "UN" and _standard_kind(tag) == "SQ":
+            form = "sequence"
+        # Of unknown kind: a sequence whose elements should state none (PS3.5, 6.2.2).
+        implicit = inside.implicit or kind in ("", "UN")
         if form == "fragments":
             self._begin(form, length, implicit)
         elif form == "sequence":
