@@ -9,6 +9,7 @@ laid out as in PS3.5, 7.1 and 7.5.
 import functools
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -28,6 +29,8 @@ PIXELS = {
 }
 SHORT = tuple(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+# What old writers state of elements that they do not know, instead of UN.
+UNKNOWN = (b"??", b"  ")
 META = ("MediaStorageSOPClassUID", "TransferSyntaxUID")
 IMAGE = (
     *("SOPClassUID", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
@@ -107,18 +110,32 @@ def read_elements(
             longer than any of its kind, or ends behind the file.
     """
     walk = _Walk(path, stream, little, _wanted(META if meta else IMAGE), whole)
-    while len(head := stream.read(8)) == 8:
-        group, element, length = struct.unpack("<HHI" if little else ">HHI", head)
-        tag = group << 16 | element
-        if meta and group != 2:
+    for tag, head, length in walk:
+        if meta and tag >> 16 != 2:
             stream.seek(-8, os.SEEK_CUR)
             break
         if tag in PIXELS and walk.at_top:
             kind, _, walk.header.length = walk.value(tag, head, length)
             walk.header.pixels, walk.header.kind = PIXELS[tag], kind
+            if whole:
+                _read_behind(walk)
             break
         walk.step(tag, head, length)
     return walk.header
+
+
+def _read_behind(walk: "_Walk") -> None:
+    """Go over what follows the pixels: some programs append elements, whatever their tags."""
+    place = walk.stream.tell()
+    try:
+        walk.pass_over(walk.header.length)
+        for tag, head, length in walk:
+            if not tag >> 16:
+                break
+            walk.step(tag, head, length)
+    except BadImage:  # No elements: files may be padded.
+        pass
+    walk.stream.seek(place)
 
 
 def begins_elements(start: bytes) -> bool:
@@ -172,6 +189,19 @@ class _Walk:
         self.opened = [_Open(-1, not self._kinds_follow(), "item", self.header.elements)]
         self.depth = 0
 
+    def __iter__(self) -> Iterator[tuple[int, bytes, int]]:
+        """Tag, head and what may be the length of each element that is stepped over meanwhile."""
+        while len(head := self.stream.read(8)) == 8:
+            group, element, length = struct.unpack("<HHI" if self.little else ">HHI", head)
+            yield group << 16 | element, head, length
+
+    def pass_over(self, length: int) -> None:
+        """Go over pixels, or into their fragments."""
+        if length == UNDEFINED:
+            self._begin("fragments", length, implicit=False)
+        else:
+            self.stream.seek(length, os.SEEK_CUR)
+
     @property
     def at_top(self) -> bool:
         return len(self.opened) == 1
@@ -206,10 +236,11 @@ class _Walk:
 
     def value(self, tag: int, head: bytes, length: int) -> tuple[str, str, int]:
         """The kind that an element states, "" for none; its form; how many bytes follow."""
-        if self.opened[-1].implicit or not _states_kind(head):
+        unknown = head[4:6] in UNKNOWN
+        if self.opened[-1].implicit or not (unknown or _states_kind(head)):
             known = _standard_kind(tag) == "SQ"
             return "", "sequence" if known or length == UNDEFINED else "plain", length
-        kind = head[4:6]
+        kind = b"UN" if unknown else head[4:6]
         if kind not in LONG:
             order = "<H" if self.little else ">H"
             return kind.decode(), "plain", struct.unpack(order, head[6:8])[0]
