@@ -19,6 +19,7 @@ FILLER = b"\xaa\x55" * 64
 END_OF_IMAGE = b"\xff\xd9"
 J2K_BEGIN = b"\xff\x4f\xff\x51"
 APP14 = 0xEE
+ADOBE_RGB = b"\xff\xee\0\x0eAdobe\0\x64" + bytes(5)
 START_OF_TILE, END_OF_CODESTREAM = 0xFF90, 0xFFD9
 
 # (codestream, plugin of pydicom) -> samples and their PhotometricInterpretation.
@@ -119,6 +120,8 @@ def decode(
         _check_size(path, frame, size)
     if codec == EXTENDED and (bits := lossless_jpeg.frame_header(frame)[0]) > 8:
         raise BadImage(path, f"JPEG Extended of {bits} bits is not read; {EXPORT}")
+    if codec in (BASELINE, EXTENDED):
+        frame = _with_colors(frame)
     result = samples, _ = first(path, codec, frame, usable, undo)
     if codec.lossless:
         complete = lossless_jpeg.is_complete(frame, samples)
@@ -134,6 +137,16 @@ def decode(
     if not complete:
         raise BadImage(path, f"truncated {codec.name}: its data ends before the last pixel")
     return result
+
+
+def _with_colors(frame: bytes) -> bytes:
+    """A JPEG whose components are named R, G, B, with the segment without which Pillow fails."""
+    for marker, part in lossless_jpeg.segments(frame):
+        if part.startswith((b"JFIF", b"Adobe")):
+            break
+        if marker in lossless_jpeg.FRAMES and part[6::3] == b"RGB":
+            return frame[:2] + ADOBE_RGB + frame[2:]
+    return frame
 
 
 def first(

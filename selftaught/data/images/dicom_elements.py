@@ -133,6 +133,8 @@ def _read_behind(walk: "_Walk") -> None:
             if not tag >> 16:
                 break
             walk.step(tag, head, length)
+    except _Twice:
+        raise
     except BadImage:  # No elements: files may be padded.
         pass
     walk.stream.seek(place)
@@ -158,6 +160,10 @@ def begins_elements(start: bytes) -> bool:
             next_group, next_element = struct.unpack("<HH", following)
             return next_group == 8 and next_element > element
     return False
+
+
+class _Twice(BadImage):
+    """An element has two values."""
 
 
 class _Open(NamedTuple):
@@ -277,7 +283,7 @@ class _Walk:
         elements = self.opened[-1].elements
         assert elements is not None
         if name in elements and elements[name] != element:
-            raise BadImage(self.path, f"{name} stands twice, with different values")
+            raise _Twice(self.path, f"{name} stands twice, with different values")
         elements[name] = element
 
     def _bytes(self, name: str, length: int) -> bytes:

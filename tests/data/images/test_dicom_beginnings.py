@@ -101,6 +101,8 @@ def test_an_element_that_stands_twice(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_grey(path), LINEAR)
     path.write_bytes(data[:begin] + one.replace(b"900", b"100") + data[begin:])
     refused(path, "WindowCenter stands twice")
+    path.write_bytes(data + one.replace(b"900", b"100"))
+    refused(path, "WindowCenter stands twice")
 
 
 TURNED = (4095 - np.arange(4096)).astype("<u2").tobytes()

@@ -131,6 +131,8 @@ def test_jpeg_that_says_its_colors(
     if not keep_rgb:
         begin = 2 if jfif else 4 + int.from_bytes(frame[4:6], "big")
         frame = b"\xff\xd8\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\1" + frame[begin:]
+    elif jfif:  # Neither segment: the components are named R, G, B.
+        frame = frame[:2] + frame[18:]
     path = wrapped(tmp_path / "a.dcm", colors, frame, 8, BASELINE)
     dataset = pydicom.dcmread(path)
     dataset.PhotometricInterpretation = photometric
