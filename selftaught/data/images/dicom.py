@@ -84,7 +84,9 @@ def _inflated(path: Path, handle: BinaryIO) -> bytes:
         data += inflater.decompress(compressed, PIECE)
         if described is None and (len(data) >= PIECE or inflater.eof):
             head = read_elements(path, BytesIO(data), little=True, whole=False)
-            described = describe(path, head.elements)
+            # What is long may come before the description.
+            if head.pixels or inflater.eof or "PixelRepresentation" in head.elements:
+                described = describe(path, head.elements)
         allowed = 2 * PIECE + (described.length if described else 0)
         if len(data) > allowed:
             raise BadImage(path, f"inflates to more than the {allowed} bytes its image needs")

@@ -18,6 +18,8 @@ from selftaught.data.images.limits import BadImage
 FILLER = b"\xaa\x55" * 64
 END_OF_IMAGE = b"\xff\xd9"
 J2K_BEGIN = b"\xff\x4f\xff\x51"
+APP14 = 0xEE
+ADOBE_RGB = b"\xff\xee\0\x0eAdobe\0\x64" + bytes(5)
 START_OF_TILE, END_OF_CODESTREAM = 0xFF90, 0xFFD9
 
 # (codestream, plugin of pydicom) -> samples and their PhotometricInterpretation.
@@ -118,6 +120,8 @@ def decode(
         _check_size(path, frame, size)
     if codec == EXTENDED and (bits := lossless_jpeg.frame_header(frame)[0]) > 8:
         raise BadImage(path, f"JPEG Extended of {bits} bits is not read; {EXPORT}")
+    if codec in (BASELINE, EXTENDED):
+        frame = _with_colors(frame)
     result = samples, _ = first(path, codec, frame, usable, undo)
     if codec.lossless:
         complete = lossless_jpeg.is_complete(frame, samples)
@@ -125,11 +129,24 @@ def decode(
         coded = frame.rpartition(END_OF_IMAGE)[0] or frame
         longer = coded + FILLER + END_OF_IMAGE
         complete = np.array_equal(samples, undo(longer, usable[0])[0])
+        parts = lossless_jpeg.segments(frame)
+        if any(marker == APP14 and part[:5] == b"Adobe" for marker, part in parts):
+            result = samples, "RGB"  # It says which colours are coded; Pillow has made them RGB.
     else:
         complete = True
     if not complete:
         raise BadImage(path, f"truncated {codec.name}: its data ends before the last pixel")
     return result
+
+
+def _with_colors(frame: bytes) -> bytes:
+    """A JPEG whose components are named R, G, B, with the segment without which Pillow fails."""
+    for marker, part in lossless_jpeg.segments(frame):
+        if part.startswith((b"JFIF", b"Adobe")):
+            break
+        if marker in lossless_jpeg.FRAMES and part[6::3] == b"RGB":
+            return frame[:2] + ADOBE_RGB + frame[2:]
+    return frame
 
 
 def first(

@@ -40,7 +40,9 @@ def grey(path: Path, elements: Elements, pixels: Description, samples: np.ndarra
     shape = word(path, elements, "PresentationLUTShape", ("IDENTITY", "INVERSE"))
     if shape == "INVERSE" and not inverted:
         raise BadImage(
-            path, "PresentationLUTShape INVERSE of MONOCHROME2: which one holds is unknown"
+            path,
+            "PresentationLUTShape INVERSE of MONOCHROME2: which one holds is unknown; allowed: "
+            "IDENTITY of MONOCHROME2, or INVERSE of MONOCHROME1",
         )
     if items(elements, "PresentationLUTSequence"):
         raise BadImage(path, "PresentationLUTSequence is not read; allowed: PresentationLUTShape")
@@ -57,7 +59,7 @@ def grey(path: Path, elements: Elements, pixels: Description, samples: np.ndarra
         raise BadImage(
             path,
             "all pixels would be shown alike: its window, lookup tables, padding value or shutter "
-            "do not belong to its pixels",
+            "do not belong to its pixels; correct or remove the wrong one",
         )
     return picture
 
@@ -113,7 +115,7 @@ def _rescaled(path: Path, elements: Elements, stored: np.ndarray) -> np.ndarray:
         raise BadImage(
             path,
             f"RescaleSlope {slope:g}, RescaleIntercept {intercept:g}: "
-            "samples would be alike or not finite",
+            "samples would be alike or not finite; allowed: numbers that keep them apart",
         )
     return values
 
@@ -124,7 +126,10 @@ def _windowed(path: Path, voi: Elements, values: np.ndarray) -> np.ndarray:
     pair = next(((c, w) for c, w in pairs if c is not None and w is not None), None)
     if pair is None:
         if any(value is not None for value in centers + widths):
-            raise BadImage(path, "WindowCenter and WindowWidth: one of them is missing")
+            raise BadImage(
+                path,
+                "WindowCenter and WindowWidth: one of them is missing; allowed: both or neither",
+            )
         lowest, highest = float(values.min()), float(values.max())
         return (values - lowest) / max(highest - lowest, 1e-12)
     center, width = pair

@@ -9,6 +9,7 @@ laid out as in PS3.5, 7.1 and 7.5.
 import functools
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -28,6 +29,8 @@ PIXELS = {
 }
 SHORT = tuple(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+# What old writers state of elements that they do not know, instead of UN.
+UNKNOWN = (b"??", b"  ")
 META = ("MediaStorageSOPClassUID", "TransferSyntaxUID")
 IMAGE = (
     *("SOPClassUID", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
@@ -107,18 +110,34 @@ def read_elements(
             longer than any of its kind, or ends behind the file.
     """
     walk = _Walk(path, stream, little, _wanted(META if meta else IMAGE), whole)
-    while len(head := stream.read(8)) == 8:
-        group, element, length = struct.unpack("<HHI" if little else ">HHI", head)
-        tag = group << 16 | element
-        if meta and group != 2:
+    for tag, head, length in walk:
+        if meta and tag >> 16 != 2:
             stream.seek(-8, os.SEEK_CUR)
             break
         if tag in PIXELS and walk.at_top:
             kind, _, walk.header.length = walk.value(tag, head, length)
             walk.header.pixels, walk.header.kind = PIXELS[tag], kind
+            if whole:
+                _read_behind(walk)
             break
         walk.step(tag, head, length)
     return walk.header
+
+
+def _read_behind(walk: "_Walk") -> None:
+    """Go over what follows the pixels: some programs append elements, whatever their tags."""
+    place = walk.stream.tell()
+    try:
+        walk.pass_over(walk.header.length)
+        for tag, head, length in walk:
+            if not tag >> 16:
+                break
+            walk.step(tag, head, length)
+    except _Twice:
+        raise
+    except BadImage:  # No elements: files may be padded.
+        pass
+    walk.stream.seek(place)
 
 
 def begins_elements(start: bytes) -> bool:
@@ -141,6 +160,10 @@ def begins_elements(start: bytes) -> bool:
             next_group, next_element = struct.unpack("<HH", following)
             return next_group == 8 and next_element > element
     return False
+
+
+class _Twice(BadImage):
+    """An element has two values."""
 
 
 class _Open(NamedTuple):
@@ -169,10 +192,21 @@ class _Walk:
         self.size = stream.seek(0, os.SEEK_END) if whole else None
         stream.seek(start)
         # Not what the transfer syntax claims counts, but how the first element looks.
-        implicit = not _states_kind(stream.read(8))
-        stream.seek(start)
-        self.opened = [_Open(-1, implicit, "item", self.header.elements)]
+        self.opened = [_Open(-1, not self._kinds_follow(), "item", self.header.elements)]
         self.depth = 0
+
+    def __iter__(self) -> Iterator[tuple[int, bytes, int]]:
+        """Tag, head and what may be the length of each element that is stepped over meanwhile."""
+        while len(head := self.stream.read(8)) == 8:
+            group, element, length = struct.unpack("<HHI" if self.little else ">HHI", head)
+            yield group << 16 | element, head, length
+
+    def pass_over(self, length: int) -> None:
+        """Go over pixels, or into their fragments."""
+        if length == UNDEFINED:
+            self._begin("fragments", length, implicit=False)
+        else:
+            self.stream.seek(length, os.SEEK_CUR)
 
     @property
     def at_top(self) -> bool:
@@ -182,7 +216,8 @@ class _Walk:
         """Go over one element, or the beginning or end of what holds elements."""
         inside = self.opened[-1]
         if tag in (ITEM_END, SEQUENCE_END):
-            if not self.at_top:
+            # Some writers also end what states its length, and has ended before.
+            if not self.at_top and (tag == ITEM_END) == (inside.form == "item"):
                 self._close()
         elif tag != ITEM:
             self._element(tag, head, length)
@@ -193,16 +228,25 @@ class _Walk:
             if inside.items is not None:
                 elements = {}
                 inside.items.append(elements)
-            self._begin("item", length, inside.implicit, elements=elements)
+            # They are not always rewritten when their sequence becomes one of unknown kind.
+            implicit = inside.implicit and (self.opened[0].implicit or not self._kinds_follow())
+            self._begin("item", length, implicit, elements=elements)
         while not self.at_top and 0 <= self.opened[-1].end <= self.stream.tell():
             self._close()
 
+    def _kinds_follow(self) -> bool:
+        """Whether the next element states its kind."""
+        head = self.stream.read(8)
+        self.stream.seek(-len(head), os.SEEK_CUR)
+        return _states_kind(head)
+
     def value(self, tag: int, head: bytes, length: int) -> tuple[str, str, int]:
         """The kind that an element states, "" for none; its form; how many bytes follow."""
-        if self.opened[-1].implicit or not _states_kind(head):
+        unknown = head[4:6] in UNKNOWN
+        if self.opened[-1].implicit or not (unknown or _states_kind(head)):
             known = _standard_kind(tag) == "SQ"
             return "", "sequence" if known or length == UNDEFINED else "plain", length
-        kind = head[4:6]
+        kind = b"UN" if unknown else head[4:6]
         if kind not in LONG:
             order = "<H" if self.little else ">H"
             return kind.decode(), "plain", struct.unpack(order, head[6:8])[0]
@@ -215,9 +259,11 @@ class _Walk:
     def _element(self, tag: int, head: bytes, length: int) -> None:
         inside = self.opened[-1]
         kind, form, length = self.value(tag, head, length)
-        # Of unknown kind and length: a sequence whose elements state no kinds (PS3.5, 6.2.2).
-        implicit = inside.implicit or kind in ("", "UN")
         name = self.wanted.get(tag) if inside.elements is not None else None
+        if name and kind == "UN" and _standard_kind(tag) == "SQ":
+            form = "sequence"
+        # Of unknown kind: a sequence whose elements should state none (PS3.5, 6.2.2).
+        implicit = inside.implicit or kind in ("", "UN")
         if form == "fragments":
             self._begin(form, length, implicit)
         elif form == "sequence":
@@ -237,7 +283,7 @@ class _Walk:
         elements = self.opened[-1].elements
         assert elements is not None
         if name in elements and elements[name] != element:
-            raise BadImage(self.path, f"{name} stands twice, with different values")
+            raise _Twice(self.path, f"{name} stands twice, with different values")
         elements[name] = element
 
     def _bytes(self, name: str, length: int) -> bytes:

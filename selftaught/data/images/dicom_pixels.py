@@ -181,7 +181,7 @@ def _fields(values: np.ndarray, pixels: Description) -> np.ndarray:
 def _whole(path: Path, elements: Elements, name: str, most: int = 65535) -> int:
     value = integer(path, elements, name, 0, most)
     if value is None:
-        raise BadImage(path, f"{name} is missing or empty")
+        raise BadImage(path, f"{name} is missing or empty; allowed: a whole number")
     return value
 
 

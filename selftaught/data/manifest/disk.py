@@ -100,6 +100,8 @@ def _near(path: Path) -> str:
         names = sorted(os.listdir(path.parent))
     except OSError:
         return ""
+    if path.name in names:
+        return "; it is a link to nothing"
     alike = [name for name in names if identity(name) == identity(path.name)]
     return f"; the disk has {show(alike[0])}" if alike else ""
 

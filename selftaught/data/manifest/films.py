@@ -140,7 +140,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
     suffix = os.path.splitext(name)[1].lower()
     if name.startswith("."):
         return "hidden"
-    if entry.is_dir():
+    if os.path.isdir(entry.path):  # DirEntry.is_dir raises where links lead in a circle
         return THUMBNAILS if name.casefold() == THUMBNAILS else "linked folders"
     if suffix in RASTER:
         return ""

@@ -23,9 +23,9 @@ LAYOUT = re.compile(
 
 def is_mura(folder: Path) -> bool:
     """Whether `folder` holds MURA's image lists or its train and valid trees."""
-    if any((folder / f"{part}_image_paths.csv").is_file() for part in PARTS):
-        return True
     try:
+        if any((folder / f"{part}_image_paths.csv").is_file() for part in PARTS):
+            return True
         bones = [bone.name.upper() for part in _parts(folder) for bone in (folder / part).iterdir()]
     except PermissionError:
         return False

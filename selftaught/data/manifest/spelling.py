@@ -17,10 +17,13 @@ from selftaught.environment import global_rank
 NAMES = ("patient", "study", "body_part", "group")
 # What other programs write for an empty cell. "NA" is left out: it is also a name.
 EMPTY = frozenset(("nan", "<na>", "nat", "none", "null", "n/a", "#n/a"))
-# Letters and marks that look like a blank but are none to `str.isspace`.
-FILLERS = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0")
-# Office programs turn - and ' into these; a minus sign is no dash to Unicode.
-ALIKE = str.maketrans({**dict.fromkeys("‐‑‒–—―−", "-"), **dict.fromkeys("‘’ʼ", "'")})
+# Letters and marks that look like a blank but are none to `str.isspace`, and those that choose
+# between the forms of one ideograph.
+FILLERS = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0") | frozenset(
+    map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))
+)
+# Office programs turn - and ' into these, and people type accents; a minus is no dash to Unicode.
+ALIKE = str.maketrans({**dict.fromkeys("‐‑‒–—―−", "-"), **dict.fromkeys("‘’‛ʼ′´`", "'")})
 WHOLE = re.compile(r"([+-]?\d{1,400})(?:\.0*|,00?)?")
 # As float columns are written; without its sign, 12e4 may be part of a hexadecimal name.
 FLOAT = re.compile(r"[+-]?\d{1,20}(?:\.\d{0,20})?e\+\d{1,3}")
@@ -53,7 +56,7 @@ def identity(text: str) -> str:
     a whole number is written: 7, 07, +7, 7.0 and 7,0 are one name, as are 1.2e+3 and 1200. Other
     numbers are text, as 1.1 and 1.10 may be two visits.
     """
-    folded = cleaned(text).lower()
+    folded = cleaned(text).lower().translate(ALIKE)  # NFKC would make a blank of an accent
     if not folded.isascii():
         folded = unicodedata.normalize("NFKC", folded).casefold().translate(ALIKE)
         folded = " ".join(unicodedata.normalize("NFKC", folded).split())
@@ -73,7 +76,7 @@ def one_spelling(cells: Sequence[str], column: str, name: str) -> list[str]:
     A name that is always written alike stays as it is, for its group's draw depends on it. Of
     several spellings the shortest is kept, cleaned, and where they are as long, the first by the
     alphabet: the order of the cells does not count. Names that differ in more than what nobody sees
-    are joined with a warning.
+    are joined with a warning; another names a number that a spreadsheet has rounded.
 
     Args:
         cells: N cells.
@@ -97,7 +100,18 @@ def one_spelling(cells: Sequence[str], column: str, name: str) -> list[str]:
             f"{name}: {column} {show(first)} and {show(second)} count as one{others}; allowed: "
             "other names where they are two"
         )
+    rounded = sorted(cell for (cell, *more) in alike.values() if not more and _is_float(cell))
+    if rounded:
+        warn(
+            f"{name}: {column} {show(rounded[0])} may stand for several, as its last digits are "
+            f"lost; {len(rounded)} such names; allowed: whole numbers or text (in a spreadsheet: "
+            "format the column as text, then save again)"
+        )
     return [kept[cell] for cell in cells]
+
+
+def _is_float(cell: str) -> bool:
+    return FLOAT.fullmatch(cleaned(cell).lower()) is not None
 
 
 def warn(text: str) -> None:

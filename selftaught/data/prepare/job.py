@@ -12,10 +12,11 @@ from selftaught.console import Bar
 from selftaught.data.images.pack import FOLDER
 from selftaught.data.images.stamps import changes, first_of, read_stamps
 from selftaught.data.manifest import Manifest, read_manifest
-from selftaught.data.manifest.spelling import cleaned
+from selftaught.data.manifest.check import show
+from selftaught.data.manifest.spelling import cleaned, warn
 from selftaught.data.prepare.claim import CLAIM, claimed
 from selftaught.data.prepare.config import PrepareConfig
-from selftaught.data.prepare.finish import SOURCES, Summary, finish, read_summary
+from selftaught.data.prepare.finish import FACTS, SOURCES, Summary, finish, read_summary
 from selftaught.data.prepare.shard_work import (
     Note,
     Places,
@@ -57,6 +58,12 @@ def prepare(source: Path, out: Path, config: PrepareConfig) -> Summary:
         source, allow_outside=config.allow_outside, check_files=False, unlabelled=True
     )
     check_apart(source, out)
+    taken = [name for name in FACTS if name in manifest.table]
+    if taken and len(taken) < len(FACTS):  # A prepared set may be prepared again.
+        warn(
+            f"{manifest.name}: {', '.join(map(show, taken))}: the set has its own facts under this "
+            "name, so that yours are not in its list; allowed: another name"
+        )
     with _claimed(out, manifest, config) as complete:
         if complete:
             if changed := changes(manifest.root, read_stamps(out / SOURCES)):

@@ -1,5 +1,6 @@
 """DICOM files that begin, end or are read in unusual ways, and those that hold no image."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,105 @@ def test_an_element_that_stands_twice(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_grey(path), LINEAR)
     path.write_bytes(data[:begin] + one.replace(b"900", b"100") + data[begin:])
     refused(path, "WindowCenter stands twice")
+    path.write_bytes(data + one.replace(b"900", b"100"))
+    refused(path, "WindowCenter stands twice")
+
+
+TURNED = (4095 - np.arange(4096)).astype("<u2").tobytes()
+TABLE = {
+    "explicit": struct.pack("<HH2s4H", 0x28, 0x3002, b"US", 6, 4096, 0, 12)
+    + struct.pack("<HH4sI", 0x28, 0x3006, b"OW\0\0", len(TURNED))
+    + TURNED,
+    "implicit": struct.pack("<HHI3H", 0x28, 0x3002, 6, 4096, 0, 12)
+    + struct.pack("<HHI", 0x28, 0x3006, len(TURNED))
+    + TURNED,
+}
+LIMITS = struct.pack("<HH2sH4s", 0x28, 0x1050, b"DS", 4, b"900 ")
+LIMITS += struct.pack("<HH2sH4s", 0x28, 0x1051, b"DS", 4, b"700 ")
+LENGTH, NONE = 0, 0xFFFFFFFF
+ITEM_END, SEQUENCE_END = b"\xfe\xff\x0d\xe0\0\0\0\0", b"\xfe\xff\xdd\xe0\0\0\0\0"
+
+
+def sequence(
+    tag: int, kind: bytes, items: list[bytes], lengths: tuple[int, int], ends: str
+) -> bytes:
+    """A sequence by hand: `lengths` of itself and of its items, `ends` that have a delimiter."""
+    inside = b""
+    for one in items:
+        inside += struct.pack("<HHI", 0xFFFE, 0xE000, lengths[1] or len(one)) + one
+        inside += ITEM_END * ("items" in ends)
+    head = struct.pack("<HH4sI", tag >> 16, tag & 0xFFFF, kind, lengths[0] or len(inside))
+    return head + inside + SEQUENCE_END * ("sequence" in ends)
+
+
+@pytest.mark.parametrize(
+    ("kind", "inside", "lengths", "ends"),
+    [
+        (b"SQ\0\0", "explicit", (LENGTH, LENGTH), ""),
+        (b"SQ\0\0", "explicit", (NONE, NONE), "items, sequence"),
+        (b"SQ\0\0", "explicit", (LENGTH, NONE), "items"),
+        (b"SQ\0\0", "implicit", (LENGTH, LENGTH), ""),
+        # What states its length is ended all the same.
+        (b"SQ\0\0", "explicit", (LENGTH, LENGTH), "items"),
+        (b"SQ\0\0", "explicit", (NONE, LENGTH), "items, sequence"),
+        (b"SQ\0\0", "explicit", (LENGTH, LENGTH), "items, sequence"),
+        # By a system that did not know the element (PS3.5, 6.2.2), and did not turn its items.
+        (b"UN\0\0", "implicit", (LENGTH, LENGTH), ""),
+        (b"UN\0\0", "implicit", (NONE, NONE), "items, sequence"),
+        (b"UN\0\0", "explicit", (LENGTH, LENGTH), ""),
+        (b"UN\0\0", "explicit", (NONE, NONE), "items, sequence"),
+    ],
+)
+def test_a_sequence_however_it_is_written(
+    tmp_path: Path, kind: bytes, inside: str, lengths: tuple[int, int], ends: str
+) -> None:
+    """Its second item holds the table; another image's window before it is not this one's."""
+    path = save(tmp_path / "a.dcm", image(RAMP))
+    data = path.read_bytes()
+    other = sequence(0x00081140, b"SQ\0\0", [LIMITS, LIMITS], lengths, ends)
+    table = sequence(0x00283010, kind, [b"", TABLE[inside]], lengths, ends)
+    for tag, one in ((b"\x28\0\x02\0", other), (b"\xe0\x7f\x10\0", table)):
+        begin = data.rindex(tag)
+        data = data[:begin] + one + data[begin:]
+    path.write_bytes(data)
+    np.testing.assert_array_equal(read_grey(path), 65535 - SHOWN)
+    assert check_header(path) == RAMP.shape
+
+
+@pytest.mark.parametrize("kind", [b"??", b"  ", b"UN"])
+def test_elements_of_unknown_kind_are_passed_over(tmp_path: Path, kind: bytes) -> None:
+    path = save(tmp_path / "a.dcm", image(RAMP))
+    begin = path.read_bytes().index(b"\x28\0\x02\0US")
+    data = path.read_bytes()
+    private = struct.pack("<HH2sHI6s", 0x27, 0x1010, kind, 0, 6, b"\x28\0\x50\x10DS")
+    path.write_bytes(data[:begin] + private + data[begin:])
+    np.testing.assert_array_equal(read_grey(path), SHOWN)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    ("behind", "expected"),
+    [
+        (LIMITS, LINEAR),
+        (struct.pack("<HH4sI2s", 0xFFFC, 0xFFFC, b"OB\0\0", 2, b"ab") + LIMITS, LINEAR),
+        (LIMITS + b"\0" * 300, LINEAR),
+        (b"\0" * 300, SHOWN),
+        (b"\xff" * 300, SHOWN),
+        (b" " * 300, SHOWN),
+        (np.random.default_rng(0).bytes(999), SHOWN),
+    ],
+)
+def test_what_follows_the_pixels(
+    tmp_path: Path, behind: bytes, expected: np.ndarray, compressed: bool
+) -> None:
+    dataset = image(RAMP)
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax = ExplicitVRLittleEndian
+    if compressed:
+        dataset.compress(syntax := pydicom.uid.RLELossless)
+    path = save(tmp_path / "a.dcm", dataset, syntax)
+    path.write_bytes(path.read_bytes() + behind)
+    np.testing.assert_array_equal(read_grey(path), expected)
 
 
 def test_a_file_that_ends_within_an_element(tmp_path: Path) -> None:

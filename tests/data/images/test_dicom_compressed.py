@@ -116,6 +116,30 @@ def test_jpeg_ls_cut_before_its_end_marker(tmp_path: Path) -> None:
     refused(tmp_path / "a.dcm", "JPEG-LS data cannot be decoded")
 
 
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL", "YBR_FULL_422"])
+@pytest.mark.parametrize("jfif", [False, True])
+@pytest.mark.parametrize("keep_rgb", [False, True])
+def test_jpeg_that_says_its_colors(
+    tmp_path: Path, keep_rgb: bool, jfif: bool, photometric: str
+) -> None:
+    """Adobe's segment counts, whatever the header says of what was there before it."""
+    level = film(8, 9)
+    colors = np.stack([level, level // 2, 255 - level], -1)
+    buffer = io.BytesIO()
+    Image.fromarray(colors).save(buffer, "JPEG", quality=98, subsampling=0, keep_rgb=keep_rgb)
+    frame = buffer.getvalue()
+    if not keep_rgb:
+        begin = 2 if jfif else 4 + int.from_bytes(frame[4:6], "big")
+        frame = b"\xff\xd8\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\1" + frame[begin:]
+    elif jfif:  # Neither segment: the components are named R, G, B.
+        frame = frame[:2] + frame[18:]
+    path = wrapped(tmp_path / "a.dcm", colors, frame, 8, BASELINE)
+    dataset = pydicom.dcmread(path)
+    dataset.PhotometricInterpretation = photometric
+    dataset.save_as(path)
+    assert np.abs(read_grey(path) - colors @ [0.299, 0.587, 0.114]).mean() < 2
+
+
 @pytest.mark.parametrize("host", [False, True])
 @pytest.mark.parametrize("kind", [BASELINE, J2K])
 def test_other_jpeg_cut_before_its_end_marker(

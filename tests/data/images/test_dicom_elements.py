@@ -240,7 +240,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"HighBit": 16}, "HighBit 16; allowed: whole numbers from 11 to 15"),
     ({"HighBit": 5}, "HighBit 5"),
     ({"PixelRepresentation": 2}, "PixelRepresentation 2"),
-    ({"PixelRepresentation": None}, "PixelRepresentation is missing"),
+    ({"PixelRepresentation": None}, "PixelRepresentation is missing or empty; allowed"),
     ({"PixelSpacing": ["0.1", "0.2"]}, "PixelSpacing 0.1 x 0.2: pixels are not square"),
     ({"ImagerPixelSpacing": ["0.2", "0.1"]}, "ImagerPixelSpacing 0.2 x 0.1"),
     ({"PixelAspectRatio": ["1", "2"]}, "PixelAspectRatio 1 x 2"),
@@ -249,17 +249,20 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"PixelData": RAMP.tobytes() * 2}, "3456 bytes of pixel data"),
     # C.7.5.1.1.2
     ({"PixelPaddingRangeLimit": 5}, "PixelPaddingRangeLimit without PixelPaddingValue"),
-    ({"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 4095}, "shown alike"),
+    ({"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 4095}, "correct or remove"),
     # C.11.1
     ({"RescaleSlope": "0", "RescaleIntercept": "5"}, "RescaleSlope 0, RescaleIntercept 5"),
-    ({"RescaleIntercept": "1E300"}, "RescaleSlope 1, RescaleIntercept 1e+300"),
+    (
+        {"RescaleIntercept": "1E300"},
+        "RescaleIntercept 1e+300: samples would be alike or not finite; allowed",
+    ),
     ({"RescaleSlope": "1e400"}, "RescaleSlope '1e400' is no finite"),
     ({"RescaleSlope": "1E305"}, "alike or not finite"),
     ({"RescaleSlope": "1E-30", "RescaleIntercept": "1"}, "alike or not finite"),
     ({"RescaleSlope": ["1", "2"]}, "RescaleSlope has 2 values"),
     ({"ModalityLUTSequence": Sequence([lut(np.zeros(4096), 12)])}, "shown alike"),
     # C.11.2
-    ({"WindowCenter": "5"}, "WindowCenter and WindowWidth: one of them is missing"),
+    ({"WindowCenter": "5"}, "one of them is missing; allowed: both or neither"),
     ({"WindowWidth": "5"}, "WindowCenter and WindowWidth: one of them is missing"),
     ({"WindowCenter": "9", "WindowWidth": "-5"}, "width -5"),
     ({"WindowCenter": "9", "WindowWidth": "0.5"}, "widths from 1"),
@@ -272,7 +275,10 @@ REFUSED: list[tuple[dict[str, object], str]] = [
         "LUTDescriptor without LUTData",
     ),
     # C.11.6
-    ({"PresentationLUTShape": "INVERSE"}, "PresentationLUTShape INVERSE of MONOCHROME2"),
+    (
+        {"PresentationLUTShape": "INVERSE"},
+        "INVERSE of MONOCHROME2: which one holds is unknown; allow",
+    ),
     ({"PresentationLUTShape": "LIN OD"}, "PresentationLUTShape 'LIN OD'"),
     ({"PresentationLUTSequence": Sequence([lut(RAMP[0], 12)])}, "PresentationLUTSequence"),
     # C.7.6.11

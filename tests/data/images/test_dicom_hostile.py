@@ -77,6 +77,15 @@ def test_a_deflated_bomb_is_refused_before_memory_grows(tmp_path: Path, tag: byt
     assert grown < 100
 
 
+def test_what_is_long_before_the_description_is_no_bomb(tmp_path: Path) -> None:
+    dataset = image(ramp())
+    dataset.add_new(0x00090010, "LO", "private")
+    dataset.add_new(0x00091001, "OB", bytes(3 * 2**19))
+    path = save(tmp_path / "a.dcm", dataset, DeflatedExplicitVRLittleEndian)
+    assert check_header(path) == (24, 36)
+    np.testing.assert_array_equal(read_grey(path), np.rint(ramp() / 4095 * 65535))
+
+
 def test_a_run_length_bomb_is_refused_before_memory_grows(tmp_path: Path) -> None:
     header = np.zeros(16, "<u4")
     header[:2] = 1, 64

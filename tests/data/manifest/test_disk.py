@@ -128,3 +128,10 @@ def test_one_file_under_two_names_is_named(tmp_path, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_manifest(tmp_path / "m.csv")
+
+
+def test_a_link_to_nothing_is_no_name_spelled_otherwise(tmp_path):
+    (tmp_path / "a.png").symlink_to("gone.png")
+    (tmp_path / "m.csv").write_text("path\na.png\n")
+    with pytest.raises(InputError, match='path "a.png" was not found; it is a link to nothing$'):
+        read_manifest(tmp_path / "m.csv")

@@ -186,6 +186,7 @@ def test_links_folders_and_pipes(tmp_path):
     (tmp_path / "set" / "other.png").symlink_to(tmp_path / "far" / "c.png")
     (tmp_path / "set" / "more").symlink_to(tmp_path / "far")
     (tmp_path / "set" / "IM1").symlink_to("gone")
+    (tmp_path / "set" / "circle").symlink_to("circle")
     os.mkfifo(tmp_path / "set" / "IM2")
     films = list_films(tmp_path / "set")
     assert films.paths == ["a.png", "other.png"]
@@ -196,7 +197,9 @@ def test_links_folders_and_pipes(tmp_path):
         "links to films beside them": ["again.png"],
         "links to nothing, pipes or devices": films.left_out["links to nothing, pipes or devices"],
     }
-    assert sorted(films.left_out["links to nothing, pipes or devices"]) == ["IM1", "IM2"]
+    assert sorted(films.left_out["links to nothing, pipes or devices"]) == [
+        *("IM1", "IM2", "circle")
+    ]
 
 
 def test_a_long_list_is_cut_and_counted(tmp_path):
@@ -256,6 +259,20 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path, monkeypatch
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(InputError, match="closed: cannot be listed: Permission denied; allowed"):
         list_films(tmp_path)
+
+
+def test_a_system_s_closed_folder_is_passed_over(tmp_path, monkeypatch):
+    put(tmp_path / "film.png")
+    (tmp_path / "lost+found").mkdir()
+    real = os.stat
+
+    def closed(path, *rest, **more):
+        if Path(path).parent.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *rest, **more)
+
+    monkeypatch.setattr(os, "stat", closed)
+    assert read_manifest(tmp_path, unlabelled=True).table["path"].tolist() == ["film.png"]
 
 
 @pytest.mark.parametrize(

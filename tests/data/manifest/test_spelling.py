@@ -31,6 +31,7 @@ UNSEEN = {
     "right-to-left mark": ("p1", "p1\u200f"),
     "escape": ("p1", "p1\x1b"),
     "Hangul filler": ("p1", "p1\u3164"),
+    "form of an ideograph": ("葛\ufe00", "葛\U000e0101"),
     "composed": ("K\u00f6hler", "Ko\u0308hler"),
     "composed through": ("K\u00f6hler", "Ko\u200b\u0308hler"),
 }
@@ -44,6 +45,9 @@ WRITTEN = {
     "minus": ("p-1", "p−1"),
     "no-break hyphen": ("p-1", "p\u20111"),
     "apostrophe": ("O'Neil", "O’Neil"),
+    "accent for an apostrophe": ("O'Neil", "O´Neil"),
+    "grave accent for an apostrophe": ("O'Neil", "O`Neil"),
+    "small dash": ("p-1", "p\ufe581"),
     "leading zeros": ("7", "007"),
     "float": ("12", "12.0"),
     "float with more digits": ("12", "12.000"),
@@ -132,6 +136,23 @@ def test_what_is_joined_is_named_in_one_line(tmp_path, pair):
     (line,) = {str(one.message) for one in caught}
     assert line.startswith("m.csv: patient ") and line.count('"') == 4
     assert "count as one; allowed: other names where they are two" in line
+
+
+@pytest.mark.parametrize(
+    ("kind", "cells"),
+    [
+        ("csv", ["1.23457E+11", "p2", "1.23457E+11"]),
+        ("csv", [" 1.2e+3", "p2", "p3"]),
+        ("parquet", [12345678901234567.0, 2.0, 12345678901234568.0]),
+    ],
+)
+def test_a_rounded_number_is_named(tmp_path, kind, cells):
+    """Of twelve digits a spreadsheet saves six: all who share them would be one, in silence."""
+    path = write(tmp_path, kind, {"path": ["a", "b", "c"], "patient": cells})
+    with pytest.warns(ManifestWarning) as caught:
+        read_manifest(path, check_files=False)
+    (line,) = {str(one.message) for one in caught}
+    assert "may stand for several" in line and "1 such names; allowed" in line
 
 
 def test_blanks_are_joined_in_silence(tmp_path):

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from films import stop_after, write_broken, write_films
 
@@ -68,6 +70,19 @@ def test_without_rules_pixels_stay(films: Path, tmp_path: Path) -> None:
     for column in ("label", "patient", "study", "body_part", "kind"):
         assert made.table[column].tolist() == source.table[column].tolist()
     assert made.table["source"].tolist() == source.table["path"].tolist()
+
+
+def test_a_column_that_the_set_writes_itself_is_named(films: Path, tmp_path: Path) -> None:
+    """A group of such a name would be the films' own names: each would be alone."""
+    table = pd.read_csv(films, dtype=str).assign(source="clinic", quad=1, age=7)
+    table.to_csv(films.with_name("named.csv"), index=False)
+    with pytest.warns(ManifestWarning, match='named.csv: "source", "quad": the set has its own'):
+        prepare(films.with_name("named.csv"), tmp_path / "out", PLAIN)
+    made = read_manifest(tmp_path / "out").table
+    assert made["source"].tolist() == table["path"].tolist() and set(made["age"]) == {"7"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ManifestWarning)
+        prepare(tmp_path / "out" / "manifest.csv", tmp_path / "again", PLAIN)
 
 
 def test_films_are_resized_and_given_masks_follow(films: Path, tmp_path: Path) -> None:
