@@ -27,7 +27,7 @@ demo: $(STAMP)
 # One process of one thread for every core, each file in one of them: its fixtures are dear.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" \
-		--numprocesses logical --dist loadfile
+		--numprocesses logical --dist loadfile --no-loadscope-reorder
 
 # The tests on what PyPI gives today, then every package that is not the one in constraints.txt.
 newest:

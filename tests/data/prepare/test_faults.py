@@ -15,7 +15,7 @@ from films import stop_after, write_films
 from PIL import Image
 
 from selftaught.cli.main import main
-from selftaught.data.images import dicom, raster
+from selftaught.data.images import dicom_pixels, raster
 from selftaught.data.prepare import job
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.job import prepare
@@ -101,7 +101,7 @@ def test_a_signal_while_a_film_is_decoded_is_no_broken_film(
     image = np.random.default_rng(0).integers(0, 65536, (40, 30)).astype(np.uint16)
     name = "a.dcm" if kind == "dicom" else "a.jpg"
     (tmp_path / "raw" / name).write_bytes(encode(image, kind))
-    module, inner = (dicom, "_check_codestream") if kind == "dicom" else (raster, "check_size")
+    module, inner = (dicom_pixels, "read_samples") if kind == "dicom" else (raster, "check_size")
     with monkeypatch.context() as patched:
         patched.setattr(module, inner, lambda *_: signal.raise_signal(signal.SIGTERM))
         assert main(command(tmp_path / "raw", tmp_path / "out")) == 143
