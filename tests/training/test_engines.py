@@ -73,6 +73,11 @@ def ranks(single):
     return {world: results_of(*pool) for world, pool in pools.items()}
 
 
+def largest_gap(found, expected):
+    pairs = [(found["weights"][name], value) for name, value in expected["weights"].items()]
+    return max(float((one.double() - other.double()).abs().max()) for one, other in pairs)
+
+
 def assert_same(found, expected, tolerance=1e-6):
     for name, value in expected["weights"].items():
         gap = float((found["weights"][name].double() - value.double()).abs().max())
@@ -109,7 +114,10 @@ def test_deepspeed_in_one_process(single, ranks, stage):
 @pytest.mark.parametrize("stage", ZERO)
 def test_deepspeed_on_four_ranks(single, stage):
     job = {"zero": (cases.train, (zero(stage),))}
-    assert_repeats(results_of(*start_ranks(4, cases.several, job)), "zero", single["sgd"])
+    # Sums of four are rounded otherwise than one process rounds: float64 tells which is right.
+    exact = cases.train(cases.base(precision="fp64"))
+    everyone = results_of(*start_ranks(4, cases.several, job))
+    assert_repeats(everyone, "zero", exact, 2 * largest_gap(single["sgd"], exact))
 
 
 def test_lars_on_ranks(single, ranks):
