@@ -176,13 +176,15 @@ def test_requests_are_taken_as_needed_and_may_be_endless(files: Files) -> None:
 
 
 def test_closing_early_twice_and_use_after_closing(files: Files) -> None:
+    before = set(threading.enumerate())
     pipeline = opened(files, workers=3)
     batches = pipeline.batches(requests(*[(e, list(range(N))) for e in range(50)]))
     next(batches)
+    assert set(threading.enumerate()) - before
     batches.close()  # type: ignore[attr-defined]
     pipeline.close()
     pipeline.close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("selftaught-views")]
+    assert not set(threading.enumerate()) - before
     with pytest.raises(RuntimeError, match="the pipeline is closed"):
         next(pipeline.batches(requests((0, [0]))))
 

@@ -78,8 +78,22 @@ def rows(batches: Iterator[ImageBatch], epochs: list[int]) -> dict[tuple[int, in
     return found
 
 
+EARLIER: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def threads_of_earlier_tests() -> None:
+    """Detectors of other files may still hold theirs."""
+    EARLIER.clear()
+    EARLIER.update(threading.enumerate())
+
+
 def no_threads() -> bool:
-    return not [t for t in threading.enumerate() if t.name.startswith("selftaught-views")]
+    return not [
+        thread
+        for thread in set(threading.enumerate()) - EARLIER
+        if thread.name.startswith("selftaught-views")
+    ]
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
