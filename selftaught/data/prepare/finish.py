@@ -208,7 +208,9 @@ def _write_manifest(path: Path, source: Manifest, kept: list[Note]) -> None:
         for name in table.columns
         if name not in FACTS and (name in always or not _blank(table[name], name))
     ]
-    cells = [*(table[name].map(_text) for name in columns), *(facts[name] for name in FACTS)]
+    # Not by `map`: pandas 2 makes floats of whole numbers beside gaps.
+    texts = [[_text(cell) for cell in table[name]] for name in columns]
+    cells = [*texts, *(facts[name] for name in FACTS)]
     _write_csv(path, [[*columns, *FACTS], *(list(row) for row in zip(*cells, strict=True))])
 
 
