@@ -7,7 +7,7 @@ the one-rank case and communicates nothing.
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -42,17 +42,9 @@ def world_size(group: Group = None) -> int:
     return dist.get_world_size(group) if is_initialized() else 1
 
 
-def group_name(group: Group = None) -> str:
-    """What an op calls `group` by, since an op takes no process group; "" for the default one."""
-    return "" if group is None else str(group.group_name)
-
-
 def group_named(name: str) -> Group:
-    """The group of that `group_name`."""
-    if not name:
-        return None
-    resolve: Callable[[Any], Group] = dist.distributed_c10d._resolve_process_group
-    return resolve(name)
+    """The group of that `group_name`; the default one for ""."""
+    return dist.distributed_c10d._resolve_process_group(name) if name else None  # type: ignore[arg-type]
 
 
 def is_main() -> bool:

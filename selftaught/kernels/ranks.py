@@ -18,6 +18,11 @@ from selftaught.kernels.registration import Functions
 from selftaught.kernels.tiles import Tiles
 
 
+def group_name(group: distributed.Group = None) -> str:
+    """What an op calls `group` by, since an op takes no process group; "" for the default one."""
+    return "" if group is None else str(group.group_name)
+
+
 def _call(loss: Loss, tiles: Tiles, settings: Sequence[Any]) -> Call:
     fixed, *flags, normalize, precision, travel, name = settings
     group = distributed.group_named(name)

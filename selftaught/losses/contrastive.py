@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from selftaught import distributed
 from selftaught.kernels import contrastive as formulas
-from selftaught.kernels import ops
+from selftaught.kernels import ops, ranks
 from selftaught.losses.checks import (
     check_content,
     check_labels,
@@ -84,7 +83,7 @@ def _evaluate(
         rows = getattr(ops, loss.name)(*tensors, *options, backend)
     else:
         over_ranks = getattr(ops, f"{loss.name}_over_ranks")
-        name = distributed.group_name(peers.group)
+        name = ranks.group_name(peers.group)
         rows, *_ = over_ranks(*tensors, *options, exchange == "ring", name, backend)
     return reduce(rows, reduction)
 

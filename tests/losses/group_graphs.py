@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from selftaught import distributed
-from selftaught.kernels import ops
+from selftaught.kernels import ops, ranks
 from selftaught.losses import NTXentLoss, compat, info_nce_loss, ntxent_loss, supcon_loss
 from tests.losses.formulas import views
 
@@ -53,7 +53,7 @@ def compare_compiled(group, rows, backend, only=""):
 def check_ops(group, rows):
     """What a compiler is told of the ops over ranks is what they give."""
     z = torch.cat([v[rows] for v in views(IMAGES, WIDTH, 0.5)])
-    last = (True, "auto", False, distributed.group_name(group), "")
+    last = (True, "auto", False, ranks.group_name(group), "")
     classes, key, tau = torch.arange(len(z)) % 3, z.flip(1), torch.tensor(0.3).double()
     travelling = (*last[:2], True, *last[3:])
     for op, *arguments in (
