@@ -11,12 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from selftaught.data.images import lossless_jpeg
+from selftaught.data.images import jpeg, lossless_jpeg
 from selftaught.data.images.limits import BadImage
 
-# Coded data that no picture needs: a decoder takes it only where its own data ended too early.
-FILLER = b"\xaa\x55" * 64
-END_OF_IMAGE = b"\xff\xd9"
 J2K_BEGIN = b"\xff\x4f\xff\x51"
 APP14 = 0xEE
 ADOBE_RGB = b"\xff\xee\0\x0eAdobe\0\x64" + bytes(5)
@@ -121,21 +118,14 @@ def decode(
     if codec == EXTENDED and (bits := lossless_jpeg.frame_header(frame)[0]) > 8:
         raise BadImage(path, f"JPEG Extended of {bits} bits is not read; {EXPORT}")
     if codec in (BASELINE, EXTENDED):
+        jpeg.check(path, frame, inside=True)
         frame = _with_colors(frame)
     result = samples, _ = first(path, codec, frame, usable, undo)
-    if codec.lossless:
-        complete = lossless_jpeg.is_complete(frame, samples)
-    elif codec in (BASELINE, EXTENDED):
-        coded = frame.rpartition(END_OF_IMAGE)[0] or frame
-        longer = coded + FILLER + END_OF_IMAGE
-        complete = np.array_equal(samples, undo(longer, usable[0])[0])
-        parts = lossless_jpeg.segments(frame)
-        if any(marker == APP14 and part[:5] == b"Adobe" for marker, part in parts):
-            result = samples, "RGB"  # It says which colours are coded; Pillow has made them RGB.
-    else:
-        complete = True
-    if not complete:
+    if codec.lossless and not lossless_jpeg.is_complete(frame, samples):
         raise BadImage(path, f"truncated {codec.name}: its data ends before the last pixel")
+    parts = lossless_jpeg.segments(frame) if codec in (BASELINE, EXTENDED) else ()
+    if any(marker == APP14 and part[:5] == b"Adobe" for marker, part in parts):
+        result = samples, "RGB"  # It says which colours are coded; Pillow has made them RGB.
     return result
 
 
