@@ -99,8 +99,11 @@ class SupCon(NTXent):
 TASKS = {"ntxent": NTXent, "supcon": SupCon}
 SYSTEMS = {
     "ours": System("Ours", pretext="ntxent", finetune="spheres"),
-    "ours-supcon": System("Ours, SupCon pretext", pretext="supcon", finetune="spheres"),
     "uni-modal": System(
         "Uni-modal", pretext="ntxent", finetune="spheres", changes={"finetune.centers": 1}
+    ),
+    "supcon": System("Ours, SupCon pretext", pretext="supcon", finetune="spheres"),
+    "pretext-100nn": System(
+        "Pretext, 100-NN", pretext="ntxent", finetune="spheres", score="pretext_knn_score"
     ),
 }

@@ -250,16 +250,23 @@ def _unlike(what: str, given: Any, allowed: str) -> InputError:
 
 
 class System(NamedTuple):
-    """A named pair of methods: a row of the paper's Table 1.
+    """A named pair of methods: a row of the paper's Table 1, or one that a reviewer asks for.
 
     Attributes:
         title: as the table prints it.
         pretext: method of the first stage.
         finetune: method of the second.
         changes: settings of a run that differ from the preset, by dotted name.
+        score: column of scores.csv that is this row's score; rows that differ in it alone share
+            their runs.
+        note: what is as published here and what is not, and why; one or two sentences.
+        extra: whether the row is not in the paper's table.
     """
 
     title: str
     pretext: str
     finetune: str
     changes: Mapping[str, Any] = {}
+    score: str = "score"
+    note: str = ""
+    extra: bool = False
