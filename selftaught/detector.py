@@ -2,24 +2,23 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from selftaught import distributed, host, methods
+from selftaught import distributed, host
 from selftaught.arguments import names_in, paths_in, tensor_in, whole
 from selftaught.errors import InputError
 from selftaught.methods import Task
+from selftaught.methods.stored import built, expected
 from selftaught.methods.task import score_images
 from selftaught.models.calibration import Calibration
-from selftaught.models.files import StoredModel, first_line, read_model
-from selftaught.models.network import Network
+from selftaught.models.files import read_model
 from selftaught.models.preprocessing import Preprocessing
 
 FEATURES = ("h", "z")
@@ -27,7 +26,7 @@ IMAGES = "a list of paths of image files, or a tensor (N, 1, S, S) that is netwo
 MASKS = "a list of paths of masks, None where there is none"
 SLACK = 1e-6  # of the input range: resampling in float32 may overshoot by rounding
 Paths = Sequence[str | PathLike[str]]
-Masks = Sequence[str | PathLike[str] | None]
+Masks = Sequence[str | PathLike[str] | None] | Tensor
 Executor = Literal["auto", "opencv", "dali"]
 BadFiles = Literal["fail", "skip"]
 
@@ -79,7 +78,7 @@ class Detector:
         if pipeline not in get_args(Executor):
             allowed = ", ".join(get_args(Executor))
             raise InputError(f"data.pipeline {pipeline!r}: allowed: {allowed}")
-        self.method = task.options.method
+        self.method, self.masks = task.options.method, task.masks
         default = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device or default)
         with host.defaults(self.device):
@@ -120,8 +119,8 @@ class Detector:
         if not (folder / "model.json").exists() and (folder / "model").is_dir():
             folder = folder / "model"
         with host.defaults(), torch.random.fork_rng(devices=[]):
-            stored = read_model(folder, _expected)
-            task = _built(stored)
+            stored = read_model(folder, expected)
+            task = built(stored)
             task.load_state_dict(stored.state)
         parts = stored.preprocessing, stored.calibration, stored.training
         return cls(task, *parts, device=device, pipeline=pipeline)
@@ -139,9 +138,11 @@ class Detector:
 
         Args:
             images: N paths, or a float tensor (N, 1, S, S) within `input_range`.
-            masks: N paths of body masks (None where there is none); only with paths, and where the
-                model was trained with masks. Raw films of a model whose films were prepared have
-                theirs found where none is given, and films of prepared sets bring theirs.
+            masks: N paths of body masks (None where there is none), where the model was trained
+                with masks; beside a tensor, a tensor like it in [0, 1], where the method's score
+                looks at masks (by default all of the image). Raw films of a model whose films were
+                prepared have theirs found where none is given, and films of prepared sets bring
+                theirs.
             body_parts: N names ("" where unknown), for films that are prepared by the published
                 rule of the carrier; others need none.
             batch_size: images at a time; changes results by rounding only.
@@ -239,38 +240,44 @@ class Detector:
             raise ValueError(f"bad_files={bad_files!r}: must be one of {get_args(BadFiles)}")
         problems: dict[int, str] = {}
         if isinstance(images, Tensor):
-            self._check(images, masks)
+            masks = self._check(images, masks)
             numbers = torch.arange(len(images), device="cpu").split(batch_size)
-            batches: Iterator[tuple[Tensor, Tensor]] = ((rows, images[rows]) for rows in numbers)
+            batches: Iterator[tuple[Tensor, Tensor, Tensor | None]] = (
+                (rows, images[rows], None if masks is None else masks[rows]) for rows in numbers
+            )
+        elif isinstance(masks, Tensor):
+            raise ValueError("masks: a tensor beside paths; allowed: paths of masks")
         else:
             skipped = problems if bad_files == "skip" else None
             batches = self._read(images, masks, body_parts, batch_size, skipped)
         out: dict[str, Tensor] = {}
-        for number, (rows, batch) in enumerate(batches, 1):
+        for number, (rows, batch, regions) in enumerate(batches, 1):
             if len(rows):
-                made = self._run(batch)
+                made = self._run(batch, regions)
                 # Filled outside inference mode, so that the results may enter other computations.
                 out = out or {name: _missing(len(images), one) for name, one in made.items()}
                 for name, one in made.items():
                     out[name][rows] = one
             progress(min(number * batch_size, len(images)))
         if not out:
-            made = self._run(torch.zeros(1, 1, self.image_size, self.image_size, device="cpu"))
+            blank = torch.zeros(1, 1, self.image_size, self.image_size, device="cpu")
+            made = self._run(blank, torch.ones_like(blank) if self.masks else None)
             out = {name: _missing(len(images), one) for name, one in made.items()}
         return out, problems
 
-    def _run(self, batch: Tensor) -> dict[str, Tensor]:
+    def _run(self, batch: Tensor, masks: Tensor | None) -> dict[str, Tensor]:
         """What the scorer makes of images, on the CPU: float32, or int64."""
         with host.defaults(self.device), torch.inference_mode():
-            made = score_images(self.scorer, batch.to(self.device, torch.float32))
+            masks = None if masks is None else masks.to(self.device, torch.float32)
+            made = score_images(self.scorer, batch.to(self.device, torch.float32), masks)
             return {
                 name: one.to("cpu", torch.float32 if one.is_floating_point() else torch.int64)
                 for name, one in made.items()
             }
 
-    def _check(self, images: Tensor, masks: Masks | None) -> None:
-        """Refuse a tensor that is not this model's network input."""
-        if masks is not None:
+    def _check(self, images: Tensor, masks: Masks | None) -> Tensor | None:
+        """Refuse a tensor that is not this model's network input; the masks of its images."""
+        if masks is not None and not self.masks:
             raise ValueError("masks: only with paths; a tensor is network input already")
         wanted = (1, self.image_size, self.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
@@ -280,8 +287,15 @@ class Detector:
             )
         if not images.is_floating_point():
             raise ValueError(f"images: {images.dtype}, must be floating point")
+        if masks is None:
+            masks = torch.ones_like(images) if self.masks else None
+        elif not isinstance(masks, Tensor) or masks.shape != images.shape:
+            shape = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
+            raise ValueError(f"masks: {shape}, must be a tensor {tuple(images.shape)} in [0, 1]")
+        elif masks.numel() and not (masks.min() >= 0 and masks.max() <= 1):
+            raise ValueError("masks: values outside [0, 1]")
         if not images.numel():
-            return
+            return masks
         low, high = (float(value) for value in images.aminmax())
         least, most = self.input_range
         slack = SLACK * (most - least)
@@ -289,6 +303,7 @@ class Detector:
             raise ValueError(
                 f"images: values from {low:g} to {high:g}, must be within [{least:g}, {most:g}]"
             )
+        return masks
 
     def _read(
         self,
@@ -297,8 +312,8 @@ class Detector:
         body_parts: Sequence[str] | None,
         batch_size: int,
         skipped: dict[int, str] | None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows (b,) and images (b, 1, S, S) of files, as evaluation during training saw them.
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Rows (b,), images and masks (b, 1, S, S) of files, as evaluation in training saw them.
 
         What cannot be read goes into `skipped`, by row, with the reason; None: it is an error.
         """
@@ -331,6 +346,7 @@ class Detector:
             paths=paths,
             device=self.device,
             masks=films.masks,
+            return_masks=self.masks,
             made=films.made,
             flat=False,
             image_size=self.image_size,
@@ -347,52 +363,11 @@ class Detector:
                     warnings.warn(f"{text}; it gets no score", stacklevel=4)
                     assert skipped is not None
                     skipped[problem.sample] = text
-                yield batch.ids, batch.views[:, 0]
+                regions = None if batch.masks is None else batch.masks[:, 0]
+                yield batch.ids, batch.views[:, 0], regions
 
 
 def _missing(rows: int, like: Tensor) -> Tensor:
     """(rows, ...) missing values: NaN, or -1 for whole numbers."""
     nothing = torch.nan if like.is_floating_point() else -1
     return torch.full((rows, *like.shape[1:]), nothing, dtype=like.dtype, device="cpu")
-
-
-def _expected(stored: StoredModel) -> Mapping[str, Tensor]:
-    """The state that the weights must fit, without memory, before anything is allocated."""
-    with torch.device("meta"):
-        return _built(stored).state_dict()
-
-
-def _built(stored: StoredModel) -> Task:
-    """The task of a stored model, not yet with its weights.
-
-    Raises:
-        InputError: there is no such method, or options or network are not such as it takes.
-    """
-    try:
-        kind = methods.load(stored.method)
-        options = _filled(kind.Options, {**stored.options, "method": stored.method})
-        network = Network.from_facts(stored.network)
-        if network.image_size != stored.preprocessing.image_size:
-            raise ValueError(f"network.image_size is {network.image_size!r}, the films' another")
-        return kind(options, network)
-    except InputError as error:
-        raise InputError(f"{stored.path}: {error}") from error
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ) as error:
-        reason = f"{stored.method} cannot be built: {first_line(error)}"
-        raise InputError(f"{stored.path}: {reason}") from error
-
-
-def _filled(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    """A dataclass of settings from JSON values; what is missing has its default."""
-    if not isinstance(values, Mapping):
-        raise TypeError(f"{values!r}; allowed: settings by name")
-    hints = get_type_hints(kind)
-    nested = {name for name in values if is_dataclass(hints.get(name))}
-    return kind(**{n: _filled(hints[n], v) if n in nested else v for n, v in values.items()})

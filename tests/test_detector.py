@@ -128,6 +128,42 @@ def test_masks_reach_the_network(task, paths, tmp_path):
         detector.score(torch.zeros(1, 1, SIZE, SIZE), masks=[half])
 
 
+class Covered(Task):
+    """Scores how much of the image is body, and how bright it is."""
+
+    masks = True
+
+    def scorer(self):
+        return Cover()
+
+
+class Cover(torch.nn.Module):
+    def forward(self, images, masks):
+        return {"score": masks.mean((1, 2, 3)), "light": (images * masks).mean((1, 2, 3))}
+
+
+def test_a_scorer_that_looks_at_masks_is_given_them(paths, tmp_path):
+    task = Covered(Options(method="tests.test_detector.Covered"), Network(image_size=SIZE))
+    detector = Detector(task, MASKED_FILMS, CALIBRATION, device="cpu")
+    half, body = tmp_path / "mask.png", np.zeros((40, 60), "u1")
+    body[:, :30] = 255
+    cv2.imwrite(str(half), body)
+    scores = detector.score([paths[0]] * 2, masks=[half, None])
+    # 60 x 40 pixels fill two thirds of the square, and half of them are body.
+    np.testing.assert_allclose(scores, [1 / 3, 2 / 3], atol=0.04)
+
+    x = torch.rand(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    masks = (torch.arange(SIZE) < 8).float().expand_as(x)
+    assert detector.score(x, masks=masks).tolist() == [0.25] * 3
+    assert detector.score(x).tolist() == [1.0] * 3
+    assert detector.score(x[:0]).shape == (0,)
+    for wrong, line in ((masks[:2], "must be a tensor"), (2 * masks, "outside"), ([half], "list")):
+        with pytest.raises(ValueError, match=f"masks: .*{line}"):
+            detector.score(x, masks=wrong)
+    with pytest.raises(ValueError, match="beside paths"):
+        detector.score(paths, masks=masks)
+
+
 class Spy:
     """Notes which executor is asked for, and where."""
 

@@ -28,6 +28,7 @@ __all__ = [
     "finetune_augment",
     "plain",
     "pretext_augment",
+    "share_at",
     "stand_ins",
     "steps_per_epoch",
 ]
@@ -141,6 +142,47 @@ def batch_at(
     epoch, position = divmod(step, steps_per_epoch(n, batch_size, drop_last))
     start = position * batch_size
     return epoch, _permutation(seed, stage, epoch, n)[start : start + batch_size].copy()
+
+
+def share_at(
+    seed: int, stage: str, step: int, known: NDArray[np.bool_], batch_size: int, share: float
+) -> NDArray[np.int64]:
+    """The samples of one global step whose batches hold a fixed share of known samples.
+
+    The others come as they would alone, each once before any comes again; the known ones are drawn
+    with replacement. Both are mixed, so that every rank's part has some of each.
+
+    Args:
+        seed: the run's seed.
+        stage: name of the stream.
+        step: global step from 0.
+        known: (n,) which of the samples 0..n-1 are known.
+        batch_size: global batch size, in samples.
+        share: of known samples in a batch, above 0 and below 1; at least one of each kind.
+
+    Returns:
+        (batch_size,) int64.
+
+    Raises:
+        ValueError: a batch of one, or no sample of one of the kinds.
+    """
+    kinds = np.flatnonzero(known), np.flatnonzero(~known)
+    if batch_size < 2 or not len(kinds[0]) or not len(kinds[1]):
+        raise ValueError(
+            f"{len(kinds[0])} known and {len(kinds[1])} other samples in batches of {batch_size}: "
+            "a fixed share needs two or more in a batch, and some of each kind"
+        )
+    wanted = min(max(round(share * batch_size), 1), batch_size - 1)
+    counter = np.array([0, 0, step, 0], np.uint64)
+    key = _key(seed, stage, "share")
+    generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
+    drawn = kinds[0][(generator.random(wanted) * len(kinds[0])).astype(np.int64)]
+    positions = step * (batch_size - wanted) + np.arange(batch_size - wanted)
+    rounds, places = np.divmod(positions, len(kinds[1]))
+    orders = {one: _permutation(seed, stage, one, len(kinds[1])) for one in set(rounds.tolist())}
+    others = np.array([orders[one][place] for one, place in zip(rounds, places, strict=True)])
+    mixed = np.concatenate([drawn, kinds[1][others]])
+    return mixed[np.argsort(generator.random(batch_size), kind="stable")]
 
 
 def stand_ins(

@@ -89,8 +89,8 @@ class Start(Protocol):
     def weights(self) -> Mapping[str, Tensor]:
         """State of the stage before, on the CPU; empty in the first stage."""
 
-    def views(self, rows: Rows, *, random: bool = False) -> Iterator[Tensor]:
-        """Batches (B, 1, S, S) of rows on the device: plain, or one random view of each."""
+    def batches(self, rows: Rows, *, random: bool = False) -> Iterator[dict[str, Any]]:
+        """All of `rows`, on every rank, as batches of one view: plain, or a random one of each."""
 
     def features(self, rows: Rows, *, random: bool = False) -> Tensor:
         """Z (N, D) of the task's `features` in eval mode, of the rows that can be read."""
@@ -115,7 +115,8 @@ class Task(nn.Module):
     Attributes:
         Options: what can be set; its defaults are the method's.
         views: V, views of an image in a batch.
-        masks: whether the batch holds masks; views are multiplied by them anyway.
+        masks: whether the batch holds masks, and the scorer takes them; views are multiplied by
+            them anyway. Where an image has no mask, it is the image's frame.
         players: optimizers that take turns in a step, such as a GAN's two.
         score_name: what the score is, in the report's words.
         whole_batch: the loss compares images of a batch with each other, so that micro-batches
@@ -151,6 +152,14 @@ class Task(nn.Module):
             ValueError: names the option first, as `Options` does.
         """
 
+    @property
+    def known_share(self) -> float:
+        """Share of each global batch that is known abnormal, drawn with replacement.
+
+        0: images as they come, each once in an epoch.
+        """
+        return 0.0
+
     def begin(self, start: Start) -> None:
         """First contents: weights of the stage before, centres, statistics.
 
@@ -161,8 +170,15 @@ class Task(nn.Module):
     def before_step(self, step: int) -> None:
         """Change once a step, before its micro-batches: moving averages, queues."""
 
+    def turns(self, step: int) -> tuple[str, ...]:
+        """Whose turn it is in a step, in order."""
+        return self.players
+
     def forward(self, batch: dict[str, Any], player: str = "all") -> dict[str, Tensor]:
-        """`{"loss": 0-d}` of a batch, for one of `players`."""
+        """`{"loss": 0-d}` of a batch, for one of `players`.
+
+        Further 0-d outputs are figures, whose means over the epoch and the ranks are logged.
+        """
         raise NotImplementedError
 
     def parameters_of(self, player: str) -> Iterable[Parameter]:
@@ -172,6 +188,9 @@ class Task(nn.Module):
     def close_epoch(self) -> dict[str, float]:
         """Change between epochs; return figures of the epoch."""
         return {}
+
+    def renew(self, start: Start) -> None:
+        """Change between epochs what needs the images, such as a subspace of their features."""
 
     def check_epoch(self, epoch: int) -> list[str]:
         """What a person must hear after this epoch, counted from 0; each line with its figure."""
@@ -194,6 +213,7 @@ class Task(nn.Module):
     def scorer(self) -> nn.Module | None:
         """Images (B, 1, S, S) -> `score` (B,), higher = more abnormal; None: it cannot score.
 
+        Called with images, and masks (B, 1, S, S) in [0, 1] where the task takes `masks`.
         Further outputs (B,) become columns of scores.csv, under names that are none of its own;
         `h` and `z` (B, ...), if there are such, are features, so that one pass gives them too.
         Without features the columns of nearest neighbours stay empty. The scorer is tried on
@@ -202,13 +222,15 @@ class Task(nn.Module):
         return None
 
 
-def score_images(scorer: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """What a scorer makes of images (B, 1, S, S).
+def score_images(
+    scorer: nn.Module, images: Tensor, masks: Tensor | None = None
+) -> dict[str, Tensor]:
+    """What a scorer makes of images (B, 1, S, S), with their masks where it takes such.
 
     Raises:
         InputError: its outputs are not as `Task.scorer` says.
     """
-    outputs, count = scorer(images), len(images)
+    outputs, count = scorer(images) if masks is None else scorer(images, masks), len(images)
     if not isinstance(outputs, dict) or not isinstance(outputs.get("score"), Tensor):
         raise _unlike("the scorer", outputs, '{"score": a float tensor (B,), ...}')
     if taken := sorted(TAKEN & outputs.keys()):
@@ -223,8 +245,8 @@ def score_images(scorer: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return outputs
 
 
-def loss_of(outputs: Any) -> Tensor:
-    """The loss in what a task's `forward` gave.
+def loss_of(outputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss in what a task's `forward` gave, and its figures without gradient.
 
     Raises:
         InputError: it is not `{"loss": 0-d float tensor with a gradient}`.
@@ -237,7 +259,12 @@ def loss_of(outputs: Any) -> Tensor:
         and loss.requires_grad
     ):
         raise _unlike("forward", outputs, '{"loss": a 0-d float tensor with a gradient}')
-    return loss
+    figures = {
+        name: one.detach()
+        for name, one in outputs.items()
+        if name != "loss" and isinstance(one, Tensor) and one.ndim == 0
+    }
+    return loss, figures
 
 
 def _unlike(what: str, given: Any, allowed: str) -> InputError:

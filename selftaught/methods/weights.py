@@ -47,9 +47,9 @@ class Untrained(Task):
         """Fill the running statistics: eval mode would see those of nothing."""
         with torch.no_grad():
             self.train()
-            for images in start.views(start.rows[:STATISTICS_IMAGES]):
-                if len(images) > 1:  # one image may have no statistics
-                    self.embedder(images)
+            for batch in start.batches(start.rows[:STATISTICS_IMAGES]):
+                if len(batch["ids"]) > 1:  # one image may have no statistics
+                    self.embedder(batch["views"][:, 0])
 
     def forward(self, batch: dict[str, Any], player: str = "all") -> dict[str, Tensor]:
         """Never called: there are no epochs."""

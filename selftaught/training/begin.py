@@ -12,8 +12,9 @@ from selftaught.data.plan import plain
 from selftaught.methods import Task
 from selftaught.training.config import STAGES
 from selftaught.training.context import Run
+from selftaught.training.engine import Batch
 from selftaught.training.inference import infer
-from selftaught.training.inputs import Rows
+from selftaught.training.inputs import Rows, on_device
 from selftaught.training.tasks import finished_weights
 
 Result = TypeVar("Result")
@@ -36,15 +37,18 @@ class Beginning:
 
     def _open(self, random: bool) -> Pipeline:
         augment = self.run.options(self.role).augment
-        return self.run.images.open("centers", augment if random else plain(augment), views=1)
+        return self.run.images.open(
+            "centers", augment if random else plain(augment), views=1, masks=self.task.masks
+        )
 
-    def views(self, rows: Rows, *, random: bool = False) -> Iterator[Tensor]:
-        """Batches of rows on the device."""
+    def batches(self, rows: Rows, *, random: bool = False) -> Iterator[Batch]:
+        """Batches of all rows, on every rank, on the device."""
         chunks = np.array_split(rows, range(BATCH, len(rows), BATCH))
         with self._open(random) as pipeline:
             for batch in pipeline.batches((0, chunk) for chunk in chunks):
                 self.run.images.note("begin", None, batch.problems)
-                yield batch.views[:, 0].to(self.run.device, self.run.kind)
+                if len(batch.ids):
+                    yield on_device(batch, self.labels, self.run.device, self.run.kind)
         self.run.images.share()
 
     def features(self, rows: Rows, *, random: bool = False) -> Tensor:
@@ -52,7 +56,7 @@ class Beginning:
         with self._open(random) as pipeline:
             outputs, _ = infer(
                 self.run,
-                lambda images: {"z": self.task.features(images)[1]},  # type: ignore[index]
+                lambda images, _: {"z": self.task.features(images)[1]},  # type: ignore[index]
                 [self.task],
                 pipeline,
                 rows,

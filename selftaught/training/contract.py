@@ -38,7 +38,8 @@ def check_scorer(task: Task, device: torch.device, kind: torch.dtype = torch.flo
         )
     modes = [(module, module.training) for one in (task, scorer) for module in one.modules()]
     scorer.eval()
-    score_images(scorer, torch.zeros(2, 1, size, size, device=device, dtype=kind))
+    blank = torch.zeros(2, 1, size, size, device=device, dtype=kind)
+    score_images(scorer, blank, torch.ones_like(blank) if task.masks else None)
     for module, mode in modes:
         module.training = mode
 

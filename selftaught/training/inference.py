@@ -19,7 +19,7 @@ from selftaught.training.stop import StopRun
 @torch.no_grad()
 def infer(
     run: Run,
-    compute: Callable[[Tensor], dict[str, Tensor]],
+    compute: Callable[[Tensor, Tensor | None], dict[str, Tensor]],
     modules: Sequence[nn.Module],
     pipeline: Pipeline,
     rows: Rows,
@@ -31,7 +31,8 @@ def infer(
 
     Args:
         run: device, batch size of scoring, signals, and who hears of images that were skipped.
-        compute: images (B, 1, S, S) on the device -> tensors (B, ...) by name.
+        compute: images (B, 1, S, S) on the device, and their masks where the pipeline gives them
+            -> tensors (B, ...) by name.
         modules: in eval mode meanwhile.
         pipeline: one view per image.
         rows: (N,) row numbers.
@@ -66,7 +67,11 @@ def infer(
             batch = next(source)
             problems = batch.problems
             if len(batch.ids):
-                outputs = compute(batch.views[:, 0].to(run.device, run.kind))
+                masks = None if batch.masks is None else batch.masks[:, 0]
+                outputs = compute(
+                    batch.views[:, 0].to(run.device, run.kind),
+                    None if masks is None else masks.to(run.device, run.kind),
+                )
                 parts.append({"row": batch.ids, **{k: _to_cpu(v) for k, v in outputs.items()}})
         run.images.note(name, None, problems)
         # The one look at each other of a batch.

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from selftaught import distributed
 from selftaught.data.images.bad_files import Problem, Skipping
-from selftaught.data.pipeline import Pipeline, open_pipeline
+from selftaught.data.pipeline import ImageBatch, Pipeline, open_pipeline
 from selftaught.data.pipeline.cache import CacheBudget
-from selftaught.data.plan import Augment, batch_at, plain, stand_ins, steps_per_epoch
+from selftaught.data.plan import Augment, batch_at, plain, share_at, stand_ins, steps_per_epoch
 from selftaught.environment import local_world_size
 from selftaught.errors import InputError
 from selftaught.methods.task import Rows
+from selftaught.semi_labels import KNOWN_ABNORMAL
 from selftaught.training.bad_files import BadFiles
 from selftaught.training.config import Config, DataConfig
 from selftaught.training.engine import Batch
@@ -185,6 +186,7 @@ def training_batches(
     input_range: tuple[float, float],
     device: torch.device,
     kind: torch.dtype = torch.float32,
+    known_share: float = 0.0,
 ) -> Iterator[Batch]:
     """This rank's share of each global batch, from `first_step` on.
 
@@ -200,15 +202,20 @@ def training_batches(
         input_range: lowest and highest value the stage declares.
         device: where the tensors go.
         kind: of the views, that of the weights.
+        known_share: share of each global batch that is known abnormal, drawn with replacement; 0 =
+            images as they come.
 
     Raises:
         InputError: an image cannot be read, or where such are skipped, too many.
     """
     world, rank = distributed.world_size(), distributed.rank()
+    known = images.frame["semi_label"].to_numpy()[rows] == KNOWN_ABNORMAL
 
     def requests() -> Iterator[tuple[int, Rows]]:
         for step in range(first_step, steps):
             epoch, chosen = batch_at(images.seed, stage, step, len(rows), batch_size)
+            if known_share:
+                chosen = share_at(images.seed, stage, step, known, batch_size, known_share)
             yield epoch, rows[chosen.reshape(accumulate, world, -1)[:, rank].ravel()]
 
     semi_label = images.semi_label
@@ -223,15 +230,26 @@ def training_batches(
             # NaN passes: the loop stops over it and names the file.
             if least < low or most > high:
                 raise RuntimeError(f"views reach from {least} to {most}, declared: {input_range}")
-        masks = None if batch.masks is None else batch.masks.to(device, kind, non_blocking=True)
         yield {
-            "views": batch.views.to(device, kind, non_blocking=True),
-            "masks": masks,
-            "semi_label": semi_label[batch.ids].to(device, non_blocking=True),
-            "ids": batch.ids,
+            **on_device(batch, semi_label, device, kind),
             "epoch": step // per_epoch,
             "step": step,
         }
+
+
+def on_device(
+    batch: ImageBatch, semi_label: Tensor, device: torch.device, kind: torch.dtype
+) -> Batch:
+    """A batch as tasks take it, at epoch and step 0; its ids stay on the host."""
+    masks = None if batch.masks is None else batch.masks.to(device, kind, non_blocking=True)
+    return {
+        "views": batch.views.to(device, kind, non_blocking=True),
+        "masks": masks,
+        "semi_label": semi_label[batch.ids].to(device, non_blocking=True),
+        "ids": batch.ids,
+        "epoch": 0,
+        "step": 0,
+    }
 
 
 def global_batch_size(option: str, batch_size: int, samples: int, accumulate: int) -> int:
@@ -258,14 +276,14 @@ def global_batch_size(option: str, batch_size: int, samples: int, accumulate: in
     return size
 
 
-def open_plain(images: Images, augment: Augment) -> Pipeline:
+def open_plain(images: Images, augment: Augment, *, masks: bool = False) -> Pipeline:
     """One deterministic view per image, prepared and scaled as `augment` says."""
-    return images.open("plain", plain(augment), views=1)
+    return images.open("plain", plain(augment), views=1, masks=masks)
 
 
-def open_evaluation(config: Config, images: Images) -> Pipeline:
+def open_evaluation(config: Config, images: Images, *, masks: bool = False) -> Pipeline:
     """Images as evaluation sees them: plain, or one random view of each in preset paper."""
     augment = config.finetune.augment
     if config.data.evaluation_views == "plain":
         augment = plain(augment)
-    return images.open("evaluation", augment, views=1)
+    return images.open("evaluation", augment, views=1, masks=masks)

@@ -11,7 +11,7 @@ checkpoint is weights, optimizer and `step`, and a resumed run repeats an uninte
 import math
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from selftaught.training.compiling import compile_backbone
 from selftaught.training.config import EngineConfig
 from selftaught.training.engine import Batch, Engine, split_batch
 from selftaught.training.progress import Reporter
-from selftaught.training.resume import finish_epoch, new_figures, restore, save
+from selftaught.training.resume import add_outputs, finish_epoch, new_figures, restore, save
 from selftaught.training.schedule import Stage
 from selftaught.training.stop import Stopper, StopRun
 from selftaught.training.watch import Watch
@@ -101,8 +101,8 @@ def train(
                 "step", stage=plan.stage, step=step, engine=engine, batch=batch, files=stage.files
             )
             task.before_step(step)
-            for player in task.players:
-                loss = _gradient(engine, parts, player, watch)
+            for player in task.turns(step):
+                loss = _gradient(engine, parts, player, watch, figures)
                 learnt = torch.stack([loss, engine.gradient_norm(player).double()])
                 facts = [stopper.code, due, stage.pending, *watch.figures().values()]
                 # The only wait of a step, for the device and for the other ranks.
@@ -133,6 +133,7 @@ def train(
                 )
             if epoch_done:
                 figures["closing"] = task.close_epoch()
+                stage.renew()
                 figures["machines"] = watch.summary(words, True)
                 if step == plan.steps:
                     watch.report(figures["machines"])
@@ -156,13 +157,16 @@ def train(
     reporter.end_bar()
 
 
-def _gradient(engine: Engine, parts: list[Batch], player: str, watch: Watch) -> Tensor:
+def _gradient(
+    engine: Engine, parts: list[Batch], player: str, watch: Watch, figures: dict[str, Any]
+) -> Tensor:
     """Add up one player's gradient over micro-batches; their mean loss, float64, not waited for."""
     total = torch.zeros((), dtype=torch.float64, device=next(engine.task.parameters()).device)
     for number, part in enumerate(parts):
         with engine.accumulate(last=number == len(parts) - 1):
             with watch.forward():
-                loss = loss_of(engine.forward(part, player))
+                loss, outputs = loss_of(engine.forward(part, player))
+            add_outputs(figures, outputs)
             engine.backward(loss, len(parts))
         total += loss.detach().double() / len(parts)
     return total

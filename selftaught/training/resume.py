@@ -1,5 +1,6 @@
 """What a loop goes on with, what it saves, and what it writes at an epoch's end."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def save(engine: Engine, folder: Path, step: int, figures: dict[str, Any]) -> No
     optimizer = engine.state()
     # Every rank goes on from what the first one saves, and the epoch's loss is the ranks' mean.
     sums = distributed.gather_objects(figures["loss_sum"])
-    figures = figures | {"loss_sum": sum(sums) / len(sums)}
+    outputs = _mean_over_ranks({name: float(one) for name, one in figures["outputs"].items()})
+    figures = figures | {"loss_sum": sum(sums) / len(sums), "outputs": outputs}
     if distributed.is_main():
         weights: dict[str, Tensor] = engine.task.state_dict()
         checkpoint.save(
@@ -68,7 +70,20 @@ def save(engine: Engine, folder: Path, step: int, figures: dict[str, Any]) -> No
 
 def new_figures() -> dict[str, Any]:
     """Of an epoch that begins."""
-    return {"loss_sum": 0.0, "loss_steps": 0}
+    return {"loss_sum": 0.0, "loss_steps": 0, "outputs": {}, "output_counts": {}}
+
+
+def add_outputs(figures: dict[str, Any], outputs: Mapping[str, Tensor]) -> None:
+    """Add a micro-batch's figures to those of the epoch, without waiting for the device."""
+    sums, counts = figures["outputs"], figures["output_counts"]
+    for name, value in outputs.items():
+        sums[name] = sums.get(name, 0.0) + value.double()
+        counts[name] = counts.get(name, 0) + 1
+
+
+def _mean_over_ranks(values: Mapping[str, float]) -> dict[str, float]:
+    everyone = distributed.gather_objects(dict(values))
+    return {name: sum(one[name] for one in everyone) / len(everyone) for name in values}
 
 
 def finish_epoch(stage: Stage, reporter: Reporter, step: int, figures: dict[str, Any]) -> None:
@@ -77,14 +92,14 @@ def finish_epoch(stage: Stage, reporter: Reporter, step: int, figures: dict[str,
     observed = stage.observe_epoch(epoch, step)
     loss = figures["loss_sum"] / max(figures["loss_steps"], 1)
     mean = sum(distributed.gather_objects(loss)) / distributed.world_size()
-    reporter.log(
-        kind="epoch",
-        stage=plan.stage,
-        epoch=epoch,
-        step=step,
-        loss=mean,
-        lr=plan.rate(step - 1),
+    counts = figures["output_counts"]
+    outputs = {name: float(one) / counts[name] for name, one in figures["outputs"].items()}
+    line = {
+        **_mean_over_ranks(outputs),
         **figures.get("machines", {}),
         **figures.get("closing", {}),
         **observed,
-    )
+        "loss": mean,
+        "lr": plan.rate(step - 1),
+    }
+    reporter.log(**{**line, "kind": "epoch", "stage": plan.stage, "epoch": epoch, "step": step})

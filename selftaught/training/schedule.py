@@ -51,6 +51,9 @@ class Stage(Protocol):
     def observe_epoch(self, epoch: int, step: int) -> dict[str, Any]:
         """Figures of the task, which it does not change (validation, guards); after the save."""
 
+    def renew(self) -> None:
+        """Let the task change what needs the images, before the save of an epoch's end."""
+
     @property
     def pending(self) -> bool:
         """Whether this rank skipped files that the others have not heard of."""

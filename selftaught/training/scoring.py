@@ -73,10 +73,10 @@ def _normal_scores(run: Run, task: Task) -> Tensor:
     rows, scorer = _normal_validation(run.images), _scorer(run, task)
     if not len(rows):
         return torch.empty(0)
-    with open_evaluation(run.config, run.images) as pipeline:
+    with open_evaluation(run.config, run.images, masks=task.masks) as pipeline:
         outputs, read = infer(
             run,
-            lambda images: {"score": score_images(scorer, images)["score"]},
+            lambda images, masks: {"score": score_images(scorer, images, masks)["score"]},
             [scorer],
             pipeline,
             rows,
@@ -150,18 +150,18 @@ def _embed(run: Run, task: Task, before: Task) -> tuple[dict[str, Tensor], Rows]
     """The scorer's outputs and `pretext_h`, in one pass where both tasks see the same views."""
     scorer = _scorer(run, task)
 
-    def scored_by(images: Tensor) -> dict[str, Tensor]:
-        return score_images(scorer, images)
+    def scored_by(images: Tensor, masks: Tensor | None) -> dict[str, Tensor]:
+        return score_images(scorer, images, masks)
 
-    def with_pretext(images: Tensor) -> dict[str, Tensor]:
+    def with_pretext(images: Tensor, masks: Tensor | None = None) -> dict[str, Tensor]:
         features = before.features(images)
         return {} if features is None else {"pretext_h": features[0]}
 
-    with open_evaluation(run.config, run.images) as pipeline:
+    with open_evaluation(run.config, run.images, masks=task.masks) as pipeline:
         if run.config.data.evaluation_views == "plain":
             return infer(
                 run,
-                lambda images: {**scored_by(images), **with_pretext(images)},
+                lambda images, masks: {**scored_by(images, masks), **with_pretext(images)},
                 [scorer, before],
                 pipeline,
                 run.images.used,

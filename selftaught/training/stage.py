@@ -149,9 +149,10 @@ class TrainingStage:
         self.training_views = images.open(
             role, options.augment, task.views, training=self.rows, masks=task.masks
         )
-        self.plain_views = self.validation = open_plain(images, options.augment)
+        self.plain_views = open_plain(images, options.augment, masks=task.masks)
+        self.validation = self.plain_views
         if augmented:
-            self.validation = open_evaluation(run.config, images)
+            self.validation = open_evaluation(run.config, images, masks=task.masks)
         labelled = images.frame["label"].notna().to_numpy()
         rows = images.rows("val")
         self.validation_rows = rows[labelled[rows]]
@@ -180,7 +181,13 @@ class TrainingStage:
             input_range=self.options.augment.input_range,
             device=self.run.device,
             kind=self.run.kind,
+            known_share=self.task.known_share,
         )
+
+    def renew(self) -> None:
+        """Let the task change what needs the images; costs nothing where it does not."""
+        if type(self.task).renew is not Task.renew:
+            self.task.renew(Beginning(self.run, self.role, self.task))
 
     @property
     def pending(self) -> bool:
@@ -213,7 +220,7 @@ class TrainingStage:
             return {}
         outputs, rows = infer(
             self.run,
-            lambda images: {"score": score_images(scorer, images)["score"]},
+            lambda images, masks: {"score": score_images(scorer, images, masks)["score"]},
             [self.task, scorer],
             self.validation,
             self.validation_rows,
@@ -255,7 +262,7 @@ class TrainingStage:
             return None
         outputs, _ = infer(
             self.run,
-            lambda images: {"z": self.task.features(images)[1]},  # type: ignore[index]
+            lambda images, _: {"z": self.task.features(images)[1]},  # type: ignore[index]
             [self.task],
             self.plain_views,
             self._probe,

@@ -10,6 +10,7 @@ from selftaught.data.plan import steps_per_epoch
 from selftaught.errors import InputError
 from selftaught.methods import Task
 from selftaught.models.network import Network
+from selftaught.semi_labels import KNOWN_ABNORMAL
 from selftaught.training import checkpoint
 from selftaught.training.config import STAGES, Config
 from selftaught.training.context import Run
@@ -74,8 +75,15 @@ def check_settings(config: Config, images: Images, roles: Iterable[str] = STAGES
                 f"{role}.method is {task.options.method!r}, which cannot score; allowed: a method "
                 "with a scorer"
             )
+        labels = images.semi_label[images.training_rows(role)]
+        known = int((labels == KNOWN_ABNORMAL).sum())
+        if task.known_share and not 0 < known < len(labels):
+            raise InputError(
+                f"{role}.method {task.options.method!r} draws known abnormal images into each "
+                f"batch; of {len(labels)} training images {known} are, allowed: some, not all"
+            )
         try:
-            task.check(images.semi_label[images.training_rows(role)])
+            task.check(labels)
         except ValueError as error:
             text = str(error)
             raise InputError(text if "model." in text.split()[0] else f"{role}.{text}") from error

@@ -11,6 +11,7 @@ from selftaught.data.plan import (
     draw,
     finetune_augment,
     pretext_augment,
+    share_at,
     steps_per_epoch,
 )
 
@@ -246,3 +247,25 @@ def test_refusals() -> None:
         settings = {"epoch": 0, "samples": [0], "views": 1} | bad
         with pytest.raises(ValueError, match="start at 0"):
             draw(PLAIN, seed=1, stage="p", **settings)  # type: ignore[arg-type]
+
+
+def test_a_fixed_share_of_each_batch_is_known() -> None:
+    known = np.arange(22) % 6 == 1  # 4 known, 18 others: three batches of 6 others are a round
+    batches = [share_at(3, "finetune", step, known, 8, 0.25) for step in range(57)]
+    assert all(known[batch].sum() == 2 for batch in batches)
+    others = [tuple(batch[~known[batch]]) for batch in batches]
+    rounds = [others[first] + others[first + 1] + others[first + 2] for first in range(0, 57, 3)]
+    assert all(sorted(one) == np.flatnonzero(~known).tolist() for one in rounds)
+    assert len(set(rounds)) == len(rounds)
+    drawn = np.concatenate([batch[known[batch]] for batch in batches])
+    assert set(drawn.tolist()) == set(np.flatnonzero(known).tolist())
+    # A rank's part, half of the batch, has known ones now and then.
+    assert {int(known[batch[:4]].sum()) for batch in batches} == {0, 1, 2}
+    assert not np.array_equal(batches[0], share_at(4, "finetune", 0, known, 8, 0.25))
+    np.testing.assert_array_equal(batches[5], share_at(3, "finetune", 5, known, 8, 0.25))
+
+
+@pytest.mark.parametrize("known", [np.zeros(5, bool), np.ones(5, bool)])
+def test_a_share_of_what_is_not_there_is_refused(known: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="some of each kind"):
+        share_at(1, "finetune", 0, known, 4, 0.5)

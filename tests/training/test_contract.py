@@ -95,7 +95,9 @@ def test_any_other_loss_is_refused(outputs):
 
 def test_a_loss_as_described_is_taken():
     loss = torch.ones((), requires_grad=True)
-    assert loss_of({"loss": loss, "more": 1}) is loss
+    taken, figures = loss_of({"loss": loss, "more": 1, "error": 2 * loss, "rows": torch.ones(3)})
+    assert taken is loss
+    assert figures.keys() == {"error"} and not figures["error"].requires_grad
 
 
 def test_a_task_without_parameters_is_refused():

@@ -139,3 +139,61 @@ def test_each_update_waits_for_the_device_once(tmp_path, task, width, waits):
         counting = stack.enter_context(Counting(torch.Tensor, WAITS))
         learn(tmp_path, task(), stage, on_event=counting.hear, clip=1.0)
     assert {tuple(names) for names in counting.seen[:-1]} == {("tolist",) * waits}
+
+
+class Measured(Line):
+    """Says more than its loss: of every step, and of every other one."""
+
+    def forward(self, batch, player="all"):
+        size = batch["views"].detach().mean()
+        return super().forward(batch) | {"size": size} | ({"odd": size} if size % 2 else {})
+
+
+def counted(folder, interrupt=None):
+    """Epoch lines of six steps whose views are the step's number, plus two on rank 1."""
+    shift = torch.tensor([[0.0], [2.0]])
+    stage = Given(lambda step: {"views": step + shift}, 3, epochs=2, save_every=1)
+    if interrupt is None or not (folder / "c").exists():
+        with contextlib.suppress(StopRun):
+            learn(folder, Measured(), stage, on_event=interrupt or (lambda *_, **__: None))
+    return lines(folder, "epoch") if torch.distributed.is_initialized() else None
+
+
+def stop_at_four(event, **facts):
+    if event == "step" and facts["step"] == 4:
+        raise StopRun(143)
+
+
+def figures_of_ranks(folder):
+    counted(folder, stop_at_four)
+    return counted(folder)
+
+
+def test_means_of_figures_are_over_the_epoch_and_the_ranks(tmp_path):
+    epochs = run_ranks(2, figures_of_ranks, tmp_path)[0]
+    assert [line["size"] for line in epochs] == [2.0, 5.0]  # of 0 1 2 | 3 4 5, and two more
+    assert [line["odd"] for line in epochs] == [2.0, 5.0]  # of 1 | 3 5, and two more
+
+
+class Turns(Pair):
+    """The maker's turn comes every third step."""
+
+    def turns(self, step):
+        return ("maker",) if step % 3 == 2 else ("critic",)
+
+
+def test_only_those_whose_turn_it_is_move(tmp_path):
+    task, before = Turns(), {}
+
+    def watch(event, **facts):
+        if event == "step":
+            now = {name: one.detach().clone() for name, one in task.named_parameters()}
+            if before:
+                mover = task.turns(facts["step"] - 1)[0]
+                assert all(
+                    torch.equal(now[name], before[name]) != name.startswith(mover) for name in now
+                )
+            before.update(now)
+
+    learn(tmp_path, task, Given(lambda step: {"views": torch.ones(4, 7)}, 6), on_event=watch)
+    assert before

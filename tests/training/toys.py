@@ -90,6 +90,9 @@ class Given:
     def observe_epoch(self, epoch, step):
         return {}
 
+    def renew(self):
+        pass
+
     def share(self):
         raise AssertionError("nothing was skipped")
 
