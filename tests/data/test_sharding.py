@@ -177,7 +177,7 @@ def test_a_pack_gives_the_same_bits_to_any_ranks_workers_and_resumed_runs(
         assert all(same(*pair) for pair in zip(alone[first_step:], found, strict=True)), options
 
 
-def described(images: Tensor) -> dict[str, Tensor]:
+def described(images: Tensor, masks: Tensor | None) -> dict[str, Tensor]:
     """Numbers that tell images apart."""
     h = images.flatten(1)[:, ::7]
     return {"h": h, "z": h.mean(1, keepdim=True)}

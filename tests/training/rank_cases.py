@@ -72,7 +72,7 @@ def _everything(config, images, folder):
         for count in (1, 7, 23):
             rows = torch.arange(count).numpy()
             z, read = infer(
-                run, lambda x: {"z": task.features(x)[1]}, [task], pipeline, rows, name="some"
+                run, lambda x, _: {"z": task.features(x)[1]}, [task], pipeline, rows, name="some"
             )
             out[f"inferred {count}"] = z["z"], torch.from_numpy(read)
     spheres = methods.load("spheres")
