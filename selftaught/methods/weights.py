@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.data.augment import Augment, pretext_augment
-from selftaught.methods.task import Options, Start, Task
+from selftaught.methods.task import Options, Start, System, Task
 from selftaught.models.network import Network
 from selftaught.models.weights import load_encoder_weights
 
@@ -85,3 +85,14 @@ class ImageNet(Untrained):
 
 
 TASKS = {"imagenet": ImageNet, "none": Untrained}
+SYSTEMS = {
+    "imagenet": System(
+        "Multi-modal, ImageNet",
+        pretext="imagenet",
+        finetune="spheres",
+        changes={"model.input_norm": "imagenet", "model.batch_norm": "affine"},
+        note="Published near chance: its loader dropped the shortcuts' and batch norms' weights "
+        "without a word and left inputs unscaled; here every weight is loaded and inputs are "
+        "normalised as in ImageNet.",
+    ),
+}

@@ -4,12 +4,16 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 import torchvision
 from torch import Tensor, nn
 
 Architecture = Literal["resnet18", "resnet50"]
 Stem = Literal["imagenet", "small"]
 BatchNorm = Literal["affine", "plain"]
+InputNorm = Literal["none", "imagenet"]
+# Mean and standard deviation of ImageNet's red, green and blue, for inputs in [0, 1].
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +25,23 @@ class EncoderConfig:
         stem: `imagenet` is a 7x7 stride-2 convolution and a stride-2 maximum pool; `small`, for
             images under about 64 pixels, is a 3x3 stride-1 convolution and no pool.
         batch_norm: `plain` has no scale and shift parameters (the published model).
+        input_norm: `imagenet` subtracts ImageNet's mean from each copy of the grey channel and
+            divides by its standard deviation, as weights trained there expect of inputs in [0, 1].
     """
 
     architecture: Architecture = "resnet18"
     stem: Stem = "imagenet"
     batch_norm: BatchNorm = "affine"
+    input_norm: InputNorm = "none"
 
     def __post_init__(self) -> None:
         """Refuse values outside the allowed names, which type checkers do not see at run time."""
-        allowed = {"architecture": Architecture, "stem": Stem, "batch_norm": BatchNorm}
+        allowed = {
+            "architecture": Architecture,
+            "stem": Stem,
+            "batch_norm": BatchNorm,
+            "input_norm": InputNorm,
+        }
         for name, names in allowed.items():
             if getattr(self, name) not in get_args(names):
                 raise ValueError(
@@ -61,6 +73,9 @@ class Encoder(nn.Module):
         width: number of features, 512 or 2048.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
@@ -76,6 +91,12 @@ class Encoder(nn.Module):
         del parts["fc"]
         self.pool = parts.pop("avgpool")
         self.layers = nn.Sequential(parts)
+        if config.input_norm == "imagenet":
+            # Constants that the config names: no part of the state. They cannot be folded into
+            # conv1, whose zero padding would then stand for another grey.
+            for name, values in zip(("mean", "std"), IMAGENET, strict=True):
+                constant = torch.tensor(values).view(3, 1, 1)
+                self.register_buffer(name, constant, persistent=False)
 
     def feature_map(self, x: Tensor) -> Tensor:
         """Features before the average pool.
@@ -91,7 +112,10 @@ class Encoder(nn.Module):
         """
         if x.ndim != 4 or x.shape[1] != 1:
             raise ValueError(f"x: shape {tuple(x.shape)}, must be (B, 1, H, W)")
-        return self.layers(x.to(next(self.parameters()).dtype).expand(-1, 3, -1, -1))
+        x = x.to(next(self.parameters()).dtype).expand(-1, 3, -1, -1)
+        if self.config.input_norm == "imagenet":
+            x = (x - self.mean) / self.std
+        return self.layers(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Average-pooled features h (B, width) of `x` (B, 1, H, W); raises like `feature_map`."""

@@ -12,10 +12,12 @@ EMBEDDING_WIDTHS = (256, 128)
 
 
 class ProjectionHead(nn.Module):
-    """Linear layers with biases and ReLU between them, h (B, 512) -> z (B, 128) (Sec. 2.1)."""
+    """Linear layers with ReLU between them, h (B, 512) -> z (B, 128) (Sec. 2.1)."""
 
-    def __init__(self, widths: Sequence[int] = (512, *EMBEDDING_WIDTHS)) -> None:
-        """Build from the widths of input, hidden layers and output.
+    def __init__(
+        self, widths: Sequence[int] = (512, *EMBEDDING_WIDTHS), *, bias: bool = True
+    ) -> None:
+        """Build from the widths of input, hidden layers and output, with or without biases.
 
         Raises:
             ValueError: fewer than two widths, or one below 1.
@@ -26,7 +28,7 @@ class ProjectionHead(nn.Module):
             raise ValueError(f"widths={self.widths}: must be two or more numbers, all >= 1")
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip(self.widths, self.widths[1:], strict=False):
-            layers += [nn.Linear(fan_in, fan_out), nn.ReLU(inplace=True)]
+            layers += [nn.Linear(fan_in, fan_out, bias=bias), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, h: Tensor) -> Tensor:
@@ -43,20 +45,25 @@ class Embedder(nn.Module):
     """
 
     def __init__(
-        self, encoder_config: EncoderConfig, head: Sequence[int] = EMBEDDING_WIDTHS
+        self,
+        encoder_config: EncoderConfig,
+        head: Sequence[int] = EMBEDDING_WIDTHS,
+        *,
+        bias: bool = True,
     ) -> None:
         """Build with fresh weights from torch's global generator.
 
         Args:
             encoder_config: the encoder.
             head: widths of the head after the encoder's own.
+            bias: whether the head's layers have biases.
 
         Raises:
             ValueError: no width, or one below 1.
         """
         super().__init__()
         self.encoder = Encoder(encoder_config)
-        self.head = ProjectionHead((self.encoder.width, *head))
+        self.head = ProjectionHead((self.encoder.width, *head), bias=bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features h (B, width) and embedding z (B, D) of images x (B, 1, H, W)."""
@@ -65,7 +72,11 @@ class Embedder(nn.Module):
 
 
 def build_embedder(
-    config: EncoderConfig, seed: int, *, head: Sequence[int] = EMBEDDING_WIDTHS
+    config: EncoderConfig,
+    seed: int,
+    *,
+    head: Sequence[int] = EMBEDDING_WIDTHS,
+    bias: bool = True,
 ) -> Embedder:
     """Embedder whose weights depend on `seed` alone; no global generator moves.
 
@@ -73,6 +84,7 @@ def build_embedder(
         config: the encoder.
         seed: of the weights.
         head: as for `Embedder`.
+        bias: as for `Embedder`.
 
     Returns:
         The embedder, in training mode, on the CPU; without memory inside `torch.device("meta")`.
@@ -82,4 +94,4 @@ def build_embedder(
     with torch.random.fork_rng(devices=[]), place, Float32(), torch.inference_mode(False):
         # torch.manual_seed would also reseed every accelerator, which fork_rng does not undo.
         torch.default_generator.manual_seed(seed)
-        return Embedder(config, head)
+        return Embedder(config, head, bias=bias)

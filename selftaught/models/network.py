@@ -29,9 +29,13 @@ class Network:
     seed: int = 0
     weights: str = ""
 
-    def embedder(self) -> Embedder:
-        """Encoder and head with fresh weights from `seed`, in training mode, on the CPU."""
-        return build_embedder(self.encoder, self.seed, head=self.head)
+    def embedder(self, *, bias: bool = True) -> Embedder:
+        """Encoder and head with fresh weights from `seed`, in training mode, on the CPU.
+
+        Args:
+            bias: whether the head's layers have biases.
+        """
+        return build_embedder(self.encoder, self.seed, head=self.head, bias=bias)
 
     def facts(self) -> dict[str, Any]:
         """What a model stores: all but the seed and the path of weights, which it brings itself."""

@@ -97,6 +97,7 @@ class ModelConfig:
         architecture: residual network without its classifier.
         stem: imagenet = 7x7 stride 2 and max-pool, small = 3x3 stride 1 for images under 64 px.
         batch_norm: affine, or plain = without scale and shift as published.
+        input_norm: imagenet = ImageNet's mean and deviation, for weights trained there.
         head: widths of the projection head after the encoder's own width.
         weights: a ResNet state dict on this disk for methods that start from one; never
             downloaded.
@@ -105,6 +106,7 @@ class ModelConfig:
     architecture: Literal["resnet18", "resnet50"] = "resnet18"
     stem: Literal["imagenet", "small"] = "imagenet"
     batch_norm: Literal["affine", "plain"] = "affine"
+    input_norm: Literal["none", "imagenet"] = "none"
     head: list[int] = field(default_factory=lambda: [256, 128])
     weights: str = ""
 
@@ -116,7 +118,10 @@ class ModelConfig:
     def encoder(self) -> EncoderConfig:
         """What the encoder is built from."""
         return EncoderConfig(
-            architecture=self.architecture, stem=self.stem, batch_norm=self.batch_norm
+            architecture=self.architecture,
+            stem=self.stem,
+            batch_norm=self.batch_norm,
+            input_norm=self.input_norm,
         )
 
 
@@ -255,6 +260,12 @@ class Config:
                 self.data.pipeline,
                 f"auto or opencv with {stage}.augment.order published, or the order composed",
                 self.data.pipeline != "dali" or options.augment.order != "published",
+            )
+            require(
+                "model.input_norm",
+                self.model.input_norm,
+                f"none with {stage}.augment.mask_scale 255, or mask_scale 1",
+                self.model.input_norm == "none" or options.augment.input_range == (0.0, 1.0),
             )
             players = len(load(options.method).players)
             require(

@@ -85,7 +85,7 @@ def test_only_one_channel_images_are_taken(shape):
         Encoder(EncoderConfig())(torch.rand(shape))
 
 
-@pytest.mark.parametrize("field", ["architecture", "stem", "batch_norm"])
+@pytest.mark.parametrize("field", ["architecture", "stem", "batch_norm", "input_norm"])
 def test_unknown_settings_are_refused(field):
     with pytest.raises(ValueError, match=f"{field}='vgg': must be one of"):
         EncoderConfig(**{field: "vgg"})

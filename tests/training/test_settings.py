@@ -166,3 +166,11 @@ def test_an_unknown_key_is_refused_whatever_the_method(tmp_path, method, key):
 def test_settings_are_written_as_they_are_read(tmp_path):
     one = config(tmp_path, pretext__milestones=[3, 4], model__head=[16, 8])
     assert build(yaml.safe_load(dump(one))) == one
+
+
+def test_an_input_norm_of_other_inputs_is_refused_in_one_line():
+    model = {"input_norm": "imagenet"}
+    assert build({"out": "x", "model": model}).model.encoder.input_norm == "imagenet"
+    assert build({"out": "x"}).model.encoder.input_norm == "none"
+    with pytest.raises(InputError, match=r"model\.input_norm is 'imagenet'; allowed: none with "):
+        build({"out": "x", "model": model, "pretext": {"augment": {"mask_scale": 255}}})
