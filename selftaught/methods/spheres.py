@@ -12,6 +12,7 @@ from selftaught import distributed
 from selftaught.data.augment import finetune_augment
 from selftaught.errors import InputError, require
 from selftaught.losses import mad_loss_with_assignment, nearest_center
+from selftaught.methods.begin import away_from_zero, normal_rows, take_encoder
 from selftaught.methods.task import Options, Start, Task
 from selftaught.models.heads import Embedder
 from selftaught.models.network import Network
@@ -93,20 +94,8 @@ class Spheres(Task):
 
     def begin(self, start: Start) -> None:
         """The encoder of the stage before under a fresh head, and k-means centres."""
-        weights = start.weights()
-        encoder = {
-            name.removeprefix("embedder.encoder."): tensor
-            for name, tensor in weights.items()
-            if name.startswith("embedder.encoder.")
-        }
-        if weights and not encoder:
-            raise InputError(
-                "spheres starts from the state `embedder.encoder` of the stage before, which has "
-                "none; allowed: a pretext.method with an embedder of `Network`"
-            )
-        if encoder:
-            self.embedder.encoder.load_state_dict(encoder)
-        rows = start.rows[start.labels.numpy()[start.rows] != KNOWN_ABNORMAL]
+        take_encoder("spheres", start, self.embedder.encoder)
+        rows = normal_rows(start)
         z = start.features(rows, random=self.options.center_views == "augmented")
         try:
             self.check(torch.zeros(len(z)))  # some may not have been readable
@@ -117,9 +106,7 @@ class Spheres(Task):
         )
         filled = occupancy(found.counts, found.counts >= 0)
         start.note(f"k-means: {filled}; {self.options.centers} centres were asked for")
-        centers, epsilon = found.centers.float(), self.options.center_epsilon
-        small = (centers.abs() < epsilon) & (centers != 0)
-        self.centers.copy_(torch.where(small, centers.sign() * epsilon, centers))
+        self.centers.copy_(away_from_zero(found.centers.float(), self.options.center_epsilon))
 
     def forward(self, batch: dict[str, Any], player: str = "all") -> dict[str, Tensor]:
         """Eq. 2 of a batch; counts the batch's images per centre while training."""

@@ -40,7 +40,7 @@ def peer():
 class Start:
     seed, rows, labels = 3, np.arange(4), LABELS
 
-    def views(self, rows, *, random=False):
+    def batches(self, rows, *, random=False):
         raise AssertionError("the statistics are the file's")
 
 

@@ -1,0 +1,46 @@
+"""What methods share at their start: the stage before, normal images, centres."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from selftaught.errors import InputError
+from selftaught.methods.task import Rows, Start
+from selftaught.models.encoder import Encoder
+from selftaught.semi_labels import KNOWN_ABNORMAL
+
+ENCODER = "embedder.encoder."
+
+
+def part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The state below a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+
+
+def take_encoder(method: str, start: Start, encoder: Encoder) -> Mapping[str, Tensor]:
+    """Load the encoder of the stage before, if there was one; all that the stage left.
+
+    Raises:
+        InputError: the stage before has no encoder where `Network.embedder` has it.
+    """
+    weights = start.weights()
+    state = part(weights, ENCODER)
+    if weights and not state:
+        raise InputError(
+            f"{method} starts from the state `{ENCODER[:-1]}` of the stage before, which has "
+            "none; allowed: a pretext.method with an embedder of `Network`"
+        )
+    if state:
+        encoder.load_state_dict(state)
+    return weights
+
+
+def normal_rows(start: Start) -> Rows:
+    """Training images that are not known to be abnormal."""
+    return start.rows[start.labels.numpy()[start.rows] != KNOWN_ABNORMAL]
+
+
+def away_from_zero(centers: Tensor, epsilon: float) -> Tensor:
+    """Coordinates closer to 0 than `epsilon` pushed to +-epsilon; 0 stays."""
+    small = (centers.abs() < epsilon) & (centers != 0)
+    return centers.where(~small, centers.sign() * epsilon)
