@@ -1,0 +1,357 @@
+"""Joint training: reconstruction and distance at once (paper, Sec. 8.1 and 8.2 of its supplement).
+
+The distance is to a centre (Deep SAD, Ruff et al. 2020, arXiv:1906.02694), or to a subspace of
+embeddings (after Devos and Grossglauser 2019, arXiv:1905.13613).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from selftaught.data.augment import finetune_augment
+from selftaught.errors import require
+from selftaught.methods.autoencoder import (
+    Autoencoder,
+    AutoencoderOptions,
+    check_decoder,
+    new_decoder,
+)
+from selftaught.methods.begin import away_from_zero, normal_rows, part, take_encoder
+from selftaught.methods.subspace import EPSILON, principal_subspace, regularised_span, sample
+from selftaught.methods.task import Options, Start, System, Task
+from selftaught.models.decoder import feature_side, masked_mse, reconstruction_error
+from selftaught.models.encoder import Encoder
+from selftaught.models.fresh import fresh_weights
+from selftaught.models.network import Network
+from selftaught.semi_labels import KNOWN_ABNORMAL
+
+STATISTICS_IMAGES = 512
+DISTANCES = ("center", "subspace", "span")
+
+
+class MapEmbedder(nn.Module):
+    """Encoder, and what makes an embedding of its feature map.
+
+    Args:
+        encoder: to the feature map.
+        branch: feature map (B, W, f, f) -> z (B, D); None: z is h.
+    """
+
+    def __init__(self, encoder: Encoder, branch: nn.Module | None = None) -> None:
+        super().__init__()
+        self.encoder, self.branch = encoder, branch
+
+    def parts(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Feature map (B, W, f, f), its average h (B, W) and the embedding z (B, D) of images."""
+        features = self.encoder.feature_map(images)
+        h = self.encoder.pool(features).flatten(1)
+        return features, h, h if self.branch is None else self.branch(features)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """H and z of images (B, 1, S, S)."""
+        return self.parts(images)[1:]
+
+
+def new_branch(width: int, side: int, last_norm: str) -> nn.Sequential:
+    """Feature map (B, width, f, f) -> z, 2 x 2 places of width / 4 features; one place for f = 1.
+
+    A map of 16 x 16 or more is pooled as published (16 -> 7 -> 5 -> 2), a smaller one is padded.
+    """
+    if side >= 16:
+        first = [nn.AvgPool2d(3, 2), nn.Conv2d(width, width // 2, 3, bias=False)]
+        pools: list[nn.Module] = [nn.MaxPool2d(3, 2), nn.AdaptiveMaxPool2d(2)]
+    else:
+        first = [nn.Conv2d(width, width // 2, 3, padding=1, bias=False)]
+        pools = [nn.AdaptiveMaxPool2d(min(side, 2))]
+    branch = nn.Sequential(
+        *first,
+        nn.BatchNorm2d(width // 2, affine=False),
+        nn.ReLU(),
+        *pools,
+        nn.Conv2d(width // 2, width // 4, 1, bias=False),
+        nn.BatchNorm2d(width // 4, affine=False) if last_norm == "plain" else nn.Identity(),
+        nn.Flatten(),
+    )
+    for one in branch:
+        if isinstance(one, nn.Conv2d):
+            nn.init.kaiming_normal_(one.weight, mode="fan_out", nonlinearity="relu")
+    return branch
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointAutoencoderOptions(AutoencoderOptions):
+    """The reconstruction that joint training begins with.
+
+    Args:
+        epochs: few, as published.
+        decoder: published = its output is a tanh; corrected = a sigmoid.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": AutoencoderOptions.presets["paper"]
+    }
+
+    epochs: int = 5
+    milestones: list[int] = field(default_factory=list)
+
+
+class JointAutoencoder(Autoencoder):
+    """Encoder and decoder without a bottleneck between them: image -> feature map -> image."""
+
+    Options = JointAutoencoderOptions
+
+    def build(self, network: Network) -> None:
+        """Embedder and decoder with fresh weights."""
+        encoder = network.embedder().encoder
+        self.embedder = MapEmbedder(encoder)
+        self.decoder = new_decoder(network, encoder.width, self.options.decoder)
+
+    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstructions (B, 1, S, S), h and z of images."""
+        features, h, z = self.embedder.parts(images)
+        return self.decoder(features), h, z
+
+    def backbone(self) -> nn.Module:
+        """The layers up to the feature map."""
+        return self.embedder.encoder.layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointOptions(Options):
+    """Reconstruction and Deep SAD's distance at once.
+
+    Args:
+        reconstruction: weight of the reconstruction, the distance having the rest; both losses are
+            divided by their means before the first step.
+        distance: center = to the mean of the embeddings not known to be abnormal; subspace = to
+            the principal directions that hold 95 % of their variance, renewed after each epoch;
+            span = to their regularised span, fixed, as published: next to 0 for any embedding.
+        last_norm: plain = embeddings end in a batch norm without parameters as published, which
+            makes their mean squared length a constant; none = they do not.
+        decoder: published = its output is a tanh; corrected = a sigmoid.
+        eta: weight of known images in the distance's loss.
+        center_epsilon: centre coordinates closer to 0 than this are pushed to +-this; 0 stays.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "quick": {"epochs": 40, "milestones": [16, 32]},
+        "paper": {"augment": asdict(finetune_augment("paper")), "decoder": "published"},
+    }
+
+    milestones: list[int] = field(default_factory=lambda: [40, 80])
+    reconstruction: float = 0.6
+    distance: Literal["center", "subspace", "span"] = "center"
+    last_norm: Literal["plain", "none"] = "plain"
+    decoder: Literal["corrected", "published"] = "corrected"
+    eta: float = 1.0
+    center_epsilon: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share = self.reconstruction
+        require("reconstruction", share, "above 0 and below 1", 0 < share < 1)
+        require("distance", self.distance, ", ".join(DISTANCES), self.distance in DISTANCES)
+        require("last_norm", self.last_norm, "plain, none", self.last_norm in ("plain", "none"))
+        check_decoder(self, self.decoder)
+        require("eta", self.eta, "above 0", 0 < self.eta < math.inf)
+        epsilon = self.center_epsilon
+        require("center_epsilon", epsilon, "0 or more", 0 <= epsilon < math.inf)
+
+
+class Joint(Task):
+    """Images are reconstructed from the map whose embedding is drawn to a centre or subspace.
+
+    Known abnormal images are pushed away from it, and never reconstructed.
+
+    Attributes:
+        origin: (D,) the centre, or the mean that the subspace passes through; float64.
+        projection: (D, D) onto the subspace through `origin`, 0 for a centre; float64.
+        epsilon: added to the squared distance of known images.
+        scales: of both losses, 1 / their means before the first step.
+    """
+
+    Options, masks = JointOptions, True
+    score_name = "squared distance of the embedding"
+    options: JointOptions
+    origin: Tensor
+    projection: Tensor
+    epsilon: Tensor
+    scales: Tensor
+
+    def __init__(self, options: JointOptions, network: Network) -> None:
+        super().__init__(options, network)
+        encoder = network.embedder().encoder
+        side = feature_side(network.image_size, network.encoder.stem)
+        with fresh_weights(network.seed, "branch"):
+            branch = new_branch(encoder.width, side, options.last_norm)
+        self.embedder = MapEmbedder(encoder, branch)
+        self.decoder = new_decoder(network, encoder.width, options.decoder)
+        width = encoder.width // 4 * min(side, 2) ** 2
+        self.register_buffer("origin", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("projection", torch.zeros(width, width, dtype=torch.float64))
+        self.register_buffer("epsilon", torch.tensor(EPSILON))
+        self.register_buffer("scales", torch.ones(2))
+
+    def begin(self, start: Start) -> None:
+        """Encoder and decoder of the stage before; the branch's statistics, centre and scales."""
+        weights = take_encoder(self.options.method, start, self.embedder.encoder)
+        decoder = part(weights, "decoder.")
+        if decoder.keys() == self.decoder.state_dict().keys():
+            self.decoder.load_state_dict(decoder)
+        self._fill_statistics(start)
+        self._settle(start)
+        self._calibrate(start)
+
+    def renew(self, start: Start) -> None:
+        """The subspace of the embeddings as they are now."""
+        if self.options.distance == "subspace":
+            self._settle(start)
+
+    @torch.no_grad()
+    def _fill_statistics(self, start: Start) -> None:
+        """Give the fresh branch's norms the means of some images: eval mode would see none."""
+        assert self.embedder.branch is not None
+        norms = [one for one in self.embedder.branch if isinstance(one, nn.BatchNorm2d)]
+        momenta = [one.momentum for one in norms]
+        self.eval()
+        for one in norms:
+            one.train().momentum = None  # the mean of all batches
+        for batch in start.batches(start.rows[:STATISTICS_IMAGES]):
+            if len(batch["ids"]) > 1:  # one image may have no statistics
+                self.embedder(batch["views"][:, 0])
+        for one, momentum in zip(norms, momenta, strict=True):
+            one.momentum = momentum
+        self.train()
+
+    def _settle(self, start: Start) -> None:
+        """Set what distances are measured from, by embeddings not known to be abnormal."""
+        kind, rows = self.options.distance, normal_rows(start)
+        if kind == "center":
+            z = start.features(rows).double()
+            origin = away_from_zero(z.mean(0), self.options.center_epsilon)
+            self.origin.copy_(origin)
+            return
+        z = start.features(sample(rows, start.seed)).double()
+        fit = principal_subspace if kind == "subspace" else regularised_span
+        origin, projection, epsilon = start.alone(lambda: fit(z))
+        self.origin.copy_(origin)
+        self.projection.copy_(projection)
+        self.epsilon.fill_(epsilon)
+
+    @torch.no_grad()
+    def _calibrate(self, start: Start) -> None:
+        """Set the scales so that both losses are 1 on average; norms keep their statistics."""
+        kept = [buffer.clone() for buffer in self.buffers()]
+        sums, images = torch.zeros(2, dtype=torch.float64), 0
+        for batch in start.batches(start.rows, random=True):
+            count = len(batch["ids"])
+            if count > 1:
+                sums += count * torch.stack(self.losses(batch)).double().cpu()
+                images += count
+        for buffer, value in zip(self.buffers(), kept, strict=True):
+            buffer.copy_(value)
+        means = (sums / images).clamp(min=torch.finfo(torch.float32).tiny)
+        self.scales.copy_(1 / means)
+        start.note(
+            f"before the first step the reconstruction's loss is {means[0]:.4g} and the distance's "
+            f"{means[1]:.4g}; they are divided by these"
+        )
+
+    def losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Reconstruction's and distance's loss of a batch, not scaled."""
+        images, masks, known = batch["views"][:, 0], batch["masks"][:, 0], batch["semi_label"]
+        features, _, z = self.embedder.parts(images)
+        mse = masked_mse(self.decoder(features), images, masks, known != KNOWN_ABNORMAL)
+        distance = deep_sad(self.squared_distance(z), known, self.options.eta, self.epsilon)
+        return mse, distance.mean()
+
+    def forward(self, batch: dict[str, Any], player: str = "all") -> dict[str, Tensor]:
+        """Weighted sum of both losses."""
+        mse, distance = self.losses(batch)
+        share = self.options.reconstruction
+        loss = share * self.scales[0] * mse + (1 - share) * self.scales[1] * distance
+        return {"loss": loss, "reconstruction_loss": mse, "distance_loss": distance}
+
+    def squared_distance(self, z: Tensor) -> Tensor:
+        """Squared distance (B,) of embeddings to the centre or subspace, at least float32."""
+        kind = torch.promote_types(z.dtype, torch.float32)
+        with torch.autocast(z.device.type, enabled=False):
+            apart = z.to(self.origin.dtype) - self.origin
+            return (apart - apart @ self.projection).square().sum(dim=1).to(kind)
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """H and z of images."""
+        h, z = self.embedder(images)
+        return h, z
+
+    def backbone(self) -> nn.Module:
+        """The layers up to the feature map."""
+        return self.embedder.encoder.layers
+
+    def scorer(self) -> nn.Module:
+        """Squared distance, and the reconstruction error beside it."""
+        return JointScorer(self)
+
+
+class JointScorer(nn.Module):
+    """Images and masks -> squared distance of the embedding, and the error inside the mask."""
+
+    def __init__(self, task: Joint) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        """Score, reconstruction error (B,), h and z of images (B, 1, S, S) with masks like them."""
+        features, h, z = self.task.embedder.parts(images)
+        return {
+            "score": self.task.squared_distance(z),
+            "reconstruction": reconstruction_error(self.task.decoder(features), images, masks),
+            "h": h,
+            "z": z,
+        }
+
+
+def deep_sad(squared: Tensor, known: Tensor, eta: float, epsilon: Tensor) -> Tensor:
+    """Deep SAD's loss of squared distances (B,), as `mad_loss` of points.
+
+    Its epsilon is a tensor here, which changes with the subspace and is not waited for.
+
+    Args:
+        squared: (B,) squared distances.
+        known: (B,) -1, 0, +1.
+        eta: weight of known images.
+        epsilon: 0-d, added to their squared distances.
+    """
+    raised = squared + epsilon
+    return torch.where(
+        known == 0, squared, eta * torch.where(known == KNOWN_ABNORMAL, 1 / raised, raised)
+    )
+
+
+PLAIN_NORM = (
+    "The embedding ends in the published batch norm, which fixes its mean squared length, so that "
+    "the known abnormal images alone teach the distance."
+)
+TASKS = {"joint-ae": JointAutoencoder, "joint": Joint}
+SYSTEMS = {
+    "joint": System(
+        "Joint training",
+        pretext="joint-ae",
+        finetune="joint",
+        note="The centre is the mean of images not known to be abnormal, the published one of all; "
+        "norms keep their statistics while the losses are scaled. " + PLAIN_NORM,
+    ),
+    "joint-subspace": System(
+        "Joint training, subspace",
+        pretext="joint-ae",
+        finetune="joint",
+        changes={"finetune.distance": "subspace"},
+        note="The published projection spans the whole embedding, so that every distance is "
+        "rounding; here it is the principal directions with 95 % of the variance, renewed after "
+        "each epoch. " + PLAIN_NORM,
+    ),
+}

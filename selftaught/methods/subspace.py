@@ -1,0 +1,54 @@
+"""Subspaces of embeddings that distances are measured from (paper, Sec. 8.2 of its supplement).
+
+After Devos and Grossglauser 2019, arXiv:1905.13613, who have fewer embeddings than dimensions.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selftaught.methods.task import Rows
+
+BANK = 10_000  # embeddings that a subspace is fitted to, at most
+VARIANCE = 0.95  # of the bank, held by the principal directions
+RIDGE = 1e-3
+EPSILON = 1e-6  # added to the squared distance of known images
+
+
+def sample(rows: Rows, seed: int) -> Rows:
+    """Up to `BANK` of the rows, always the same of one seed."""
+    drawn = np.random.default_rng(seed).permutation(len(rows))[:BANK]
+    return rows[np.sort(drawn)]
+
+
+def principal_subspace(z: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Mean and leading principal directions of embeddings (N, D), float64.
+
+    The directions are the fewest that hold 95 % of the variance, at most D / 2.
+
+    Returns:
+        The mean (D,), the projection (D, D) onto the directions, and 1e-6 times the mean squared
+        distance of the embeddings to the subspace through the mean.
+    """
+    origin = z.mean(0)
+    apart = z - origin
+    variances, directions = torch.linalg.eigh(apart.T @ apart / len(z))
+    held = variances.flip(0).cumsum(0)
+    count = int((held < VARIANCE * held[-1]).sum()) + 1
+    leading = directions.flip(1)[:, : min(count, z.shape[1] // 2)]
+    projection = leading @ leading.T
+    residual = float((apart - apart @ projection).square().sum(1).mean())
+    return origin, projection, max(EPSILON * residual, torch.finfo(torch.float32).tiny)
+
+
+def regularised_span(z: Tensor) -> tuple[Tensor, Tensor, float]:
+    """(S S' + ridge)^-1 S S' of embeddings S' (N, D), as published but in D x D float64.
+
+    The published inverse was N x N in float32, of rank D alone, and gave noise.
+
+    Returns:
+        The origin 0 (D,), the projection (D, D), and the published epsilon.
+    """
+    gram = z.T @ z
+    ridge = RIDGE * torch.eye(len(gram), dtype=z.dtype)
+    return torch.zeros_like(gram[0]), torch.linalg.solve(gram + ridge, gram), EPSILON
