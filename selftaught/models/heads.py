@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from selftaught.host import Float32
 from selftaught.models.encoder import Encoder, EncoderConfig
+from selftaught.models.fresh import fresh_weights
 
 EMBEDDING_WIDTHS = (256, 128)
 
@@ -89,9 +88,5 @@ def build_embedder(
     Returns:
         The embedder, in training mode, on the CPU; without memory inside `torch.device("meta")`.
     """
-    meta = torch.get_default_device().type == "meta"
-    place = torch.device("meta" if meta else "cpu")
-    with torch.random.fork_rng(devices=[]), place, Float32(), torch.inference_mode(False):
-        # torch.manual_seed would also reseed every accelerator, which fork_rng does not undo.
-        torch.default_generator.manual_seed(seed)
+    with fresh_weights(seed):
         return Embedder(config, head, bias=bias)
