@@ -21,10 +21,10 @@ def sample(rows: Rows, seed: int) -> Rows:
     return rows[np.sort(drawn)]
 
 
-def principal_subspace(z: Tensor) -> tuple[Tensor, Tensor, float]:
+def principal_subspace(z: Tensor, share: float = VARIANCE) -> tuple[Tensor, Tensor, float]:
     """Mean and leading principal directions of embeddings (N, D), float64.
 
-    The directions are the fewest that hold 95 % of the variance, at most D / 2.
+    The directions are the fewest that hold a `share` of the variance, at most D / 2.
 
     Returns:
         The mean (D,), the projection (D, D) onto the directions, and 1e-6 times the mean squared
@@ -34,7 +34,7 @@ def principal_subspace(z: Tensor) -> tuple[Tensor, Tensor, float]:
     apart = z - origin
     variances, directions = torch.linalg.eigh(apart.T @ apart / len(z))
     held = variances.flip(0).cumsum(0)
-    count = int((held < VARIANCE * held[-1]).sum()) + 1
+    count = int((held < share * held[-1]).sum()) + 1
     leading = directions.flip(1)[:, : min(count, z.shape[1] // 2)]
     projection = leading @ leading.T
     residual = float((apart - apart @ projection).square().sum(1).mean())

@@ -212,6 +212,16 @@ def test_deep_sad_is_one_center():
     torch.testing.assert_close(DeepSADLoss(c[0], eta=2.0, reduction="sum")(x, y), expected)
 
 
+def test_deep_sads_gradient_by_hand():
+    x, c = points(9, 1, 16)
+    x.requires_grad_()
+    y = torch.tensor([-1, 0, 1] * 3)
+    DeepSADLoss(c[0], reduction="sum", eps=0.5)(x, y).backward()
+    apart = x.detach() - c[0]
+    factor = torch.where(y == -1, -((apart.square().sum(1) + 0.5) ** -2), 1)
+    torch.testing.assert_close(x.grad, 2 * factor[:, None] * apart, rtol=1e-14, atol=1e-15)
+
+
 def test_module_keeps_and_prunes_centers():
     x, c = points(30, 6, 8)
     y = semi_labels(30)

@@ -9,6 +9,7 @@ from selftaught.errors import InputError
 from selftaught.methods.spheres import Spheres, count, occupancy, prune
 from selftaught.models.network import Network
 from tests import thin
+from tests.methods import runs
 
 
 def task_of(head=(4,), **options):
@@ -150,6 +151,48 @@ def test_centres_are_k_means_of_the_images_not_known_to_be_abnormal(views):
     assert small.any() and (z == 0).any()
     result, wanted = (one[one[:, 0].argsort()] for one in (task.centers, expected))
     torch.testing.assert_close(result, wanted)
+
+
+def test_one_centre_is_the_mean_of_the_images_not_known_to_be_abnormal():
+    task, start = task_of(centers=1, center_epsilon=0.0), Start()
+    task.begin(start)
+    expected = start.z[start.labels != -1].double().mean(0)
+    torch.testing.assert_close(task.centers[0].double(), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_an_epoch_of_one_centre_is_an_epoch_of_deep_sad(tmp_path):
+    """Against the published formula and torch's own optimizer, in float64."""
+    batches, before = [], {}
+
+    def keep(event, **facts):
+        if event == "step":
+            if not before:
+                before.update({k: v.clone() for k, v in facts["engine"].task.state_dict().items()})
+            batches.append(facts["batch"])
+
+    options = {"centers": 1, "epochs": 1, "lr": 1e-3, "eta": 2.0, "optimizer": "sgd"}
+    root = runs.write(tmp_path / "images")
+    with thin.patch():
+        whole = runs.train(
+            root, tmp_path / "run", "spheres", precision="fp64", on_event=keep, **options
+        )
+    task = task_of(head=(256, 128), **options).double()
+    task.load_state_dict(before)
+    optimizer = torch.optim.SGD(task.parameters(), 1e-3, momentum=0.9, weight_decay=1e-6)
+    for batch in batches:
+        optimizer.zero_grad()
+        y, z = batch["semi_label"], task.embedder(batch["views"][:, 0])[1]
+        squared = (z - task.centers[0]).square().sum(1)
+        torch.where(y == 0, squared, 2 * (squared + 1e-6) ** y.double()).mean().backward()
+        optimizer.step()
+    assert len(batches) == 2 and {-1, 0, 1} <= set(
+        torch.cat([b["semi_label"] for b in batches]).tolist()
+    )
+    for name, value in task.embedder.state_dict().items():
+        expected = whole.weights[f"embedder.{name}"]
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12, msg=name)
+        moved = value.is_floating_point() and "layers" in name
+        assert not moved or not torch.equal(value, before[f"embedder.{name}"]), name
 
 
 def test_the_encoder_is_taken_and_the_head_is_fresh():
