@@ -185,6 +185,7 @@ def test_an_epoch_of_one_centre_is_an_epoch_of_deep_sad(tmp_path):
         squared = (z - task.centers[0]).square().sum(1)
         torch.where(y == 0, squared, 2 * (squared + 1e-6) ** y.double()).mean().backward()
         optimizer.step()
+    assert torch.equal(whole.weights["centers"], before["centers"]), "centres never move"
     assert len(batches) == 2 and {-1, 0, 1} <= set(
         torch.cat([b["semi_label"] for b in batches]).tolist()
     )
@@ -193,6 +194,24 @@ def test_an_epoch_of_one_centre_is_an_epoch_of_deep_sad(tmp_path):
         torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12, msg=name)
         moved = value.is_floating_point() and "layers" in name
         assert not moved or not torch.equal(value, before[f"embedder.{name}"]), name
+
+
+def test_a_resumed_run_keeps_pruned_centres_removed(tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(event, **facts):
+        if event == "step" and facts["step"] == 3:
+            raise Killed
+
+    root, options = runs.write(tmp_path / "images"), {"gamma": 1.0, "centers": 4}
+    with thin.patch():
+        whole = runs.train(root, tmp_path / "whole", "spheres", **options)
+        with pytest.raises(Killed):
+            runs.train(root, tmp_path / "killed", "spheres", on_event=kill, **options)
+        again = runs.train(root, tmp_path / "killed", "spheres", **options)
+    assert 0 < int(whole.weights["active"].sum()) < 4
+    assert torch.equal(again.weights["active"], whole.weights["active"])
 
 
 def test_the_encoder_is_taken_and_the_head_is_fresh():
