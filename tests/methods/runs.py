@@ -21,7 +21,15 @@ from tests.tiny import write_images
 
 SIZE, IMAGES = 32, 24
 # What a method needs to be run on two dozen images.
-SMALL = {"epochs": 2, "batch_size": 8, "centers": 3, "milestones": [], "lr": 1e-4}
+SMALL = {
+    "epochs": 2,
+    "batch_size": 8,
+    "centers": 3,
+    "milestones": [],
+    "lr": 1e-4,
+    "warmup_epochs": 0,
+    "search_steps": 2,
+}
 
 
 def small_options(name, **more):
