@@ -27,6 +27,7 @@ COMMANDS = {
     "score": "score a run's images, or any images with a trained model",
     "evaluate": "AUROC and the other figures of a run or of any scores.csv",
     "report": "report.html of a run",
+    "table1": "every system of the paper's Table 1 on the same images, and the table",
     "bench": "run a benchmark of the source tree",
     "doctor": "versions, devices, backends with reasons, optional parts",
 }

@@ -54,7 +54,7 @@ def use_prepared(
         MachineError: the disk is full, or a worker was killed.
         StopRun: a signal arrived; finished shards are kept.
     """
-    if not _wanted(config):
+    if not wants_prepared(config):
         return config
     if config.data.image_size > config.prepare.size:
         raise InputError(
@@ -73,7 +73,8 @@ def use_prepared(
     return dataclasses.replace(config, data=data)
 
 
-def _wanted(config: Config) -> bool:
+def wants_prepared(config: Config) -> bool:
+    """Whether the images are to be prepared first."""
     from selftaught.data.prepare.job import CLAIM
 
     data, source = config.data, Path(config.data.manifest)

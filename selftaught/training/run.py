@@ -13,7 +13,7 @@ from selftaught import distributed, host
 from selftaught.errors import InputError
 from selftaught.evaluation.metrics import evaluate
 from selftaught.evaluation.report import write_report
-from selftaught.files import write_atomic
+from selftaught.files import sha256, write_atomic
 from selftaught.training import folder
 from selftaught.training.config import Config
 from selftaught.training.context import FINETUNE, PRETEXT, Run
@@ -114,5 +114,7 @@ def write_metrics(run: Run) -> None:
     Raises:
         InputError: there is no scores.csv.
     """
-    figures = evaluate(read_scores(run.folder / "scores.csv"), seed=run.config.seed)
+    scores = run.folder / "scores.csv"
+    figures = evaluate(read_scores(scores), seed=run.config.seed)
+    figures["scores_sha256"] = sha256(scores)
     write_atomic(run.folder / "metrics.json", json.dumps(figures, indent=1) + "\n")

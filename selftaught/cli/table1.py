@@ -1,0 +1,224 @@
+"""`selftaught table1`: every system of the paper's Table 1 on the same images, and the table."""
+
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selftaught.cli.parser import build_parser, parse
+from selftaught.cli.table_rows import options_in, resolved, seeds_in
+from selftaught.environment import launched
+from selftaught.errors import InputError, MachineError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from selftaught.table1.plan import Cell
+    from selftaught.table1.worker import Means
+    from selftaught.training.stop import Stopper
+
+PLANNING = ("systems", "seeds", "known_abnormal", "label_draws", "set")
+FLAGS = ("list", "dry", "collect")
+
+
+def _parser() -> "ArgumentParser":
+    parser = build_parser(
+        "table1",
+        "Run every system of the paper's Table 1 on the same images and compare them. All options "
+        "of `selftaught run` are taken too, and hold for all cells.",
+    )
+    add = parser.add_argument
+    add("--out", type=str, required=True, help="folder of the table, to make or to go on with")
+    add("--systems", type=str, default="paper", help="all, paper, extras or names: ours,uni-modal")
+    add("--seeds", type=str, default="1,11,111,1111", help="one run of each system for each")
+    add(
+        "--known_abnormal",
+        type=str,
+        default="",
+        help="label budgets: 0.025,0.05,0.10; with all and paper, others than 0.05 are for ours "
+        "and ruff, as in the paper (default: split.known_abnormal, which is 0.05)",
+    )
+    add("--label_draws", type=int, default=1, help="label draws that the seeds take in turn")
+    add("--set", action="append", default=[], help="SYSTEM.option=value, for one system")
+    add("--slots", type=str, default="auto", help="runs at a time; auto = one a GPU, or 1")
+    add("--ranks", type=int, default=1, help="processes of each run, each with its own GPU")
+    add("--retry", type=int, default=3, help="further attempts where a machine failed")
+    add("--one", type=str, default="", help="run this cell of the plan alone: ours/b050/s0001")
+    for name, text in (
+        ("list", "print a shell line for each cell, for job arrays, and end"),
+        ("dry", "print cells, steps and estimated hours, timed here, and end"),
+        ("collect", "make the tables of what is there, and end"),
+    ):
+        add(f"--{name}", action="store_true", help=text)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Plan, run and collect; the same command goes on, on any number of machines."""
+    parser = _parser()
+    own, common = _divided(arguments)
+    options = parse(parser, own)
+    if launched():
+        raise InputError("table1 starts its processes itself; allowed: --ranks, without a launcher")
+    out = Path(options.out)
+    if options.collect:
+        print(_collect(out))
+        return
+    from selftaught.training.stop import Stopper
+
+    stopper = Stopper().install()
+    means = _means(options)
+    if options.dry:
+        _dry(out, options, own, common, means)
+        return
+    cells = _planned(out, options, own, common, stopper)
+    if options.one and options.one not in {cell.name for cell in cells}:
+        raise InputError(
+            f"one is {options.one!r}; allowed: a cell of the plan: `--list` names them"
+        )
+    if options.list:
+        print("\n".join(_lines(out, options, cells)))
+        return
+    _carry_out(out, cells, means, stopper, options.one)
+
+
+def _divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """This command's own words, and those of the runs."""
+    own: list[str] = []
+    common: list[str] = []
+    names = {*PLANNING, *FLAGS, "out", "slots", "ranks", "retry", "one"}
+    words = iter(arguments)
+    for word in words:
+        name, equals, _ = word.removeprefix("--").partition("=")
+        mine = word in ("-h", "--help") or (word.startswith("--") and name in names)
+        (own if mine else common).append(word)
+        if mine and not equals and name not in (*FLAGS, "-h", "help"):
+            own += [value for value in [next(words, None)] if value is not None]
+    return own, common
+
+
+def _planned(
+    out: Path, options: "Namespace", own: Sequence[str], common: Sequence[str], stopper: "Stopper"
+) -> "list[Cell]":
+    """The plan in a folder, with what is asked for added."""
+    from selftaught.table1 import plan, status
+    from selftaught.table1.claim import alone
+    from selftaught.table1.worker import wait_for
+
+    typed = {name for name, _ in options_in(own)}
+    there = plan.read_plan(out)
+    if there and not common and not typed.intersection(PLANNING):
+        return there  # Go on, with what was planned.
+    if (options.one or options.list) and not common and not there:
+        raise InputError(
+            f"{out}: holds no plan yet; allowed: the options of a table, or its folder"
+        )
+    rows, base, manifest = resolved(out, options, common)
+    plan.claim_table(out, base, manifest)
+    with alone(out / plan.WORK / "plan.claim", wait_for(stopper)):
+        plan.extend(
+            out,
+            rows,
+            seeds=seeds_in(options),
+            label_draws=options.label_draws,
+            manifest=manifest,
+        )
+    return status.record(out, wait_for(stopper))
+
+
+def _means(options: "Namespace") -> "Means":
+    from selftaught.table1.machine import devices
+    from selftaught.table1.worker import Means
+
+    names, ranks = devices(), options.ranks
+    most = len(names) or 1024
+    if not 1 <= ranks <= most:
+        raise InputError(f"ranks is {ranks}; allowed: 1 to {most}")
+    slots = options.slots
+    if slots != "auto" and not (slots.isdecimal() and 1 <= int(slots) <= 1024):
+        raise InputError(f"slots is {slots!r}; allowed: auto or 1 to 1024")
+    if options.retry < 0:
+        raise InputError(f"retry is {options.retry}; allowed: 0 or more")
+    number = max(1, len(names) // ranks) if slots == "auto" else int(slots)
+    return Means(slots=number, ranks=ranks, retry=options.retry, devices=names)
+
+
+def _lines(out: Path, options: "Namespace", cells: "Sequence[Cell]") -> list[str]:
+    """A shell line for each run, those that others wait for first."""
+    runs = sorted({cell.run: cell for cell in cells}.values(), key=lambda cell: cell.donor != "")
+    more = ["--ranks", str(options.ranks)] * (options.ranks != 1)
+    more += ["--retry", str(options.retry)] * (options.retry != 3)
+    start = [sys.executable, "-m", "selftaught", "table1", "--out", str(out.absolute()), *more]
+    return [shlex.join([*start, "--one", cell.name]) for cell in runs]
+
+
+def _dry(
+    out: Path, options: "Namespace", own: Sequence[str], common: Sequence[str], means: "Means"
+) -> None:
+    """Print what would be run, and how long that takes; nothing is written to the folder."""
+    from selftaught.table1 import plan, status
+    from selftaught.table1.estimate import estimate
+    from selftaught.training.intake import wants_prepared
+
+    there = plan.read_plan(out)
+    with tempfile.TemporaryDirectory() as folder:
+        place, cells = out, there
+        if common or not there:
+            rows, base, manifest = resolved(out, options, common)
+            if wants_prepared(base) and not (Path(base.data.pack) / "manifest.csv").is_file():
+                raise InputError("dry: the films are not prepared yet; allowed: a prepared set")
+            place = Path(folder) / "table"
+            plan.claim_table(place, base, manifest)
+            cells = plan.extend(
+                place,
+                rows,
+                seeds=seeds_in(options),
+                label_draws=options.label_draws,
+                manifest=manifest,
+            )
+        runs = {cell.run: cell for cell in cells}
+        configs = {run: plan.settings_of(place, cell) for run, cell in runs.items()}
+        left = [cell for run, cell in runs.items() if not status.is_done(out / run)]
+        print(f"{len(cells)} cells, {len(runs)} runs, {len(runs) - len(left)} of them done")
+        if left:
+            print("\n".join(estimate(left, configs, means.slots)))
+
+
+def _carry_out(
+    out: Path, cells: "Sequence[Cell]", means: "Means", stopper: "Stopper", only: str
+) -> None:
+    """Run what is left, then make the tables.
+
+    Raises:
+        InputError: some cells failed, all for what is wrong with the input.
+        MachineError: some failed for other reasons.
+    """
+    from selftaught.table1 import plan, status
+    from selftaught.table1.claim import alone
+    from selftaught.table1.worker import Worker, wait_for
+    from selftaught.training.intake import use_prepared
+
+    wait = wait_for(stopper)
+    with alone(out / plan.WORK / "prepare.claim", wait):
+        use_prepared(plan.settings_of(out, cells[0]), out, stopper)
+    cells = Worker(out, cells, means, stopper).work(only)
+    if not only:
+        with alone(out / plan.WORK / "collect.claim", wait):
+            print(_collect(out))
+    runs = {cell.run: cell for cell in cells if only in ("", cell.name)}
+    failed = [cell for cell in runs.values() if cell.state == plan.FAILED]
+    if failed:
+        kinds = {status.trouble(out, cell).code for cell in failed}
+        kind = InputError if kinds == {status.WRONG_INPUT} else MachineError
+        first = failed[0]
+        raise kind(
+            f"{len(failed)} of {len(runs)} runs failed, the first is {first.name}: {first.problem}"
+        )
+
+
+def _collect(out: Path) -> Path:
+    from selftaught.table1.collect import collect
+
+    return collect(out)

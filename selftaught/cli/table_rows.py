@@ -1,0 +1,231 @@
+"""The rows of a table from the command line: which systems, with which settings and budgets."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selftaught.errors import InputError
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+    from selftaught.methods import System
+    from selftaught.table1.plan import Row
+    from selftaught.training.config import Config
+
+# Options of a run that the table decides, and what decides them.
+DECIDED = {
+    "seed": "--seeds",
+    "split.known_abnormal": "--known_abnormal",
+    "pretext.method": "--systems",
+    "finetune.method": "--systems",
+}
+# Groups of systems; the paper has these budgets beside its 5 % for two rows only.
+ALL, PAPER, EXTRAS = "all", "paper", "extras"
+BUDGET_ROWS, BUDGET = ("ours", "ruff"), 0.05
+
+
+def options_in(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Options by name, each with all its words."""
+    current: list[str] = []
+    for word in words:
+        if word.startswith("--") and current:
+            yield current[0].removeprefix("--").partition("=")[0], current
+            current = []
+        current.append(word)
+    if current:
+        yield current[0].removeprefix("--").partition("=")[0], current
+
+
+def resolved(
+    out: Path, options: "Namespace", common: Sequence[str]
+) -> "tuple[dict[str, Row], Config, str]":
+    """Rows of the table with their settings, what is common to them, and the manifest's digest."""
+    from selftaught.cli.options import read_config
+    from selftaught.data.manifest import read_manifest
+    from selftaught.table1.plan import Row
+    from selftaught.training.config import STAGES
+    from selftaught.training.intake import wants_prepared
+
+    chosen = _systems(options)
+    seeds = seeds_in(options)
+    draws = options.label_draws
+    if not 1 <= draws <= len(seeds):
+        raise InputError(f"label_draws is {draws}; allowed: 1 to the number of seeds, {len(seeds)}")
+    for name, _ in options_in(common):
+        if name in DECIDED:
+            raise InputError(f"{name}: decided by {DECIDED[name]}; allowed: that option")
+    sets = _sets(options, chosen)
+    shared = [w for name, ws in options_in(common) if name.split(".")[0] not in STAGES for w in ws]
+    place = ["--out", str(out)]
+    base = _settled(read_config("table1", "", [*shared, *place]), out)
+    if not base.data.manifest:
+        raise InputError("data.manifest: missing, but needed; `selftaught table1 --help` explains")
+    raw = wants_prepared(base)
+    if raw and not base.data.pack:  # one for all runs, not one in each
+        pack = ["--data.pack", str((out / "prepared").absolute())]
+        common, base = [*common, *pack], read_config("table1", "", [*shared, *pack, *place])
+        base = _settled(base, out)
+    manifest = read_manifest(
+        base.data.manifest,
+        allow_outside=base.data.allow_outside or base.prepare.allow_outside,
+        check_files=False,
+        unlabelled=raw,
+    )
+    rows = {}
+    for name, system in chosen.items():
+        words = [*_words_for(name, system, chosen, common), *sets[name], *place]
+        config = _settled(read_config("table1", "", words), out)
+        rows[name] = Row(
+            system=system,
+            config=config,
+            budgets=_budgets(options, name, config.split.known_abnormal),
+        )
+    return rows, base, manifest.digest
+
+
+def _systems(options: "Namespace") -> "dict[str, System]":
+    """The systems asked for, in the table's order."""
+    from selftaught import methods
+
+    known, given = methods.systems(), options.systems
+    if given in (ALL, PAPER, EXTRAS):
+        wanted = {ALL: (True, False), PAPER: (False,), EXTRAS: (True,)}[given]
+        chosen = {name: one for name, one in known.items() if one.extra in wanted}
+        if not chosen:
+            raise InputError(f"systems is {given!r}, of which there are none yet")
+        return chosen
+    allowed = f"allowed: {ALL}, {PAPER}, {EXTRAS}, or some of {', '.join(known)}, by commas"
+    names = _listed("systems", given, allowed)
+    for name in names:
+        if name not in known:
+            raise InputError(f"systems: there is no {name!r}; {allowed}")
+    return {name: known[name] for name in names}
+
+
+def _listed(option: str, given: str, allowed: str) -> list[str]:
+    """Parts of a list by commas, none empty and none twice."""
+    parts = [part.strip() for part in given.strip("[]").split(",")]
+    twice = [part for part in parts if parts.count(part) > 1]
+    if "" in parts or twice:
+        what = f"names {twice[0]!r} twice" if twice and twice[0] else f"is {given!r}"
+        raise InputError(f"{option} {what}; {allowed}")
+    return parts
+
+
+def seeds_in(options: "Namespace") -> list[int]:
+    """The seeds asked for, each a replicate."""
+    allowed = "allowed: whole numbers 0 to 2**32 - 1, each once, by commas"
+    given = _listed("seeds", options.seeds, allowed)
+    if not all(one.isdecimal() and int(one) < 2**32 for one in given):
+        raise InputError(f"seeds is {options.seeds!r}; {allowed}")
+    numbers = [int(one) for one in given]
+    if len(set(numbers)) < len(numbers):
+        raise InputError(f"seeds is {options.seeds!r}, one of them twice; {allowed}")
+    return numbers
+
+
+def _budgets(options: "Namespace", row: str, default: float) -> list[float]:
+    """Label budgets of a row."""
+    if not options.known_abnormal:
+        return [default]
+    allowed = "allowed: shares from 0 to below 1, each once, by commas"
+    try:
+        budgets = [float(one) for one in _listed("known_abnormal", options.known_abnormal, allowed)]
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"known_abnormal is {options.known_abnormal!r}; {allowed}") from error
+    if len(set(budgets)) < len(budgets) or not all(0 <= one < 1 for one in budgets):
+        raise InputError(f"known_abnormal is {options.known_abnormal!r}; {allowed}")
+    if options.systems in (ALL, PAPER) and row not in BUDGET_ROWS and BUDGET in budgets:
+        return [BUDGET]
+    return budgets
+
+
+def _sets(options: "Namespace", chosen: "Mapping[str, System]") -> dict[str, list[str]]:
+    """Words of --set, by system."""
+    from selftaught.training.config import STAGES
+
+    sets: dict[str, list[str]] = {name: [] for name in chosen}
+    for given in options.set:
+        system, dot, rest = given.partition(".")
+        option, equals, value = rest.partition("=")
+        if not (system and dot and option and equals):
+            raise InputError(f"set is {given!r}; allowed: SYSTEM.option=value")
+        if system not in chosen:
+            raise InputError(
+                f"set is {given!r}, but {system!r} is not run; allowed: {', '.join(chosen)}"
+            )
+        section = option.partition(".")[0]
+        free = section in (*STAGES, "model", "engine", "score") or option == "data.image_size"
+        if option in DECIDED or not free:
+            raise InputError(
+                f"set is {given!r}; allowed: an option that systems may differ in, not one that "
+                "decides images, labels or seeds"
+            )
+        sets[system] += [f"--{option}", value]
+    return sets
+
+
+def _known_to(system: "System") -> set[str]:
+    """Options of a system's methods by dotted name, and the groups around them."""
+    from selftaught import methods
+    from selftaught.training.config import STAGES, flatten
+
+    names = {
+        f"{stage}.{name}"
+        for stage, method in zip(STAGES, (system.pretext, system.finetune), strict=True)
+        for name in flatten(dataclasses.asdict(methods.options(method)))
+    }
+    return names | {name.rpartition(".")[0] for name in names}
+
+
+def _words_for(
+    name: str, system: "System", chosen: "Mapping[str, System]", common: Sequence[str]
+) -> list[str]:
+    """Words of a system's run: what all have, but for options of others, then its own."""
+    from selftaught.training.config import STAGES
+
+    mine, any_of = _known_to(system), set[str]().union(*map(_known_to, chosen.values()))
+    words: list[str] = []
+    for option, typed in options_in(common):
+        foreign = option.split(".")[0] in STAGES and option in any_of - mine
+        words += [] if foreign else typed
+        if option in system.changes:
+            print(
+                f"table1: {option} is {_text(system.changes[option])} in {name}, which that "
+                f"defines; --set {name}.{option}=... changes it",
+                file=sys.stderr,
+            )
+    for option, value in (
+        ("pretext.method", system.pretext),
+        ("finetune.method", system.finetune),
+        *system.changes.items(),
+    ):
+        words += [f"--{option}", _text(value)]
+    return words
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _settled(config: "Config", out: Path) -> "Config":
+    """Settings without what each machine would decide by itself, for all machines at the first."""
+    from selftaught.table1.machine import pipeline, precision
+    from selftaught.table1.plan import MARK
+
+    try:
+        then = json.loads((out / MARK).read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError):
+        then = {}
+    engine, data = config.engine, config.data
+    if engine.precision == "auto":
+        engine = dataclasses.replace(engine, precision=then.get("engine.precision") or precision())
+    if data.pipeline == "auto":
+        data = dataclasses.replace(data, pipeline=pipeline(config, then.get("data.pipeline", "")))
+    return dataclasses.replace(config, engine=engine, data=data)

@@ -1,0 +1,279 @@
+"""The plan of a table: one line for each row, label budget and seed, and the settings of each run.
+
+```
+DIR/table1.json             what all cells share: the manifest's checksum and common settings
+DIR/plan.csv                one line for each (row, budget, seed); only ever added to
+DIR/settings/DIGEST.yaml    settings of a run, resolved: `selftaught run --config` takes them
+DIR/cells/ours/b050/s0001/  run folders
+DIR/work/                   claims, failures and logs of the cells
+```
+Lines whose settings are the same share one run, whatever column of its scores.csv is their score.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from selftaught.errors import InputError
+from selftaught.files import claim_folder, write_atomic
+from selftaught.methods import System
+from selftaught.training.config import (
+    STAGES,
+    Config,
+    build,
+    dump,
+    read_yaml,
+    resume_policies,
+    settings,
+)
+
+MARK, PLAN, SETTINGS, WORK = "table1.json", "plan.csv", "settings", "work"
+WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
+# What may differ between the cells of a table beside the methods' options.
+VARIED = ("seed", "split.known_abnormal", "split.seed")
+# On what the split depends, and the first stage.
+SPLIT = ("data.", "prepare.", "split.")
+PRETEXT = (*SPLIT, "model.", "engine.", "seed", "pretext.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A line of plan.csv.
+
+    Attributes:
+        row: name of the system.
+        title: as the table prints it.
+        known_abnormal: label budget, a share.
+        seed: of the run.
+        split_seed: of the split and its label draw.
+        run: run folder, from the table's folder on.
+        score: column of scores.csv that is the row's score.
+        extra: whether the row is not in the paper's table.
+        pollution: share of the unknown training images that are abnormal.
+        digest: of the run's settings and the manifest.
+        donor: run whose first stage this one takes, "" where it trains its own.
+        state: waiting, running, done or failed.
+        problem: why it failed, or failed last; "" where it did not.
+    """
+
+    row: str
+    title: str
+    known_abnormal: float
+    seed: int
+    split_seed: int
+    run: str
+    score: str
+    extra: int
+    pollution: float
+    digest: str
+    donor: str
+    state: str = WAITING
+    problem: str = ""
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """What a table has one cell for."""
+        return (self.row, self.known_abnormal, self.seed, self.split_seed, self.pollution)
+
+    @property
+    def name(self) -> str:
+        """As a person names the run, such as ours/b050/s0001."""
+        return self.run.removeprefix("cells/")
+
+
+KINDS = {name: kind for name, kind in get_type_hints(Cell).items() if kind in (str, int, float)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What is to be run for one system.
+
+    Attributes:
+        system: the row.
+        config: its settings; seeds and budget are replaced.
+        budgets: shares of known abnormal images.
+    """
+
+    system: System
+    config: Config
+    budgets: Sequence[float]
+
+
+def read_plan(out: Path) -> list[Cell]:
+    """The lines of a plan, in their order; none where there is no plan.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = out / PLAN
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            return [
+                Cell(**{name: kind(line[name]) for name, kind in KINDS.items()})
+                for line in csv.DictReader(lines, strict=True)
+            ]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(f"{path}: is damaged ({error}); allowed: the file as written") from error
+
+
+def write_plan(out: Path, cells: Iterable[Cell]) -> None:
+    """Replace plan.csv; whoever calls holds the plan's claim."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(KINDS), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(cell) for cell in cells)
+    write_atomic(out / PLAN, text.getvalue())
+
+
+def claim_table(out: Path, config: Config, manifest: str) -> None:
+    """Make a folder a table's own, or check that it is the folder of the same table.
+
+    Args:
+        out: the folder.
+        config: settings that all cells share.
+        manifest: checksum of the list of images.
+
+    Raises:
+        InputError: it holds something else, or a table with other settings.
+    """
+    common = {
+        name: value
+        for name, value in fixed(config).items()
+        if name not in VARIED and name.partition(".")[0] not in STAGES
+    }
+    facts = {"manifest_sha256": manifest, "settings": common}
+    words = {"manifest_sha256": "with another list of images in data.manifest"}
+    claim_folder(out, MARK, facts, "a table of `selftaught table1`", words)
+    for name in (SETTINGS, WORK):
+        (out / name).mkdir(exist_ok=True)
+
+
+def fixed(config: Config) -> dict[str, Any]:
+    """The settings on which the results depend, by dotted name."""
+    policies = resume_policies(config)
+    return {name: value for name, value in settings(config).items() if policies[name] != "free"}
+
+
+def digest(config: Config, manifest: str, names: tuple[str, ...] = ("",)) -> str:
+    """Checksum of the settings whose names begin with one of `names`, and of the manifest."""
+    facts = {name: value for name, value in fixed(config).items() if name.startswith(names)}
+    text = json.dumps([manifest, facts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def settings_of(out: Path, cell: Cell) -> Config:
+    """The settings of a cell's run.
+
+    Raises:
+        InputError: their file is gone or damaged.
+    """
+    return build(read_yaml(settings_path(out, cell)))
+
+
+def settings_path(out: Path, cell: Cell) -> Path:
+    """Where the settings of a cell's run are."""
+    return out / SETTINGS / f"{cell.digest}.yaml"
+
+
+def extend(
+    out: Path,
+    rows: Mapping[str, Row],
+    *,
+    seeds: Sequence[int],
+    label_draws: int,
+    manifest: str,
+) -> list[Cell]:
+    """Add what is asked for to the plan in a folder, and write the settings of its runs.
+
+    Args:
+        out: the table's folder, claimed.
+        rows: by name, in the table's order.
+        seeds: one a replicate.
+        label_draws: different label draws among the replicates: the i-th has the split seed plus
+            i modulo this.
+        manifest: checksum of the list of images.
+
+    Returns:
+        The whole plan, as written.
+
+    Raises:
+        InputError: a cell is planned already with other settings.
+    """
+    planned = read_plan(out)
+    there = {cell.place: cell for cell in planned}
+    runs = {cell.digest: cell.run for cell in planned}
+    donors: dict[str, str] = {}
+    for run, cell in {cell.run: cell for cell in planned}.items():
+        donors.setdefault(digest(settings_of(out, cell), manifest, PRETEXT), run)
+    for name, row in rows.items():
+        for budget in row.budgets:
+            for number, seed in enumerate(seeds):
+                config = _replicate(row.config, budget, seed, number % label_draws)
+                key = digest(config, manifest)
+                run = runs.setdefault(key, _run_name(name, config, row.config))
+                donor = ""
+                if config.pretext.epochs:
+                    donor = donors.setdefault(digest(config, manifest, PRETEXT), run)
+                cell = _cell(name, row.system, config, run, key, "" if donor == run else donor)
+                if cell.place not in there:
+                    planned.append(cell)
+                elif there[cell.place].digest != cell.digest:
+                    cell = there[cell.place]
+                    _refuse_other(out, cell, config)
+                # Where the images lie and how fast they are read may change at any time.
+                text = dump(dataclasses.replace(config, out=str((out / run).absolute())))
+                path = settings_path(out, cell)
+                if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                    write_atomic(path, text)
+    write_plan(out, planned)
+    return planned
+
+
+def _replicate(config: Config, budget: float, seed: int, draw: int) -> Config:
+    split = config.split
+    split = dataclasses.replace(split, known_abnormal=budget, seed=split.seed + draw)
+    return dataclasses.replace(config, seed=seed, split=split)
+
+
+def _run_name(row: str, config: Config, base: Config) -> str:
+    share = 1000 * config.split.known_abnormal
+    whole = abs(share - round(share)) < 1e-9
+    budget = f"{round(share):03d}" if whole else f"{share:.10g}"
+    draw = "" if config.split.seed == base.split.seed else f"-d{config.split.seed}"
+    return f"cells/{row}/b{budget}/s{config.seed:04d}{draw}"
+
+
+def _cell(name: str, system: System, config: Config, run: str, key: str, donor: str) -> Cell:
+    return Cell(
+        row=name,
+        title=system.title,
+        known_abnormal=config.split.known_abnormal,
+        seed=config.seed,
+        split_seed=config.split.seed,
+        run=run,
+        score=system.score,
+        extra=int(system.extra),
+        pollution=config.split.pollution,
+        digest=key,
+        donor=donor,
+    )
+
+
+def _refuse_other(out: Path, cell: Cell, config: Config) -> None:
+    """Refuse other settings than a cell was planned with; one that is new has its default there."""
+    then, now = fixed(settings_of(out, cell)), fixed(config)
+    for name in {**then, **now}:
+        if then.get(name) != now.get(name):
+            raise InputError(
+                f"{out}: {cell.row} at known_abnormal {cell.known_abnormal:g}, seed {cell.seed} "
+                f"was planned with {name} {then.get(name)!r}, now {now.get(name)!r}; choose "
+                "another folder or the same settings"
+            )
