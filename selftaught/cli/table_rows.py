@@ -77,7 +77,7 @@ def resolved(
     )
     rows = {}
     for name, system in chosen.items():
-        words = [*_words_for(name, system, chosen, common), *sets[name], *place]
+        words = [*words_for(name, system, chosen, common), *sets[name], *place]
         config = _settled(read_config("table1", "", words), out)
         rows[name] = Row(
             system=system,
@@ -184,7 +184,7 @@ def _known_to(system: "System") -> set[str]:
     return names | {name.rpartition(".")[0] for name in names}
 
 
-def _words_for(
+def words_for(
     name: str, system: "System", chosen: "Mapping[str, System]", common: Sequence[str]
 ) -> list[str]:
     """Words of a system's run: what all have, but for options of others, then its own."""

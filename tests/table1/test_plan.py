@@ -1,0 +1,93 @@
+"""A plan is only added to; lines with the same settings share a run."""
+
+import pytest
+
+from selftaught.errors import InputError
+from selftaught.table1.plan import claim_table, extend, read_plan, settings_of
+from tests.table1.tables import make, rows
+
+
+def add(out, names, seeds=(1,), draws=1, **values):
+    made = rows(names, **values)
+    return extend(out, made, seeds=seeds, label_draws=draws, manifest="m")
+
+
+def test_rows_that_differ_in_their_score_alone_share_their_runs(tmp_path):
+    _, cells = make(tmp_path, ["ours", "uni-modal", "pretext-100nn"], [1, 11])
+    runs = {(cell.row, cell.seed): cell.run for cell in cells}
+    assert runs["pretext-100nn", 11] == runs["ours", 11] != runs["uni-modal", 11]
+    assert {cell.row: cell.score for cell in cells}["pretext-100nn"] == "pretext_knn_score"
+
+
+def test_donors_are_of_the_same_seed_and_budget(tmp_path):
+    _, cells = make(tmp_path, seeds=[1, 11], budgets=(0.025, 0.05))
+    for cell in cells:
+        expected = f"cells/ours/{cell.name.split('/', 1)[1]}" if cell.row == "uni-modal" else ""
+        assert cell.donor == expected
+
+
+def test_a_first_stage_with_other_settings_is_not_shared(tmp_path):
+    out, _ = make(tmp_path, ["ours"], [1])
+    (cell,) = [one for one in add(out, ["uni-modal"], pretext={"epochs": 7}) if one.donor == ""][1:]
+    assert cell.row == "uni-modal"
+
+
+def test_cells_are_added_and_those_there_stay(tmp_path):
+    out, before = make(tmp_path, ["ours"], [1])
+    after = add(out, ["supcon", "ours"], [1, 11])
+    assert after[0] == before[0] and len(after) == 4
+    assert read_plan(out) == after == add(out, ["ours"], [11])
+
+
+def test_other_settings_of_a_cell_are_refused(tmp_path):
+    out, before = make(tmp_path, ["ours"], [1])
+    with pytest.raises(InputError, match=r"finetune.epochs 150, now 2; choose another folder"):
+        add(out, ["ours"], finetune={"epochs": 2})
+    assert read_plan(out) == before
+
+
+def test_how_fast_something_is_read_may_change(tmp_path):
+    out, before = make(tmp_path, ["ours"], [1])
+    assert add(out, ["ours"], data={"manifest": "m.csv", "workers": 3}) == before
+    assert settings_of(out, before[0]).data.workers == 3
+
+
+def test_settings_that_all_cells_share_are_refused_for_new_cells_too(tmp_path):
+    out, _ = make(tmp_path, ["ours"], [1])
+    other = rows(["supcon"], data={"image_size": 64})["supcon"].config
+    with pytest.raises(InputError, match=r"data.image_size 512, now 64"):
+        claim_table(out, other, "m")
+    with pytest.raises(InputError, match="another list of images"):
+        claim_table(out, rows(["ours"])["ours"].config, "n")
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match="holds files that are not a table"):
+        claim_table(tmp_path, rows(["ours"])["ours"].config, "m")
+
+
+def test_label_draws_go_along_with_the_seeds(tmp_path):
+    out, _ = make(tmp_path, ["ours"], [1])
+    cells = add(out, ["ours"], [1, 11, 111, 1111], draws=2)
+    assert [cell.split_seed for cell in cells] == [42, 43, 42, 43]
+    assert [cell.name.split("/")[2] for cell in cells] == [
+        "s0001",
+        "s0011-d43",
+        "s0111",
+        "s1111-d43",
+    ]
+    assert [settings_of(out, cell).split.seed for cell in cells] == [42, 43, 42, 43]
+
+
+@pytest.mark.parametrize(("share", "name"), [(0.025, "b025"), (0.1, "b100"), (0.0333, "b33.3")])
+def test_a_budget_in_a_folders_name(tmp_path, share, name):
+    _, (cell,) = make(tmp_path, ["ours"], [1], budgets=(share,))
+    assert cell.run == f"cells/ours/{name}/s0001" and cell.known_abnormal == share
+
+
+def test_a_damaged_plan_is_named(tmp_path):
+    out, _ = make(tmp_path, ["ours"], [1])
+    (out / "plan.csv").write_text("row,title\nours\n")
+    with pytest.raises(InputError, match=r"plan.csv: is damaged"):
+        read_plan(out)
