@@ -220,7 +220,7 @@ def _settled(config: "Config", out: Path) -> "Config":
     from selftaught.table1.plan import MARK
 
     try:
-        then = json.loads((out / MARK).read_text(encoding="utf-8"))["settings"]
+        then: dict[str, Any] = json.loads((out / MARK).read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError):
         then = {}
     engine, data = config.engine, config.data

@@ -57,7 +57,7 @@ class Job:
             return None
         if WRONG_INPUT in codes:
             return WRONG_INPUT
-        if stopped := sorted(STOPPED.intersection(codes)):  # type: ignore[arg-type]
+        if stopped := sorted(STOPPED.intersection(codes)):
             # One that ended before it could take the signal has nothing to save.
             return 130 if stopped in ([130], [-signal.SIGINT]) else 143
         return MACHINE if any(codes) else 0

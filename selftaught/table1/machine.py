@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+from typing import Literal
 
 import torch
 
 from selftaught.data.pipeline import has_dali
 from selftaught.training.config import STAGES, Config
-from selftaught.training.engine import bf16_pays
+from selftaught.training.engine import Precision, bf16_pays
 
 _ASK = "import torch; print(torch.cuda.is_bf16_supported())"
 
@@ -20,7 +21,7 @@ def devices() -> list[str]:
     return given[:count] if given != [""] else [str(number) for number in range(count)]
 
 
-def precision() -> str:
+def precision() -> Precision:
     """What `engine.precision auto` is here."""
     if not devices():
         return "bf16" if bf16_pays(torch.device("cpu")) else "fp32"
@@ -29,7 +30,7 @@ def precision() -> str:
     return "bf16" if answer.stdout.strip() == "True" else "fp32"
 
 
-def pipeline(config: Config, then: str) -> str:
+def pipeline(config: Config, then: str) -> Literal["opencv", "dali"]:
     """What `data.pipeline auto` is here, or was where the table began; one for both stages."""
     composed = all(getattr(config, stage).augment.order == "composed" for stage in STAGES)
     able = then == "dali" if then else bool(devices()) and has_dali()
