@@ -1,0 +1,307 @@
+"""Known abnormal images against all others, without centres: supervised and semi-supervised.
+
+The controls of the multi-centre method: cross-entropy of a logit; the hypersphere classifier
+(Ruff et al. 2020, arXiv:2006.00339; log form of FCDD, Liznerski et al. 2021, arXiv:2007.01760);
+and DevNet (Pang et al. 2019, arXiv:1911.08623).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from selftaught.data.augment import finetune_augment
+from selftaught.errors import require
+from selftaught.methods import noise
+from selftaught.methods.begin import take_encoder
+from selftaught.methods.task import Options, Start, System, Task
+from selftaught.models.network import Network
+from selftaught.semi_labels import KNOWN_ABNORMAL, KNOWN_NORMAL, UNKNOWN
+
+REFERENCES = 5000  # DevNet's normal reference scores
+CONFIDENCE = 5.0  # standard deviations that DevNet wants abnormal images away from them
+LEAST_RADIUS = 1e-6  # the logarithm of a hypersphere's loss has a pole at 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierOptions(Options):
+    """Known abnormal images against the others, on the network of the multi-centre method.
+
+    Args:
+        loss: bce = cross-entropy of a logit, hypersphere = of the distance to the origin
+            (Ruff et al. 2020), deviation = from normal reference scores (DevNet).
+        features: what the logit is a linear function of: z = the embedding, h = the encoder's
+            features, without a head.
+        normals: who counts as normal: all images not known to be abnormal, or the known ones.
+        balance: weight = each abnormal image counts n0/n1 times, where n0 images are normal and
+            n1 abnormal; sample = half of each batch is known abnormal, drawn with replacement.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "quick": {"epochs": 40, "milestones": [28, 36]},
+        "paper": {"augment": asdict(finetune_augment("paper"))},
+    }
+
+    epochs: int = 150
+    milestones: list[int] = field(default_factory=lambda: [90, 140])
+    loss: Literal["bce", "hypersphere", "deviation"] = "bce"
+    features: Literal["h", "z"] = "z"
+    normals: Literal["all", "known"] = "all"
+    balance: Literal["none", "weight", "sample"] = "weight"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        losses = ("bce", "hypersphere", "deviation")
+        require("loss", self.loss, ", ".join(losses), self.loss in losses)
+        features, sphere = self.features, self.loss == "hypersphere"
+        require("features", features, "h, z", features in ("h", "z"))
+        require("features", features, "z with loss hypersphere", features == "z" or not sphere)
+        known = self.normals == "known"
+        require("normals", self.normals, "all, known", known or self.normals == "all")
+        ways = ("none", "weight", "sample")
+        require("balance", self.balance, ", ".join(ways), self.balance in ways)
+        # The other half of a batch would be unknown images for the most part.
+        fine = self.balance != "sample" or not known
+        require("balance", self.balance, "none, weight with normals known", fine)
+        fine = self.balance != "sample" or self.batch_size >= 2
+        require("batch_size", self.batch_size, "2 or more with balance sample", fine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedOptions(ClassifierOptions):
+    """Supervised classification by one linear layer on the encoder's features."""
+
+    epochs: int = 100
+    milestones: list[int] = field(default_factory=lambda: [70, 90])
+    features: Literal["h", "z"] = "h"
+
+
+class Classifier(Task):
+    """A score that is high for known abnormal images and low for the others.
+
+    Rows that do not count go through the network like all others and weigh nothing, so that every
+    rank does the same; a batch's loss is the mean over its images, each with the weight of its
+    kind, so that neither ranks nor micro-batches change it, nor a batch of one kind alone.
+    """
+
+    Options: ClassVar[type[Options]] = ClassifierOptions
+    score_name = "score of the classifier"
+    options: ClassifierOptions
+    weights: Tensor
+
+    def __init__(self, options: ClassifierOptions, network: Network) -> None:
+        super().__init__(options, network)
+        self.net = Scorer(options, network)
+        self.register_buffer("weights", torch.ones(3))
+
+    def check(self, labels: Tensor) -> None:
+        """Refuse a training set without one of the kinds."""
+        abnormal, normal = kinds(labels, self.options.normals)
+        if not abnormal:
+            raise ValueError(
+                f"loss is {self.options.loss!r}, but no training image is known to be abnormal; "
+                "allowed: split.known_abnormal above 0"
+            )
+        if not normal:
+            raise ValueError(
+                f"normals is {self.options.normals!r}, but no training image counts as normal; "
+                "allowed: all, or split.known_normal above 0"
+            )
+
+    @property
+    def known_share(self) -> float:
+        """A half, where batches are balanced by drawing."""
+        return 0.5 if self.options.balance == "sample" else 0.0
+
+    @torch.no_grad()
+    def begin(self, start: Start) -> None:
+        """The encoder of the stage before; weights, and the bias, from the kinds' numbers."""
+        take_encoder(self.options.method, start, self.net.encoder)
+        labels = start.labels[torch.from_numpy(start.rows)]
+        normals, balance = self.options.normals, self.options.balance
+        self.weights.copy_(kind_weights(labels, normals, balance))
+        if self.options.loss == "bce" and balance == "none":
+            abnormal, normal = kinds(labels, normals)
+            self.net.bias.fill_(math.log(abnormal / normal))
+
+    def forward(self, batch: dict[str, Any], player: str = "all") -> dict[str, Tensor]:
+        """Mean loss of a batch."""
+        score, labels = self.net(batch["views"][:, 0])["score"], batch["semi_label"]
+        abnormal = labels == KNOWN_ABNORMAL
+        if self.options.loss == "bce":
+            losses = bce(score, abnormal)
+        elif self.options.loss == "hypersphere":
+            losses = hypersphere(score, abnormal)
+        else:
+            losses = deviation(score, abnormal, references(self.network.seed, batch["step"]))
+        return {"loss": (self.weights[labels + 1] * losses).mean()}
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """H and z of images; h twice, where there is no head."""
+        outputs = self.net(images)
+        return outputs["h"], outputs["z"]
+
+    def backbone(self) -> nn.Module:
+        """The encoder."""
+        return self.net.encoder
+
+    def scorer(self) -> nn.Module:
+        """The logit, or the distance to the origin."""
+        return self.net
+
+
+class Supervised(Classifier):
+    """Classification of the encoder's features, without a head."""
+
+    Options = SupervisedOptions
+
+
+class Scorer(nn.Module):
+    """Images -> a score, and the features it comes from.
+
+    The linear layer starts at zero: every image then has the prior's score, whatever its features.
+    """
+
+    def __init__(self, options: ClassifierOptions, network: Network) -> None:
+        super().__init__()
+        embedder = network.embedder()
+        self.encoder, self.head = embedder.encoder, nn.Identity()
+        width = self.encoder.width
+        if options.features == "z":
+            self.head, width = embedder.head, embedder.head.widths[-1]
+        self.linear = options.loss != "hypersphere"
+        if self.linear:
+            self.weight = nn.Parameter(torch.zeros(width))
+            self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """`score` (B,), float32 also where the network computes in bf16, and `h` and `z`."""
+        h = self.encoder(images)
+        z = self.head(h)
+        wide = z.to(torch.promote_types(z.dtype, torch.float32))
+        score = (wide * self.weight).sum(1) + self.bias if self.linear else radius(wide)
+        return {"score": score, "h": h, "z": z}
+
+
+def kinds(labels: Tensor, normals: str) -> tuple[int, int]:
+    """How many training images count as abnormal, and how many as normal."""
+    abnormal = int((labels == KNOWN_ABNORMAL).sum())
+    known = int((labels == KNOWN_NORMAL).sum())
+    return abnormal, known if normals == "known" else len(labels) - abnormal
+
+
+def kind_weights(labels: Tensor, normals: str, balance: str) -> Tensor:
+    """Weights of known abnormal, unknown and known normal images.
+
+    A mean over all images with these weights is, over the training set, the mean over those that
+    count, an abnormal one counted n0/n1 times with balance weight.
+
+    Args:
+        labels: (N,) -1, 0, +1 of the training images, with some of each kind that counts.
+        normals: as in the options.
+        balance: as in the options.
+
+    Returns:
+        (3,) float64, by semi-label from -1 on.
+    """
+    abnormal, normal = kinds(labels, normals)
+    each = len(labels) / (abnormal + normal)
+    weights = {KNOWN_ABNORMAL: each, UNKNOWN: each, KNOWN_NORMAL: each}
+    if normals == "known":
+        weights[UNKNOWN] = 0.0
+    if balance == "weight":
+        weights[KNOWN_ABNORMAL] *= normal / abnormal
+    return torch.tensor([weights[label] for label in (-1, 0, 1)], dtype=torch.float64)
+
+
+def bce(logits: Tensor, abnormal: Tensor) -> Tensor:
+    """Cross-entropy (B,) of logits (B,) that an image is abnormal (B,)."""
+    return functional.binary_cross_entropy_with_logits(
+        logits, abnormal.to(logits.dtype), reduction="none"
+    )
+
+
+def radius(z: Tensor) -> Tensor:
+    """Pseudo-Huber distance sqrt(|z|^2 + 1) - 1 (B,) of z (B, D) from the origin."""
+    squared = z.square().sum(1)
+    return squared / ((squared + 1).sqrt() + 1)  # the difference would lose all digits near 0
+
+
+def hypersphere(distance: Tensor, abnormal: Tensor) -> Tensor:
+    """Loss (B,) of the hypersphere classifier at distances (B,): h, or -log(1 - exp(-h))."""
+    far = -(-torch.expm1(-distance.clamp(min=LEAST_RADIUS))).log()
+    return torch.where(abnormal, far, distance)
+
+
+def deviation(scores: Tensor, abnormal: Tensor, reference: tuple[float, float]) -> Tensor:
+    """Loss (B,) of DevNet: |d|, or max(0, 5 - d), of the deviation d from reference scores.
+
+    Args:
+        scores: (B,).
+        abnormal: (B,) booleans.
+        reference: mean and standard deviation of the reference scores.
+    """
+    deviations = (scores - reference[0]) / reference[1]
+    return torch.where(abnormal, (CONFIDENCE - deviations).clamp(min=0), deviations.abs())
+
+
+def references(seed: int, step: int) -> tuple[float, float]:
+    """Mean and standard deviation of a step's 5,000 standard normal reference scores."""
+    drawn = noise.normal(seed, step, [0], (REFERENCES,)).double()
+    return float(drawn.mean()), float(drawn.std())
+
+
+TASKS = {"classifier": Classifier, "supervised": Supervised}
+
+_UNKNOWN_RECIPE = (
+    "The paper does not give the recipe. Ours: random initial weights, binary cross-entropy with "
+    "the abnormal images weighted by n0/n1, 100 epochs; "
+)
+SYSTEMS = {
+    "resnet50": System(
+        "Supervised ResNet-50",
+        pretext="none",
+        finetune="supervised",
+        changes={"model.architecture": "resnet50"},
+        note=_UNKNOWN_RECIPE
+        + "reading (a): every image not known to be abnormal counts as normal.",
+    ),
+    "resnet50-known": System(
+        "Supervised ResNet-50, known labels only",
+        pretext="none",
+        finetune="supervised",
+        changes={"model.architecture": "resnet50", "finetune.normals": "known"},
+        note=_UNKNOWN_RECIPE + "reading (b): unknown images weigh nothing.",
+        extra=True,
+    ),
+    "classifier": System(
+        "Classifier (BCE), our pretext",
+        pretext="ntxent",
+        finetune="classifier",
+        note="Control: pretext, encoder, head and steps of Ours, with weighted binary "
+        "cross-entropy of one linear layer on z in place of the centres.",
+        extra=True,
+    ),
+    "hypersphere-classifier": System(
+        "Hypersphere classifier, our pretext",
+        pretext="ntxent",
+        finetune="classifier",
+        changes={"finetune.loss": "hypersphere", "finetune.balance": "sample"},
+        note="Ruff et al. 2020 with the pretext, encoder, head and steps of Ours; half of each "
+        "batch is known abnormal.",
+        extra=True,
+    ),
+    "devnet": System(
+        "DevNet, our pretext",
+        pretext="ntxent",
+        finetune="classifier",
+        changes={"finetune.loss": "deviation", "finetune.balance": "sample"},
+        note="Pang et al. 2019 with the pretext, encoder, head and steps of Ours; half of each "
+        "batch is known abnormal, and the reference scores are drawn anew in each step.",
+        extra=True,
+    ),
+}
