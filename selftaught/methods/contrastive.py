@@ -85,7 +85,21 @@ class NTXent(Task):
 
 
 class SupCon(NTXent):
-    """NT-Xent where known abnormal images attract each other too."""
+    """NT-Xent where known abnormal images attract each other too.
+
+    With fewer than two of them in a batch it is NT-Xent exactly; how often that is, is logged.
+    """
+
+    def forward(self, batch: dict[str, Any], player: str = "all") -> dict[str, Tensor]:
+        """Loss over the global batch's 2B views; the number of its known abnormal images.
+
+        `known_abnormal` is that number, `two_known_abnormal` 1 where it is two or more: their
+        means over an epoch are the mean number and the share of such batches.
+        """
+        known = (batch["semi_label"] == KNOWN_ABNORMAL).sum().double()
+        known = distributed.sum_over_ranks(known)
+        figures = {"known_abnormal": known, "two_known_abnormal": (known >= 2).double()}
+        return super().forward(batch, player) | figures
 
     def loss(self, z1: Tensor, z2: Tensor, semi_label: Tensor) -> Tensor:
         """SupCon of embeddings (B, D) of both views."""
