@@ -12,6 +12,7 @@ from selftaught import distributed
 from selftaught.data.augment import finetune_augment
 from selftaught.errors import InputError, require
 from selftaught.losses import mad_loss_with_assignment, nearest_center
+from selftaught.losses.spheres import Assignment
 from selftaught.methods.begin import away_from_zero, normal_rows, take_encoder
 from selftaught.methods.task import Options, Start, Task
 from selftaught.models.heads import Embedder
@@ -98,9 +99,9 @@ class Spheres(Task):
         rows = normal_rows(start)
         z = start.features(rows, random=self.options.center_views == "augmented")
         try:
-            self.check(torch.zeros(len(z)))  # some may not have been readable
+            Spheres.check(self, torch.zeros(len(z)))  # some may not have been readable
         except ValueError as error:
-            raise InputError(f"spheres: {error}") from error
+            raise InputError(f"{self.options.method}: {error}") from error
         found = start.alone(
             lambda: kmeans(z, self.options.centers, seed=start.seed, restarts=RESTARTS)
         )
@@ -117,13 +118,18 @@ class Spheres(Task):
             batch["semi_label"],
             eta=self.options.eta,
             active=self.active,
+            reduction="none",
             check_values=False,
         )
         if self.training:
             # A row too far for its distance to be a number has index -1; the loop stops over it.
             counted = batch["semi_label"] != KNOWN_ABNORMAL
             self.counts += count(nearest.center, len(self.counts), counted)
-        return {"loss": nearest.loss}
+        return {"loss": self.loss(nearest, batch)}
+
+    def loss(self, nearest: Assignment, batch: dict[str, Any]) -> Tensor:
+        """Mean of a batch from the losses, distances and centres of its images."""
+        return nearest.loss.mean()
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """H and z of images."""

@@ -7,17 +7,27 @@ all cells are trained side by side, as batched matrices: each has its own weight
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
-from torch import nn
+from torch import Tensor, nn
 
 CELLS = [(k, (k + step) % 10) for k in range(10) for step in (1, 4)]
 HARDEST = [(3, 4), (8, 9), (5, 9), (9, 0)]
 BATCH, KNOWN = 32, 10
 WIDTHS = (64, 32, 16)
+
+
+class Batch(NamedTuple):
+    """Of all cells: images (cells, BATCH, 64), their labels and their places in `Cells.images`."""
+
+    images: Tensor
+    labels: Tensor
+    places: Tensor
+    step: int
 
 
 class Side(nn.Module):
@@ -49,7 +59,8 @@ class Cells:
         images: (cells, N, 64), training images, those of the shorter ones repeated.
         labels: (cells, N), -1 known abnormal, 0 unknown.
         encoder: (cells, N, 64) -> z (cells, N, 16).
-        z: (cells, N, 16) in eval mode after pre-training.
+        centers: (cells, 1, 16), of Deep SAD: the mean of z after pre-training over the images not
+            known to be abnormal, coordinates kept 0.1 away from zero.
     """
 
     def __init__(self, cells=HARDEST, seed=0, pollution=0.0):
@@ -75,10 +86,17 @@ class Cells:
         decoder = Side(count, WIDTHS[::-1], self.generator)
         self.fit(
             [self.encoder, decoder],
-            lambda x, labels, step: (decoder(self.encoder(x)) - x).square().mean(2),
+            lambda batch: (decoder(self.encoder(batch.images)) - batch.images).square().mean(2),
             steps=200,
         )
-        self.z = self.embedding(self.images)
+        means = [
+            z[:size][labels[:size] != -1].mean(0)
+            for z, labels, size in zip(
+                self.embedding(self.images), self.labels, self.sizes, strict=True
+            )
+        ]
+        centers = torch.stack(means)[:, None]
+        self.centers = torch.where(centers.abs() < 0.1, centers.sign() * 0.1, centers)
 
     def shuffled(self, which):
         rows = np.flatnonzero(which)
@@ -109,14 +127,14 @@ class Cells:
             yield torch.stack(chosen).long()
 
     def fit(self, modules, loss, *, steps=400, balanced=False):
-        """Minimise loss(images, labels, step) -> (cells, BATCH), each cell's mean by itself."""
+        """Minimise loss(Batch) -> (cells, BATCH), each cell's mean by itself."""
         parameters = [one for module in modules for one in module.parameters()]
         optimizer = torch.optim.Adam(parameters, 1e-3)
         cells = torch.arange(len(self.sizes))[:, None]
         for step, chosen in enumerate(self.batches(steps, balanced)):
             optimizer.zero_grad()
-            losses = loss(self.images[cells, chosen], self.labels[cells, chosen], step)
-            losses.mean(1).sum().backward()
+            batch = Batch(self.images[cells, chosen], self.labels[cells, chosen], chosen, step)
+            loss(batch).mean(1).sum().backward()
             optimizer.step()
 
     def auroc(self, score):

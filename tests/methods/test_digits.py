@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from selftaught.losses import mad_loss
+from selftaught import methods
+from selftaught.losses import mad_loss, mad_loss_with_assignment
 from selftaught.methods import classifier
+from selftaught.models.network import Network
+from tests import thin
 from tests.methods import digits
 
 NORMAL, MINUS = "known abnormal digits trained as normal", "-d2 in place of 1/d2"
@@ -16,23 +19,17 @@ NORMAL, MINUS = "known abnormal digits trained as normal", "-d2 in place of 1/d2
 def deep_sad(cells, wrong=""):
     """AUROCs of Deep SAD, or of a wrong variant of it."""
     cells = copy.deepcopy(cells)
-    means = [
-        z[:size][labels[:size] != -1].mean(0)
-        for z, labels, size in zip(cells.z, cells.labels, cells.sizes, strict=True)
-    ]
-    centers = torch.stack(means)[:, None]
-    centers = torch.where(centers.abs() < 0.1, centers.sign() * 0.1, centers)
 
-    def loss(images, labels, step):
-        z = cells.encoder(images) - centers
+    def loss(batch):
+        z = cells.encoder(batch.images) - cells.centers
         if wrong == MINUS:
-            return z.square().sum(2) * torch.where(labels == -1, -1, 1)
-        labels = torch.zeros_like(labels) if wrong == NORMAL else labels
+            return z.square().sum(2) * torch.where(batch.labels == -1, -1, 1)
+        labels = torch.zeros_like(batch.labels) if wrong == NORMAL else batch.labels
         losses = mad_loss(z.flatten(0, 1), torch.zeros(1, 16), labels.flatten(), reduction="none")
         return losses.view(labels.shape)
 
     cells.fit([cells.encoder], loss)
-    return cells.auroc(lambda z: (z - centers).square().sum(2))
+    return cells.auroc(lambda z: (z - cells.centers).square().sum(2))
 
 
 def classified(cells, kind):
@@ -47,16 +44,44 @@ def classified(cells, kind):
             return classifier.radius(z.flatten(0, 1)).view(z.shape[:2])
         return (z * layer[0]).sum(2) + layer[1]
 
-    def loss(images, labels, step):
-        scores, abnormal = score(cells.encoder(images)), labels == -1
+    def loss(batch):
+        scores, abnormal = score(cells.encoder(batch.images)), batch.labels == -1
         if kind == "hypersphere":
             return classifier.hypersphere(scores, abnormal)
         if kind == "deviation":
-            return classifier.deviation(scores, abnormal, classifier.references(0, step))
+            return classifier.deviation(scores, abnormal, classifier.references(0, batch.step))
         return classifier.bce(scores, abnormal) * torch.where(abnormal, ratio, 1.0)
 
     cells.fit([cells.encoder, *([] if kind == "hypersphere" else [layer])], loss, balanced=balanced)
     return cells.auroc(score)
+
+
+def soft_deep_sad(cells, alpha):
+    """AUROCs of SOEL with one centre."""
+    cells, tasks = copy.deepcopy(cells), []
+    for labels, size in zip(cells.labels, cells.sizes, strict=True):
+        with thin.patch():
+            network = Network(head=(4,), images=size)
+            tasks.append(methods.load("soel")(methods.options("soel", alpha=alpha), network))
+        tasks[-1].rows.copy_(torch.arange(size))
+        tasks[-1].known.copy_(labels[:size])
+
+    def loss(batch):
+        z = cells.encoder(batch.images) - cells.centers
+        means = []
+        for size, task, *rows in zip(
+            cells.sizes, tasks, z, batch.labels, batch.places, strict=True
+        ):
+            near = mad_loss_with_assignment(
+                *rows[:1], torch.zeros(1, 16), rows[1], reduction="none"
+            )
+            means.append(task.loss(near, {"ids": rows[2]}))
+            if (batch.step + 1) % (size // digits.BATCH) == 0:
+                task.close_epoch()
+        return torch.stack(means)[:, None]
+
+    cells.fit([cells.encoder], loss)
+    return cells.auroc(lambda z: (z - cells.centers).square().sum(2))
 
 
 def test_deep_sad_on_the_hardest_cells():
@@ -77,3 +102,13 @@ def test_every_objective_on_all_cells():
     assert classified(cells, "hypersphere").mean() >= 0.96
     assert classified(cells, "deviation").mean() >= 0.90
     assert 0.81 <= classified(cells, "bce").mean() <= 0.925
+
+
+@pytest.mark.slow
+def test_soft_labels_help_where_unknown_digits_are_polluted():
+    # Deep SAD and SOEL, measured on the same cells without pollution 0.977, with 10 % of the
+    # unknown images abnormal 0.927 and 0.949.
+    cells = digits.Cells(digits.CELLS, seed=0, pollution=0.1)
+    without, soft = (soft_deep_sad(cells, alpha).mean() for alpha in (0.0, 0.1))
+    assert without == pytest.approx(deep_sad(cells).mean(), abs=1e-6)
+    assert soft >= without + 0.01
