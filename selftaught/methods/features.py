@@ -108,7 +108,9 @@ class Neighbours(Frozen):
 
     def scorer(self) -> nn.Module:
         """Mean distance to the nearest neighbours."""
-        return NeighboursScorer(self.encoder, self.memory[: self.count], self.options.neighbours)
+        # A scorer is tried before a resumed run has its memory back: one row of zeros.
+        memory = self.memory[: max(int(self.count), 1)]
+        return NeighboursScorer(self.encoder, memory, self.options.neighbours)
 
 
 class NeighboursScorer(nn.Module):

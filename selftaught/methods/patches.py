@@ -250,7 +250,8 @@ class Patchcore(OfPatches):
 
     def scorer(self) -> nn.Module:
         """The weighted distance of the worst patch inside the mask."""
-        memory = self.memory[: self.count]
+        # A scorer is tried before a resumed run has its memory back: one row of zeros.
+        memory = self.memory[: max(int(self.count), 1)]
         return PatchcoreScorer(self.patches(), memory, self.options.neighbours)
 
 

@@ -118,6 +118,7 @@ class Task(nn.Module):
         masks: whether the batch holds masks, and the scorer takes them; views are multiplied by
             them anyway. Where an image has no mask, it is the image's frame.
         players: optimizers that take turns in a step, such as a GAN's two.
+        betas: of the optimizer adam, how much it keeps of mean and mean square of the gradients.
         score_name: what the score is, in the report's words.
         whole_batch: the loss compares images of a batch with each other, so that micro-batches
             change it.
@@ -127,6 +128,7 @@ class Task(nn.Module):
     views: ClassVar[int] = 1
     masks: ClassVar[bool] = False
     players: ClassVar[tuple[str, ...]] = ("all",)
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     whole_batch: ClassVar[bool] = False
     score_name: ClassVar[str] = "score of the method"
 

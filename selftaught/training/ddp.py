@@ -71,7 +71,7 @@ class TorchEngine:
                 "has its own"
             )
         self.optimizers = {
-            player: optim.make_optimizer(optimizer, parameters, weight_decay)
+            player: optim.make_optimizer(optimizer, parameters, weight_decay, task.betas)
             for player, parameters in self.parameters.items()
         }
 

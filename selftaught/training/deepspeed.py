@@ -125,7 +125,7 @@ class DeepSpeedEngine:
         # DeepSpeed averages no float64 gradients and clips by a norm in float32.
         self.double = self.parameters[0].dtype == torch.float64
         self.clip = clip if self.double else 0.0
-        self.base = optim.make_optimizer(optimizer, self.parameters, weight_decay)
+        self.base = optim.make_optimizer(optimizer, self.parameters, weight_decay, task.betas)
         elements = sum(p.numel() for p in self.parameters)
         package = _deepspeed()
         distributed.start_alone()

@@ -63,7 +63,10 @@ class Lars(torch.optim.Optimizer):
 
 
 def make_optimizer(
-    name: Name, parameters: list[Parameter], weight_decay: float
+    name: Name,
+    parameters: list[Parameter],
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.Optimizer:
     """The optimizer `name`; the loop writes its learning rate at every step.
 
@@ -71,12 +74,13 @@ def make_optimizer(
         name: adam (the paper's), sgd or lars, both with momentum 0.9.
         parameters: what it moves.
         weight_decay: coupled L2.
+        betas: of adam.
 
     Raises:
         ValueError: `name` is none of them.
     """
     if name == "adam":
-        return torch.optim.Adam(parameters, weight_decay=weight_decay)
+        return torch.optim.Adam(parameters, betas=betas, weight_decay=weight_decay)
     if name == "sgd":
         return torch.optim.SGD(parameters, lr=0.0, momentum=MOMENTUM, weight_decay=weight_decay)
     if name == "lars":

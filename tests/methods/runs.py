@@ -29,6 +29,9 @@ SMALL = {
     "lr": 1e-4,
     "warmup_epochs": 0,
     "search_steps": 2,
+    # Of the GAN, whose generator then has a turn in two steps.
+    "width": 8,
+    "generator_every": 2,
 }
 
 
