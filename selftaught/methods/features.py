@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from selftaught.data.augment import Augment, finetune_augment
 from selftaught.errors import require
+from selftaught.methods.begin import normal_rows, take_encoder
 from selftaught.methods.task import Rows, Start, System, Task
-from selftaught.methods.weights import WeightsOptions, take_encoder
+from selftaught.methods.weights import WeightsOptions
 from selftaught.models.encoder import Encoder
 from selftaught.models.network import Network
 from selftaught.search import knn_score
@@ -60,10 +61,10 @@ class Frozen(Task):
 
     def begin(self, start: Start) -> None:
         """Take the encoder over and fill the memory."""
-        take_encoder(self.encoder, start.weights(), self.options.method)
+        take_encoder(self.options.method, start, self.encoder)
         self.eval()
         with torch.no_grad():
-            self.remember(start, start.rows[start.labels.numpy()[start.rows] != KNOWN_ABNORMAL])
+            self.remember(start, normal_rows(start))
 
     def remember(self, start: Start, rows: Rows) -> None:
         """Fill the buffers from images not known to be abnormal."""
