@@ -153,7 +153,7 @@ class MoCo(Task):
             return {
                 "loss": loss,
                 "similarity_positive": (query * key).sum(1).mean(),
-                "similarity_negative": query.mean(0) @ queue.mean(0),
+                "similarity_negative": (query.mean(0) * queue.mean(0)).sum(),
             }
 
     @torch.no_grad()
