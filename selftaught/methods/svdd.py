@@ -208,14 +208,14 @@ _NOTE = "Unsupervised: known abnormal images have no loss. The head has no biase
 SYSTEMS = {
     "svdd-hard": System(
         "Deep SVDD, hard boundary",
-        pretext="ntxent",
+        pretext="ae",
         finetune="svdd",
         note=_NOTE,
         extra=True,
     ),
     "svdd-soft": System(
         "Deep SVDD, soft boundary",
-        pretext="ntxent",
+        pretext="ae",
         finetune="svdd",
         changes={"finetune.boundary": "soft"},
         note=f"{_NOTE} The radius is the quantile of the last 1,024 distances, of every step.",
