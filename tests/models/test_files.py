@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from selftaught import Detector
 from selftaught.data.augment import finetune_augment
-from selftaught.detector import _built
+from selftaught.methods.stored import built
 from selftaught.errors import InputError
 from selftaught.methods import options
 from selftaught.models import Calibration, Preprocessing, files, read_model, save_model
@@ -78,7 +78,7 @@ def test_all_options_come_back(tmp_path):
     augment = finetune_augment("paper")
     changed = options("spheres", centers=2, milestones=[3, 5], augment=augment)
     made.options = changed
-    assert _built(read_model(save_model(tmp_path / "other", made, *PARTS))).options == changed
+    assert built(read_model(save_model(tmp_path / "other", made, *PARTS))).options == changed
 
 
 def test_channels_last_half_and_shared_weights_are_stored_plainly(tmp_path):
