@@ -223,7 +223,8 @@ def _settled(config: "Config", out: Path) -> "Config":
         then: dict[str, Any] = json.loads((out / MARK).read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError):
         then = {}
-    engine, data = config.engine, config.data
+    data = config.data
+    engine = dataclasses.replace(config.engine, resume="auto")  # which a table is all about
     if engine.precision == "auto":
         engine = dataclasses.replace(engine, precision=then.get("engine.precision") or precision())
     if data.pipeline == "auto":

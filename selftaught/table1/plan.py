@@ -149,11 +149,22 @@ def claim_table(out: Path, config: Config, manifest: str) -> None:
         for name, value in fixed(config).items()
         if name not in VARIED and name.partition(".")[0] not in STAGES
     }
+    common = _without_new(out, common)
     facts = {"manifest_sha256": manifest, "settings": common}
     words = {"manifest_sha256": "with another list of images in data.manifest"}
     claim_folder(out, MARK, facts, "a table of `selftaught table1`", words)
     for name in (SETTINGS, WORK):
         (out / name).mkdir(exist_ok=True)
+
+
+def _without_new(out: Path, common: dict[str, Any]) -> dict[str, Any]:
+    """Settings but for those at their defaults that a table knows nothing of: it is older."""
+    try:
+        there = json.loads((out / MARK).read_text(encoding="utf-8"))["settings"]
+        usual = settings(build({"out": str(out)}))
+        return {k: v for k, v in common.items() if k in there or v != usual[k]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return common
 
 
 def fixed(config: Config) -> dict[str, Any]:

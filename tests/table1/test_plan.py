@@ -1,5 +1,7 @@
 """A plan is only added to; lines with the same settings share a run."""
 
+import json
+
 import pytest
 
 from selftaught.errors import InputError
@@ -59,6 +61,16 @@ def test_settings_that_all_cells_share_are_refused_for_new_cells_too(tmp_path):
         claim_table(out, other, "m")
     with pytest.raises(InputError, match="another list of images"):
         claim_table(out, rows(["ours"])["ours"].config, "n")
+
+
+def test_a_table_from_before_a_setting_existed_goes_on_with_its_default(tmp_path):
+    out, _ = make(tmp_path, ["ours"], [1])
+    mark = json.loads((out / "table1.json").read_text())
+    del mark["settings"]["data.image_size"]
+    (out / "table1.json").write_text(json.dumps(mark))
+    claim_table(out, rows(["ours"])["ours"].config, "m")
+    with pytest.raises(InputError, match="of another version"):
+        claim_table(out, rows(["ours"], data={"image_size": 64})["ours"].config, "m")
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):
