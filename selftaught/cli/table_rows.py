@@ -78,7 +78,10 @@ def resolved(
     rows = {}
     for name, system in chosen.items():
         words = [*words_for(name, system, chosen, common), *sets[name], *place]
-        config = _settled(read_config("table1", "", words), out)
+        try:
+            config = _settled(read_config("table1", "", words), out)
+        except InputError as error:
+            raise InputError(f"{error}; the system is {name}") from error
         rows[name] = Row(
             system=system,
             config=config,
@@ -94,7 +97,8 @@ def _systems(options: "Namespace") -> "dict[str, System]":
     known, given = methods.systems(), options.systems
     if given in (ALL, PAPER, EXTRAS):
         wanted = {ALL: (True, False), PAPER: (False,), EXTRAS: (True,)}[given]
-        chosen = {name: one for name, one in known.items() if one.extra in wanted}
+        papers_first = sorted(known.items(), key=lambda item: item[1].extra)
+        chosen = {name: one for name, one in papers_first if one.extra in wanted}
         if not chosen:
             raise InputError(f"systems is {given!r}, of which there are none yet")
         return chosen
