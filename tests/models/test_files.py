@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from selftaught import Detector
 from selftaught.data.augment import finetune_augment
-from selftaught.methods.stored import built
 from selftaught.errors import InputError
 from selftaught.methods import options
+from selftaught.methods.stored import built
 from selftaught.models import Calibration, Preprocessing, files, read_model, save_model
 from tests.tiny import spheres
 
