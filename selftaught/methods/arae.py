@@ -16,8 +16,8 @@ from selftaught.data.augment import finetune_augment
 from selftaught.errors import require
 from selftaught.methods import noise
 from selftaught.methods.autoencoder import AutoencoderOptions
-from selftaught.methods.drocc import running_statistics
 from selftaught.methods.joint import JointAutoencoder
+from selftaught.methods.perturbation import running_statistics
 from selftaught.methods.task import System
 from selftaught.models.decoder import masked_mse
 from selftaught.semi_labels import KNOWN_ABNORMAL

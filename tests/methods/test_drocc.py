@@ -12,15 +12,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from selftaught import methods
 from selftaught.errors import InputError
 from selftaught.evaluation.metrics import auroc
-from selftaught.methods import drocc, noise
-from selftaught.methods.drocc import (
-    Drocc,
-    cross_entropy,
-    masked_deviation,
-    project_shell,
-    project_weighted_shell,
-    search,
-)
+from selftaught.methods import drocc, noise, perturbation
+from selftaught.methods.drocc import Drocc, cross_entropy, masked_deviation
+from selftaught.methods.perturbation import project_shell, project_weighted_shell, search
 from selftaught.models.network import Network
 from tests import thin
 
@@ -272,6 +266,19 @@ def test_the_loss_by_hand(form, labels):
         torch.testing.assert_close(ours, theirs, msg=name)
 
 
+def test_bfloat16_passes_leave_losses_and_perturbations_in_float32():
+    task, batch = task_of().float(), batch_of([0, -1, 1, 0])
+    batch |= {name: batch[name].float() for name in ("views", "masks")}
+    exact = task(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = task(batch)
+    assert {value.dtype for value in outputs.values()} == {torch.float32}
+    outputs["loss"].backward()
+    assert all(parameter.grad.isfinite().all() for parameter in task.parameters())
+    for name, value in outputs.items():
+        torch.testing.assert_close(value, exact[name], rtol=0.1, atol=0.02, msg=name)
+
+
 def test_known_abnormal_images_neither_teach_one_class_nor_are_perturbed():
     logits = draw(4).requires_grad_()
     known = torch.tensor([True, False, False, True])
@@ -294,7 +301,7 @@ def test_nothing_is_perturbed_before_the_warm_up_has_ended(monkeypatch):
     assert "bce_perturbed" in task(batch | {"epoch": 2})
 
 
-def test_a_run_that_ends_in_its_warm_up_is_told():
+def test_a_run_that_ends_in_its_warm_up_is_warned_of():
     lines = task_of(warmup_epochs=5, epochs=4).check_epoch(0)
     assert len(lines) == 1 and "warmup_epochs is 5 of 4 epochs" in lines[0]
     assert not task_of(warmup_epochs=5, epochs=4).check_epoch(1)
@@ -384,8 +391,8 @@ def test_the_score_is_higher_for_what_it_has_learned_as_abnormal(form):
     task.embedder = Layers()
     batch["views"][::4] = batch["views"][::4].square()
     task.deviation.fill_(0.3)
-    optimizer = torch.optim.Adam(task.parameters(), lr=3e-3)
-    for epoch in range(40):
+    optimizer = torch.optim.Adam(task.parameters(), lr=5e-3)
+    for epoch in range(25):
         optimizer.zero_grad()
         task(batch | {"epoch": epoch})["loss"].backward()
         optimizer.step()
@@ -466,7 +473,7 @@ def test_the_toy_is_learned():
 def test_the_toy_is_learned_by_masked_search_alone(seed, monkeypatch):
     assert toy_auroc(seed) >= 0.98
     assert toy_auroc(seed, masked=False, steps=0) <= 0.95
-    monkeypatch.setattr(drocc, "project_shell", published_projection)
-    z = drocc.project_shell(draw(3, 1, SIZE, SIZE), None, None)
+    monkeypatch.setattr(perturbation, "project_shell", published_projection)
+    z = perturbation.project_shell(draw(3, 1, SIZE, SIZE), None, None)
     torch.testing.assert_close(z.flatten(1).norm(dim=1), of_each(3, 2.0), rtol=0.02, atol=0)
     assert toy_auroc(seed, masked=False, steps=1) <= 0.60  # its one step that counts
