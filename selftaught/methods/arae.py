@@ -15,8 +15,7 @@ from torch import Tensor
 from selftaught.data.augment import finetune_augment
 from selftaught.errors import require
 from selftaught.methods import noise
-from selftaught.methods.autoencoder import AutoencoderOptions
-from selftaught.methods.joint import JointAutoencoder
+from selftaught.methods.joint import JointAutoencoder, JointAutoencoderOptions, MapEmbedder
 from selftaught.methods.perturbation import running_statistics
 from selftaught.methods.task import System
 from selftaught.models.decoder import masked_mse
@@ -26,11 +25,11 @@ STEP = 1.25  # of the one ascent, in epsilons
 
 
 @dataclass(frozen=True, kw_only=True)
-class AraeOptions(AutoencoderOptions):
+class AraeOptions(JointAutoencoderOptions):
     """Reconstruction of perturbed images.
 
     Args:
-        decoder: published = its output is a tanh; corrected = a sigmoid.
+        epochs: many, as nothing else is learned.
         epsilon: largest change of a pixel, of images in [0, 1].
         target: what is reconstructed of a perturbed image: the clean one, or adversarial = the
             perturbed one itself as published.
@@ -47,6 +46,7 @@ class AraeOptions(AutoencoderOptions):
         },
     }
 
+    epochs: int = 100
     milestones: list[int] = field(default_factory=lambda: [30, 50, 70])
     known_abnormal: Literal["reconstructed", "left_out"] = "left_out"
     epsilon: float = 0.05
@@ -70,6 +70,7 @@ class Arae(JointAutoencoder):
 
     Options = AraeOptions
     options: AraeOptions
+    embedder: MapEmbedder
 
     def forward(self, batch: dict[str, Any], player: str = "all") -> dict[str, Tensor]:
         """Masked error of the reconstructions, and the features' difference, its mean over images.
