@@ -36,7 +36,7 @@ class Start:
         self.masks = torch.zeros(IMAGES, 1, SIZE, SIZE, dtype=kind)
         self.masks[:, :, 8:48, :40] = 1
         self.masks[::4, :, :24] = 1
-        self.masks[7, :, :, 40:] = 1
+        self.masks[[5, 7], :, :, 40:] = 1
         noise = torch.rand(IMAGES, 1, 16, 16, generator=generator).to(kind)
         self.images = nn.functional.interpolate(noise, SIZE, mode="bilinear") * self.masks
 
