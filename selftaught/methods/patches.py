@@ -80,10 +80,10 @@ class Patches(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, s * s, C) of places, row by row, and the pooled ones (B, W)."""
         maps: list[Tensor] = []
-        layers = (self.encoder.layers.layer2, self.encoder.layers.layer3)
+        layers = dict(self.encoder.layers.named_children())
         hooks = [
-            layer.register_forward_hook(lambda _layer, _inputs, made: maps.append(made))
-            for layer in layers
+            layers[name].register_forward_hook(lambda _layer, _inputs, made: maps.append(made))
+            for name in ("layer2", "layer3")
         ]
         try:
             h = self.encoder(images)
