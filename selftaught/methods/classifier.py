@@ -169,8 +169,8 @@ class Scorer(nn.Module):
     def __init__(self, options: ClassifierOptions, network: Network) -> None:
         super().__init__()
         embedder = network.embedder()
-        self.encoder, self.head = embedder.encoder, nn.Identity()
-        width = self.encoder.width
+        self.encoder, width = embedder.encoder, embedder.encoder.width
+        self.head: nn.Module = nn.Identity()
         if options.features == "z":
             self.head, width = embedder.head, embedder.head.widths[-1]
         self.linear = options.loss != "hypersphere"

@@ -1,5 +1,7 @@
 """Centres of fine-tuning: drawn, counted, pruned, and what is said of them."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from selftaught import methods
 from selftaught.errors import InputError
 from selftaught.methods.spheres import Spheres, count, occupancy, prune
 from selftaught.models.network import Network
+from selftaught.training.config import DataConfig
+from selftaught.training.inputs import Images, open_plain
 from tests import thin
 from tests.methods import runs
 
@@ -261,3 +265,29 @@ def test_a_score_is_the_distance_to_the_nearest_centre_left():
     torch.testing.assert_close(result["score"].double(), distances.min(1).values, rtol=1e-5, atol=0)
     assert torch.equal(result["center"], distances.argmin(1))
     assert torch.equal(result["h"], h) and torch.equal(result["z"], z)
+
+
+class Begun(Exception):
+    pass
+
+
+def test_one_centre_is_the_mean_embedding_in_eval_mode(tmp_path):
+    root, frame = runs.write(tmp_path), runs.split_table()
+    data = DataConfig(image_size=runs.SIZE, workers=0)
+
+    def compare(event, **facts):
+        if event != "step" or facts["stage"] != "finetune":
+            return
+        task = copy.deepcopy(facts["engine"].task).eval()
+        images = Images(frame=frame, root=root, config=data, seed=3)
+        rows = np.flatnonzero((frame["split"] == "train") & (frame["semi_label"] != -1))
+        with open_plain(images, task.options.augment) as pipeline, torch.no_grad():
+            z = task.features(next(pipeline.batches([(0, rows)])).views[:, 0])[1]
+        mean = z.mean(0, keepdim=True)
+        small = (mean.abs() < 0.1) & (mean != 0)
+        torch.testing.assert_close(task.centers, torch.where(small, mean.sign() * 0.1, mean))
+        assert not small.all()
+        raise Begun
+
+    with thin.patch(), pytest.raises(Begun):
+        runs.train(root, tmp_path / "run", "spheres", centers=1, on_event=compare)
