@@ -248,16 +248,16 @@ def test_eight_images_are_learnt_and_others_score_higher():
     masks = torch.ones_like(images)
     batch = {"views": images[:, None], "masks": masks[:, None], "ids": torch.arange(8)}
     batch["semi_label"] = torch.zeros(8, dtype=torch.int64)
-    task = task_of(width=16, latent=64)
+    task = task_of(width=8, latent=128)
     engine = TorchEngine(task, weight_decay=0.0, optimizer="adam", precision="fp32")
+    # Measured 0.035 to 0.042 with other images; at 1e-3, 300 steps lead to 0.07 only.
     for step in range(300):
         for player in ("critic", "generator"):
             engine.backward(engine.forward(batch | {"step": step}, player)["loss"], 1)
-            engine.step(1e-3, player)
+            engine.step(8e-3 if step < 275 else 8e-4, player)
     task.eval()
     with torch.no_grad():
         known = task.scorer()(images, masks)
         others = task.scorer()(images.flip(-1), masks)
-    print(known, others)
     assert known["pixel_error"].mean() < 0.05
     assert others["score"].min() > known["score"].max()
