@@ -21,7 +21,7 @@ from selftaught.methods.autoencoder import (
     new_decoder,
 )
 from selftaught.methods.begin import away_from_zero, normal_rows, part, take_encoder
-from selftaught.methods.subspace import EPSILON, principal_subspace, regularised_span, sample
+from selftaught.methods.subspace import BANK, EPSILON, principal_subspace, regularised_span, sample
 from selftaught.methods.task import Options, Start, System, Task
 from selftaught.models.decoder import feature_side, masked_mse, reconstruction_error
 from selftaught.models.encoder import Encoder
@@ -220,7 +220,7 @@ class Joint(Task):
         self.eval()
         for one in norms:
             one.train().momentum = None  # the mean of all batches
-        for batch in start.batches(start.rows[:STATISTICS_IMAGES]):
+        for batch in start.batches(sample(start.rows, STATISTICS_IMAGES, start.seed)):
             if len(batch["ids"]) > 1:  # one image may have no statistics
                 self.embedder(batch["views"][:, 0])
         for one, momentum in zip(norms, momenta, strict=True):
@@ -235,7 +235,7 @@ class Joint(Task):
             origin = away_from_zero(z.mean(0), self.options.center_epsilon)
             self.origin.copy_(origin)
             return
-        z = start.features(sample(rows, start.seed)).double()
+        z = start.features(sample(rows, BANK, start.seed)).double()
         fit = principal_subspace if kind == "subspace" else regularised_span
         origin, projection, epsilon = start.alone(lambda: fit(z))
         self.origin.copy_(origin)

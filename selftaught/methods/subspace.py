@@ -15,9 +15,9 @@ RIDGE = 1e-3
 EPSILON = 1e-6  # added to the squared distance of known images
 
 
-def sample(rows: Rows, seed: int) -> Rows:
-    """Up to `BANK` of the rows, always the same of one seed."""
-    drawn = np.random.default_rng(seed).permutation(len(rows))[:BANK]
+def sample(rows: Rows, count: int, seed: int) -> Rows:
+    """Up to `count` of the rows, in their order, always the same of one seed."""
+    drawn = np.random.default_rng(seed).permutation(len(rows))[:count]
     return rows[np.sort(drawn)]
 
 

@@ -7,7 +7,6 @@ import torch
 from selftaught import methods
 from selftaught.evaluation.metrics import auroc
 from selftaught.losses import mad_loss
-from selftaught.methods import subspace
 from selftaught.methods.joint import Joint, JointAutoencoder, deep_sad, new_branch
 from selftaught.methods.subspace import principal_subspace, regularised_span, sample
 from selftaught.models.encoder import EncoderConfig
@@ -240,13 +239,12 @@ def test_the_span_as_published_in_exact_arithmetic():
     assert not origin.any() and epsilon == 1e-6
 
 
-def test_the_bank_is_a_sample_of_the_seed(monkeypatch):
+def test_a_sample_depends_on_the_seed_alone():
     rows = np.arange(100, 150)
-    assert sample(rows, 3).tolist() == rows.tolist()
-    monkeypatch.setattr(subspace, "BANK", 10)
-    first = sample(rows, 3)
-    assert len(set(first.tolist())) == 10 and set(first) <= set(rows)
-    assert first.tolist() == sample(rows, 3).tolist() == sorted(first) != sample(rows, 4).tolist()
+    assert sample(rows, 99, 3).tolist() == rows.tolist()
+    first = sample(rows, 10, 3).tolist()
+    assert len(set(first)) == 10 and set(first) <= set(rows.tolist())
+    assert first == sample(rows, 10, 3).tolist() == sorted(first) != sample(rows, 10, 4).tolist()
 
 
 @pytest.mark.parametrize(("distance", "follows"), [("subspace", True), ("span", False)])
