@@ -93,6 +93,7 @@ class Autoencoder(Task):
     Options, masks = AutoencoderOptions, True
     score_name = "reconstruction error"
     options: AutoencoderOptions
+    embedder: Any  # a module with an encoder: image -> (h, z)
 
     def __init__(self, options: AutoencoderOptions, network: Network) -> None:
         super().__init__(options, network)
@@ -100,7 +101,7 @@ class Autoencoder(Task):
 
     def build(self, network: Network) -> None:
         """Embedder and decoder with fresh weights."""
-        self.embedder: nn.Module = network.embedder()
+        self.embedder = network.embedder()
         widths = self.embedder.head.widths
         side = feature_side(network.image_size, network.encoder.stem)
         with fresh_weights(network.seed, "feature map"):
@@ -131,11 +132,13 @@ class Autoencoder(Task):
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """H and z of images."""
-        return self.embedder(images)
+        h, z = self.embedder(images)
+        return h, z
 
     def backbone(self) -> nn.Module:
         """The encoder."""
-        return self.embedder.encoder
+        encoder: nn.Module = self.embedder.encoder
+        return encoder
 
     def scorer(self) -> nn.Module:
         """Reconstruction error inside the mask."""

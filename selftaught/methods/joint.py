@@ -41,7 +41,7 @@ class MapEmbedder(nn.Module):
         branch: feature map (B, W, f, f) -> z (B, D); None: z is h.
     """
 
-    def __init__(self, encoder: Encoder, branch: nn.Module | None = None) -> None:
+    def __init__(self, encoder: Encoder, branch: nn.Sequential | None = None) -> None:
         super().__init__()
         self.encoder, self.branch = encoder, branch
 
@@ -102,7 +102,7 @@ class JointAutoencoderOptions(AutoencoderOptions):
 class JointAutoencoder(Autoencoder):
     """Encoder and decoder without a bottleneck between them: image -> feature map -> image."""
 
-    Options = JointAutoencoderOptions
+    Options: ClassVar[type[AutoencoderOptions]] = JointAutoencoderOptions
 
     def build(self, network: Network) -> None:
         """Embedder and decoder with fresh weights."""
@@ -117,7 +117,8 @@ class JointAutoencoder(Autoencoder):
 
     def backbone(self) -> nn.Module:
         """The layers up to the feature map."""
-        return self.embedder.encoder.layers
+        layers: nn.Module = self.embedder.encoder.layers
+        return layers
 
 
 @dataclass(frozen=True, kw_only=True)
