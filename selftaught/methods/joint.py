@@ -169,8 +169,8 @@ class Joint(Task):
     Known abnormal images are pushed away from it, and never reconstructed.
 
     Attributes:
-        origin: (D,) the centre, or the mean that the subspace passes through; float64.
-        projection: (D, D) onto the subspace through `origin`, 0 for a centre; float64.
+        origin: (D,) the centre, or the mean that the subspace passes through.
+        off: (D, D) projection off the subspace, which leaves all of it for a centre.
         epsilon: added to the squared distance of known images.
         scales: of both losses, 1 / their means before the first step.
     """
@@ -179,7 +179,7 @@ class Joint(Task):
     score_name = "squared distance of the embedding"
     options: JointOptions
     origin: Tensor
-    projection: Tensor
+    off: Tensor
     epsilon: Tensor
     scales: Tensor
 
@@ -192,8 +192,8 @@ class Joint(Task):
         self.embedder = MapEmbedder(encoder, branch)
         self.decoder = new_decoder(network, encoder.width, options.decoder)
         width = encoder.width // 4 * min(side, 2) ** 2
-        self.register_buffer("origin", torch.zeros(width, dtype=torch.float64))
-        self.register_buffer("projection", torch.zeros(width, width, dtype=torch.float64))
+        self.register_buffer("origin", torch.zeros(width))
+        self.register_buffer("off", torch.eye(width))
         self.register_buffer("epsilon", torch.tensor(EPSILON))
         self.register_buffer("scales", torch.ones(2))
 
@@ -238,9 +238,9 @@ class Joint(Task):
             return
         z = start.features(sample(rows, BANK, start.seed)).double()
         fit = principal_subspace if kind == "subspace" else regularised_span
-        origin, projection, epsilon = start.alone(lambda: fit(z))
+        origin, off, epsilon = start.alone(lambda: fit(z))
         self.origin.copy_(origin)
-        self.projection.copy_(projection)
+        self.off.copy_(off)
         self.epsilon.fill_(epsilon)
 
     @torch.no_grad()
@@ -281,8 +281,10 @@ class Joint(Task):
         """Squared distance (B,) of embeddings to the centre or subspace, at least float32."""
         kind = torch.promote_types(z.dtype, torch.float32)
         with torch.autocast(z.device.type, enabled=False):
-            apart = z.to(self.origin.dtype) - self.origin
-            return (apart - apart @ self.projection).square().sum(dim=1).to(kind)
+            apart = z.to(kind) - self.origin.to(kind)
+            if self.options.distance != "center":
+                apart = apart @ self.off.to(kind)
+            return apart.square().sum(dim=1)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """H and z of images."""

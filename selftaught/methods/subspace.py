@@ -27,7 +27,7 @@ def principal_subspace(z: Tensor, share: float = VARIANCE) -> tuple[Tensor, Tens
     The directions are the fewest that hold a `share` of the variance, at most D / 2.
 
     Returns:
-        The mean (D,), the projection (D, D) onto the directions, and 1e-6 times the mean squared
+        The mean (D,), the projection (D, D) off the directions, and 1e-6 times the mean squared
         distance of the embeddings to the subspace through the mean.
     """
     origin = z.mean(0)
@@ -35,20 +35,21 @@ def principal_subspace(z: Tensor, share: float = VARIANCE) -> tuple[Tensor, Tens
     variances, directions = torch.linalg.eigh(apart.T @ apart / len(z))
     held = variances.flip(0).cumsum(0)
     count = int((held < share * held[-1]).sum()) + 1
-    leading = directions.flip(1)[:, : min(count, z.shape[1] // 2)]
-    projection = leading @ leading.T
-    residual = float((apart - apart @ projection).square().sum(1).mean())
-    return origin, projection, max(EPSILON * residual, torch.finfo(torch.float32).tiny)
+    others = directions[:, : -min(count, z.shape[1] // 2)]
+    off = others @ others.T
+    residual = float((apart @ off).square().sum(1).mean())
+    return origin, off, max(EPSILON * residual, torch.finfo(torch.float32).tiny)
 
 
 def regularised_span(z: Tensor) -> tuple[Tensor, Tensor, float]:
-    """(S S' + ridge)^-1 S S' of embeddings S' (N, D), as published but in D x D float64.
+    """What (S S' + ridge)^-1 S S' of embeddings S' (N, D), float64, leaves.
 
-    The published inverse was N x N in float32, of rank D alone, and gave noise.
+    The published inverse was N x N in float32, of rank D alone, and gave noise; this is D x D.
 
     Returns:
-        The origin 0 (D,), the projection (D, D), and the published epsilon.
+        The origin 0 (D,), the projection (D, D) off the span, ridge (S S' + ridge)^-1, and the
+        published epsilon.
     """
     gram = z.T @ z
     ridge = RIDGE * torch.eye(len(gram), dtype=z.dtype)
-    return torch.zeros_like(gram[0]), torch.linalg.solve(gram + ridge, gram), EPSILON
+    return torch.zeros_like(gram[0]), RIDGE * torch.linalg.inv(gram + ridge), EPSILON

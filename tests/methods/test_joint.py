@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from selftaught import methods
+from selftaught.detector import Detector
 from selftaught.evaluation.metrics import auroc
 from selftaught.losses import mad_loss
 from selftaught.methods.joint import Joint, JointAutoencoder, deep_sad, new_branch
 from selftaught.methods.subspace import principal_subspace, regularised_span, sample
+from selftaught.models import Calibration, Preprocessing, save_model
 from selftaught.models.encoder import EncoderConfig
 from selftaught.models.network import Network
 from tests import thin
@@ -135,8 +137,10 @@ def test_the_centre_is_the_mean_of_images_not_known_to_be_abnormal():
     mean = z.mean(0)
     small = mean.abs() < 0.1
     assert small.any()
-    torch.testing.assert_close(task.origin, torch.where(small, mean.sign() * 0.1, mean))
-    assert not task.projection.any()
+    torch.testing.assert_close(
+        task.origin.double(), torch.where(small, mean.sign() * 0.1, mean), rtol=1e-6, atol=1e-7
+    )
+    assert torch.equal(task.off, torch.eye(64))
     with torch.no_grad():
         squared = (z - task.origin).square().sum(1)
         score = task.scorer()(start.images, start.masks)
@@ -190,10 +194,10 @@ def toy(seed, bank=1500, normals=500, anomalies=100):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_distance_to_a_subspace_tells_what_is_off_it(seed):
     bank, others, labels = toy(seed)
-    task = task_of()
+    task = task_of(distance="subspace")
     # The eight wide directions hold 93 % of the variance.
-    task.origin, task.projection, _ = principal_subspace(bank, share=0.9)
-    assert float(task.projection.trace()) == pytest.approx(8)
+    task.origin, task.off, _ = principal_subspace(bank, share=0.9)
+    assert float(task.off.trace()) == pytest.approx(64 - 8)
     assert auroc(labels, task.squared_distance(others).numpy()) >= 0.9
 
 
@@ -205,16 +209,18 @@ def test_the_published_arithmetic_tells_nothing():
     assert 0.4 < auroc(labels, squared.numpy()) < 0.6
 
 
-def test_a_projection_onto_principal_directions():
+def test_a_projection_off_the_principal_directions():
     bank = toy(0)[0]
-    origin, projection, epsilon = principal_subspace(bank)
+    origin, off, epsilon = principal_subspace(bank)
     torch.testing.assert_close(origin, bank.mean(0))
     variances = torch.linalg.eigvalsh(torch.cov(bank.T)).flip(0)
     fewest = next(q for q in range(1, 65) if variances[:q].sum() >= 0.95 * variances.sum())
-    torch.testing.assert_close(projection @ projection, projection)
-    torch.testing.assert_close(projection, projection.T)
-    assert float(projection.trace()) == pytest.approx(fewest)
-    residual = (bank - origin - (bank - origin) @ projection).square().sum(1).mean()
+    torch.testing.assert_close(off @ off, off)
+    torch.testing.assert_close(off, off.T)
+    assert float(off.trace()) == pytest.approx(64 - fewest)
+    leading = torch.linalg.eigh(torch.cov(bank.T)).eigenvectors[:, -fewest:]
+    torch.testing.assert_close(off @ leading, torch.zeros_like(leading))
+    residual = ((bank - origin) @ off).square().sum(1).mean()
     assert epsilon == pytest.approx(1e-6 * float(residual))
     assert float(principal_subspace(torch.randn(500, 64).double())[1].trace()) == pytest.approx(32)
 
@@ -223,19 +229,18 @@ def test_embeddings_in_the_subspace_are_at_no_distance():
     generator = torch.Generator().manual_seed(0)
     directions = torch.linalg.qr(torch.randn(64, 4, generator=generator, dtype=torch.float64)).Q
     bank = 5 + torch.randn(100, 4, generator=generator, dtype=torch.float64) @ directions.T
-    origin, projection, epsilon = principal_subspace(bank)
-    assert float(projection.trace()) == pytest.approx(4)
-    apart = bank - origin
-    assert (apart - apart @ projection).square().sum(1).max() < 1e-20
+    origin, off, epsilon = principal_subspace(bank)
+    assert float(off.trace()) == pytest.approx(64 - 4)
+    assert ((bank - origin) @ off).square().sum(1).max() < 1e-20
     assert 0 < epsilon < 1e-20
 
 
 def test_the_span_as_published_in_exact_arithmetic():
     bank = torch.randn(20, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    origin, projection, epsilon = regularised_span(bank)
+    origin, off, epsilon = regularised_span(bank)
     # N x N as published, which has an inverse where there are fewer embeddings than dimensions.
     inverse = torch.linalg.inv(bank @ bank.T + 1e-3 * torch.eye(20, dtype=torch.float64))
-    torch.testing.assert_close(projection, bank.T @ inverse @ bank)
+    torch.testing.assert_close(torch.eye(64) - off, bank.T @ inverse @ bank, check_dtype=False)
     assert not origin.any() and epsilon == 1e-6
 
 
@@ -256,11 +261,22 @@ def test_the_subspace_follows_the_embeddings_and_the_scales_do_not(distance, fol
             one.add_(0.05 * torch.randn(one.shape, generator=torch.Generator().manual_seed(0)))
     task.renew(start)
     changed = {name for name, value in task.named_buffers() if not torch.equal(value, before[name])}
-    assert changed == ({"origin", "projection", "epsilon"} if follows else set())
+    assert changed == ({"origin", "off", "epsilon"} if follows else set())
     if follows:
         assert start.rows_of_features[0] == start.rows_of_features[1]
         z = start.features(start.rows[start.labels.numpy() != -1]).double()
-        torch.testing.assert_close(task.origin, z.mean(0))
+        torch.testing.assert_close(task.origin, z.mean(0).float())
+
+
+@pytest.mark.parametrize("distance", ["center", "subspace", "span"])
+def test_a_saved_model_scores_alike(distance, tmp_path):
+    task, start = begun(distance=distance)
+    path = save_model(tmp_path / "model", task, Preprocessing(image_size=SIZE), Calibration())
+    with torch.no_grad():
+        expected = task.eval().scorer()(start.images, start.masks)
+    with thin.patch():
+        result = Detector.load(path).score(start.images, masks=start.masks)
+    torch.testing.assert_close(result, expected["score"])
 
 
 def subspace_weights(root, folder):
@@ -274,7 +290,7 @@ def subspace_weights(root, folder):
 def test_two_ranks_have_the_subspace_of_one(tmp_path):
     root = runs.write(tmp_path / "images")
     one = subspace_weights(root, tmp_path / "one")
-    assert one["projection"].any()
+    assert one["off"].trace() < 16
     for two in run_ranks(2, subspace_weights, root, tmp_path / "two"):
         for key, value in one.items():
             np.testing.assert_allclose(two[key], value, rtol=1e-7, atol=1e-9, err_msg=key)
