@@ -40,7 +40,11 @@ def test_everything_promised_is_there(finished):
     scores = pd.read_csv(run / "scores.csv")
     first = ["path", "split", "label", "semi_label", "score", "center", "percentile", "flagged"]
     assert list(scores.columns[:8]) == first
-    assert len(load_file(run / "embeddings.safetensors")["h"]) == len(scores)
+    features = load_file(run / "embeddings.safetensors")
+    assert {name: len(rows) for name, rows in features.items()} == dict.fromkeys(
+        ("h", "z", "pretext_h"), len(scores)
+    )
+    assert not np.allclose(features["pretext_h"], features["h"])
     assert json.loads((run / "metrics.json").read_text())["test"]["n"] == 8
 
 

@@ -33,32 +33,31 @@ def weighted_auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) 
     return np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
 
 
-def auroc_interval(
+def auroc_resamples(
     labels: np.ndarray,
     scores: np.ndarray,
     groups: np.ndarray,
     *,
     seed: int | list[int],
-    resamples: int = 1000,
-    confidence: float = 0.95,
-) -> tuple[float, float] | None:
-    """Percentile interval of the AUROC by a cluster bootstrap.
+    resamples: int,
+) -> np.ndarray | None:
+    """AUROC of each resample of a cluster bootstrap.
 
     Groups (patients) are drawn with replacement, with all their images: images of one patient are
-    not independent, and resampling images would give an interval that is too narrow. Resamples
-    that hold one label only are left out.
+    not independent, and resampling images would give a spread that is too narrow. The same groups
+    and seed give the same resamples, in whatever order the images stand and whatever scores them,
+    so that two systems' resamples can be subtracted.
 
     Args:
         labels: (N,) 0 or 1.
         scores: (N,) finite.
         groups: (N,) group of each image, any hashable.
-        seed: seed of the draws; the same seed gives the same interval.
+        seed: seed of the draws.
         resamples: number of draws.
-        confidence: coverage in (0, 1).
 
     Returns:
-        Lower and upper end; None when a label is found in fewer than two groups, or fewer than
-        half of the resamples hold both labels.
+        (resamples,) float64, NaN for one that holds one label only; None when a label is found in
+        fewer than two groups, or fewer than half of the resamples hold both labels.
 
     Raises:
         ValueError: resamples below 1.
@@ -77,9 +76,40 @@ def auroc_interval(
         counts = np.bincount(drawn.ravel(), minlength=rows * len(names)).reshape(rows, -1)
         aurocs.append(weighted_auroc(labels, scores, counts[:, index]))
     values = np.concatenate(aurocs)
-    values = values[np.isfinite(values)]
-    if 2 * len(values) < resamples:
-        return None
+    return None if 2 * np.isfinite(values).sum() < resamples else values
+
+
+def percentile_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """Lower and upper end of the middle `confidence` of the finite ones of (R,) values."""
     tail = 50 * (1 - confidence)
-    low, high = np.percentile(values, [tail, 100 - tail])
+    low, high = np.percentile(values[np.isfinite(values)], [tail, 100 - tail])
     return float(low), float(high)
+
+
+def auroc_interval(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    groups: np.ndarray,
+    *,
+    seed: int | list[int],
+    resamples: int = 1000,
+    confidence: float = 0.95,
+) -> tuple[float, float] | None:
+    """Percentile interval of the AUROC by a cluster bootstrap.
+
+    Args:
+        labels: (N,) 0 or 1.
+        scores: (N,) finite.
+        groups: (N,) group of each image, any hashable.
+        seed: seed of the draws; the same seed gives the same interval.
+        resamples: number of draws; those that hold one label only are left out.
+        confidence: coverage in (0, 1).
+
+    Returns:
+        Lower and upper end; None where `auroc_resamples` gives none.
+
+    Raises:
+        ValueError: resamples below 1.
+    """
+    values = auroc_resamples(labels, scores, groups, seed=seed, resamples=resamples)
+    return None if values is None else percentile_interval(values, confidence)

@@ -46,17 +46,16 @@ def evaluate(scores: pd.DataFrame, *, seed: int, resamples: int = 1000) -> dict[
         ValueError: seed or resamples is no whole number.
     """
     seed, resamples = whole("seed", seed, -math.inf), whole("resamples", resamples)
-    check_columns(scores, ("path", "split", "label", "score"), "scores")
-    scores = scores.assign(split=set_names(scores["split"]))
-    unread = (_text(scores, "problem") != "") & (_text(scores, "score") == "")
-    table = _checked(scores[~unread])
+    table = scored_images(scores)
     result: dict[str, Any] = {
         split: _split_metrics(table[table["split"] == split], split, seed, resamples)
         for split in SPLITS
     }
-    for split in SPLITS:
-        if unread.any():
-            result[split]["unread"] = int((unread & (scores["split"] == split)).sum())
+    if len(table) < len(scores):
+        sets = set_names(scores["split"])
+        for split in SPLITS:
+            unread = (sets == split).sum() - (table["split"] == split).sum()
+            result[split]["unread"] = int(unread)
     return result | {"seed": seed, "resamples": resamples}
 
 
@@ -142,9 +141,22 @@ def check_columns(scores: pd.DataFrame, columns: Sequence[str], where: object) -
             raise InputError(f"{where}: column {column} is missing, found: {list(scores.columns)}")
 
 
-def _checked(scores: pd.DataFrame) -> pd.DataFrame:
-    """The columns that the figures need, with one type each."""
-    scores = scores.reset_index(drop=True)
+def scored_images(scores: pd.DataFrame) -> pd.DataFrame:
+    """The images that could be read, in the columns that the figures need, with one type each.
+
+    Args:
+        scores: as for `evaluate`.
+
+    Returns:
+        `path`, `split`, `body_part`, `group` (str; one of its own where blank), `score`, `label`
+        and `flagged` (float64, NaN where blank), and what there is of the optional columns.
+
+    Raises:
+        InputError: as `evaluate`.
+    """
+    check_columns(scores, ("path", "split", "label", "score"), "scores")
+    unread = (_text(scores, "problem") != "") & (_text(scores, "score") == "")
+    scores = scores.assign(split=set_names(scores["split"]))[~unread].reset_index(drop=True)
     named = {name: one_spelling(_text(scores, name).tolist(), name, "scores") for name in NAMES}
     scores = scores.assign(**{name: cells for name, cells in named.items() if name in scores})
     table = pd.DataFrame({name: _text(scores, name) for name in ("path", "split", "body_part")})

@@ -2,9 +2,9 @@
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,30 +86,56 @@ def render(
     Returns:
         The picture.
     """
+    kind = "svg" if vector else "png"
+    return picture(encode(draw, size=size, kinds=(kind,))[kind], kind, alt, caption, size)
+
+
+def picture(
+    content: bytes, kind: str, alt: str, caption: str, size: tuple[float, float]
+) -> Picture:
+    """An encoded figure of `size` inches as a picture; `kind` is svg or png."""
+    media = {"svg": "image/svg+xml", "png": "image/png"}[kind]
+    return Picture(
+        source=data_uri(content, media),
+        alt=alt,
+        width=round(96 * size[0]),
+        height=round(96 * size[1]),
+        caption=caption,
+    )
+
+
+def encode(
+    draw: Callable[["Figure"], None],
+    *,
+    size: tuple[float, float],
+    kinds: Sequence[str] = ("svg", "png"),
+) -> dict[str, bytes]:
+    """Draw a figure of `size` inches once and encode it in each of `kinds`; same input, same bytes.
+
+    The ground of an SVG is transparent, that of a PNG white.
+    """
     import warnings
 
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    buffer = io.BytesIO()
+    how: dict[str, dict[str, Any]] = {
+        "svg": {"metadata": {"Date": None}, "transparent": True},
+        "png": {"metadata": {"Software": None}, "dpi": 170},
+    }
+    encoded = {}
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():  # type: ignore[arg-type]
         # The browser draws the text of an SVG, with fonts that have the glyph.
         warnings.filterwarnings("ignore", MISSING_FONT)
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)
-        if vector:
-            figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-        else:
-            figure.savefig(buffer, format="png", dpi=170, metadata={"Software": None})
-    return Picture(
-        source=data_uri(buffer.getvalue(), "image/svg+xml" if vector else "image/png"),
-        alt=alt,
-        width=round(96 * size[0]),
-        height=round(96 * size[1]),
-        caption=caption,
-    )
+        for kind in kinds:
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, **how[kind])
+            encoded[kind] = buffer.getvalue()
+    return encoded
 
 
 def data_uri(content: bytes, kind: str) -> str:

@@ -49,7 +49,7 @@ def write_report(run: Path, *, image_root: Path | None = None) -> Path:
         MachineError: the disk is full or the folder cannot be written.
     """
     files = read_run(run)
-    page = _template().render(_context(files, image_root or find_image_root(files)))
+    page = template(TEMPLATE).render(_context(files, image_root or find_image_root(files)))
     target = run / "report.html"
     write_atomic(target, page)
     return target
@@ -82,19 +82,23 @@ def cell(text: object) -> str:
     return line
 
 
-def _template() -> Any:
-    """The page's template, which escapes every value."""
+def template(path: Path) -> Any:
+    """A page's template, which escapes every value and may include the parts of pages beside it.
+
+    Args:
+        path: its file; filters `cell`, `number` and `score` are there.
+    """
     import jinja2
 
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+        loader=jinja2.FileSystemLoader([path.parent, TEMPLATE.parent]),
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"cell": cell, "number": summary.number, "score": "{:#.4g}".format}
-    return environment.get_template(TEMPLATE.name)
+    return environment.get_template(path.name)
 
 
 def _seed(run: RunFiles) -> int:

@@ -32,7 +32,8 @@ class RunFiles:
         model: `model/model.json`; {} when missing.
         split: `split.csv` with the same types as `scores`; None when missing.
         log: the objects of `metrics.jsonl`, in order.
-        embeddings: `embeddings.safetensors`, name -> (N, D) float32 in the order of `scores`.
+        embeddings: `embeddings.safetensors`, name (h, z, pretext_h) -> (N, D) float32 in the
+            order of `scores`.
         bad_files: `bad_files.csv` as text; None when missing.
         leakage: `leakage` of `split.json`; {} when missing.
         problems: one sentence for every part that is missing or cannot be used.
@@ -70,7 +71,7 @@ def read_run(folder: Path) -> RunFiles:
         if not (folder / name).is_file():
             raise InputError(f"{folder}: holds no {name}; `{command}` writes it")
     problems: list[str] = []
-    scores = _table(folder / "scores.csv")
+    scores = read_table(folder / "scores.csv")
     for column in ("path", "split", "label", "score"):
         if column not in scores:
             raise InputError(f"{folder / 'scores.csv'}: column {column} is missing")
@@ -91,11 +92,11 @@ def read_run(folder: Path) -> RunFiles:
         folder=folder,
         scores=scores,
         metrics=metrics,
-        config=_mapping(folder / "config.yaml", problems),
-        environment=_mapping(folder / "environment.json", problems),
-        model=_mapping(folder / "model" / "model.json", problems),
-        split=_table(folder / "split.csv") if has_split else None,
-        log=list(_log(folder / "metrics.jsonl")),
+        config=read_mapping(folder / "config.yaml", problems),
+        environment=read_mapping(folder / "environment.json", problems),
+        model=read_mapping(folder / "model" / "model.json", problems),
+        split=read_table(folder / "split.csv") if has_split else None,
+        log=list(read_log(folder / "metrics.jsonl")),
         bad_files=bad_files_list.read_bad_files(bad_files) if bad_files.is_file() else None,
         leakage=_leakage(folder),
         embeddings=_embeddings(folder / "embeddings.safetensors", len(scores), problems),
@@ -115,7 +116,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield name, value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _table(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
     """A CSV whose text stays text: a body part called "NA" is not a blank."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
@@ -131,11 +132,11 @@ def _leakage(folder: Path) -> dict[str, Any]:
     """The counts of what crosses the sets; {} where nobody looked."""
     if not (folder / "split.json").is_file():
         return {}
-    facts = _mapping(folder / "split.json", []).get("leakage")
+    facts = read_mapping(folder / "split.json", []).get("leakage")
     return facts if isinstance(facts, dict) else {}
 
 
-def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
+def read_mapping(path: Path, problems: list[str]) -> dict[str, Any]:
     """A YAML or JSON mapping; {} and a sentence in `problems` when it cannot be had."""
     if not path.is_file():
         problems.append(f"{path.name} is missing from the run folder.")
@@ -149,7 +150,7 @@ def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _log(path: Path) -> Iterator[dict[str, Any]]:
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
     """Objects of a JSON-lines file; a line torn by a kill is passed over."""
     if not path.is_file():
         return

@@ -7,6 +7,8 @@ import numpy as np
 
 # A9 of the published tools: upper bounds of p, from the strongest evidence to the weakest.
 STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"), (0.1, "."))
+# A spread below this share of the values is that of their last digits, and none.
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,21 +34,22 @@ class Replicates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WelchTest:
-    """Welch's t-test of two sets of replicates (two-sided, unequal variances).
+class TTest:
+    """A two-sided t-test of two sets of replicates.
 
     Attributes:
         difference: mean of the first set minus mean of the second.
-        t: the test statistic.
-        degrees_of_freedom: Welch-Satterthwaite.
-        p: two-sided p-value.
-        stars: `stars(p)`.
+        t: the test statistic; None where nothing varies.
+        degrees_of_freedom: of t; None where nothing varies.
+        p: two-sided p-value. None where nothing varies: replicates that agree to the last digit are
+            the same run twice, and no evidence.
+        stars: `stars(p)`, "" without p.
     """
 
     difference: float
-    t: float
-    degrees_of_freedom: float
-    p: float
+    t: float | None
+    degrees_of_freedom: float | None
+    p: float | None
     stars: str
 
 
@@ -127,31 +130,103 @@ def stars(p: float) -> str:
     return next((mark for bound, mark in STARS if p <= bound), "ns")
 
 
-def welch_test(
-    first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray
-) -> WelchTest:
-    """Welch's t-test between two sets of replicates, as in the paper's Table 1.
+def welch_test(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> TTest:
+    """Welch's t-test (unequal variances) between two sets of replicates, as in the paper's Table 1.
 
     Args:
         first: (n,) finite numbers, n >= 2.
         second: (m,) finite numbers, m >= 2, same unit.
 
-    Returns:
-        The test. Two sets without any spread give t = +-inf and p = 0 when their means differ,
-        t = 0 and p = 1 when they agree.
-
     Raises:
         ValueError: fewer than two values in a set, or a value that is not finite.
+    """
+    a, b = _finite(first, "first", 2), _finite(second, "second", 2)
+    return welch_from_summary((a.mean(), a.std(), len(a)), (b.mean(), b.std(), len(b)))
+
+
+def welch_from_summary(first: tuple[float, float, int], second: tuple[float, float, int]) -> TTest:
+    """Welch's t-test from what a table prints of two sets.
+
+    Args:
+        first: mean, population SD (the paper's "+-" divided by 1.96) and number of replicates, two
+            or more.
+        second: the same of the other set.
+
+    Raises:
+        ValueError: fewer than two replicates in a set, a negative SD, a value that is not finite.
+    """
+    from scipy import stats
+
+    sets = {"first": first, "second": second}
+    for name, (mean, sd, n) in sets.items():
+        if not (np.isfinite(mean) and 0 <= sd < np.inf and n >= 2):
+            raise ValueError(
+                f"{name}: mean {mean}, SD {sd} of {n}; allowed: finite, 0 or more, of two or more"
+            )
+    difference = float(first[0] - second[0])
+    if all(sd <= ROUNDING * abs(mean) for mean, sd, _ in sets.values()):
+        return _without_spread(difference)
+    # Of the means: the population SD has divisor n, their variance n - 1.
+    variances = [sd**2 / (n - 1) for _, sd, n in sets.values()]
+    variance = sum(variances)
+    parts = (v**2 / (n - 1) for v, (_, _, n) in zip(variances, sets.values(), strict=True))
+    freedom, t = variance**2 / sum(parts), difference / variance**0.5
+    return _t_test(difference, t, freedom, 2 * stats.t.sf(abs(t), freedom))
+
+
+def paired_t_test(
+    first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray
+) -> TTest:
+    """Paired t-test of two sets of replicates that share their seeds.
+
+    Args:
+        first: (n,) finite numbers, n >= 2.
+        second: (n,) finite numbers in the order of the same seeds.
+
+    Raises:
+        ValueError: fewer than two pairs, sets of unequal length, or a value that is not finite.
     """
     from scipy import stats
 
     a, b = _finite(first, "first", 2), _finite(second, "second", 2)
-    difference = float(a.mean() - b.mean())
-    if a.std() == 0 and b.std() == 0:
-        t = float(np.sign(difference) * np.inf) if difference else 0.0
-        p = 0.0 if difference else 1.0
-        freedom = float(len(a) + len(b) - 2)
-    else:
-        result = stats.ttest_ind(a, b, equal_var=False)
-        t, p, freedom = float(result.statistic), float(result.pvalue), float(result.df)
-    return WelchTest(difference=difference, t=t, degrees_of_freedom=freedom, p=p, stars=stars(p))
+    if len(a) != len(b):
+        raise ValueError(f"second: {len(b)} values, allowed: {len(a)}, one for each of the first")
+    difference = float((a - b).mean())
+    if (a - b).std() <= ROUNDING * max(np.abs(a).max(), np.abs(b).max()):
+        return _without_spread(difference)
+    result = stats.ttest_rel(a, b)
+    return _t_test(difference, result.statistic, len(a) - 1, result.pvalue)
+
+
+def _t_test(difference: float, t: float, freedom: float, p: float) -> TTest:
+    t, freedom, p = float(t), float(freedom), float(p)
+    return TTest(difference=difference, t=t, degrees_of_freedom=freedom, p=p, stars=stars(p))
+
+
+def _without_spread(difference: float) -> TTest:
+    return TTest(difference=difference, t=None, degrees_of_freedom=None, p=None, stars="")
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """P-values of a family of tests, adjusted by Holm (1979): the chance of any false rejection.
+
+    Args:
+        values: p-values in [0, 1] in any order; None for a test that could not be made, which does
+            not count in the family.
+
+    Returns:
+        Adjusted values in the same order, None where None was.
+
+    Raises:
+        ValueError: a value outside [0, 1].
+    """
+    known = [(p, place) for place, p in enumerate(values) if p is not None]
+    if bad := [p for p, _ in known if not 0 <= p <= 1]:
+        raise ValueError(f"values: hold {bad[0]}, allowed: 0 to 1 or None")
+    adjusted: list[float | None] = [None] * len(values)
+    largest = 0.0
+    for passed, (p, place) in enumerate(sorted(known)):
+        # The running maximum: no test may come out ahead of one with a smaller p.
+        largest = max(largest, min(1.0, (len(known) - passed) * p))
+        adjusted[place] = largest
+    return adjusted

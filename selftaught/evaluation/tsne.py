@@ -132,7 +132,7 @@ def tsne_pictures(
             _scatter(points, title, categories, words)
             for title, categories in _colourings(scores.iloc[rows])
         ]
-    if not embeddings:
+    if not SPACES.keys() & embeddings:
         problems.append("No map: the run folder holds no usable embeddings.")
     return pictures, problems
 

@@ -135,7 +135,9 @@ def score(run: Run) -> None:
     def write() -> None:
         table = _table(run, outputs, rows, calibration)
         features: dict[str, Tensor] = {
-            name: outputs[name].float().contiguous() for name in ("h", "z") if name in outputs
+            name: outputs[name].float().contiguous()
+            for name in ("h", "z", "pretext_h")
+            if name in outputs
         }
         if features:
             path = run.folder / "embeddings.safetensors"

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from selftaught.evaluation.bootstrap import auroc_interval, weighted_auroc
+from selftaught.evaluation.bootstrap import auroc_interval, auroc_resamples, weighted_auroc
 
 
 @pytest.mark.parametrize("decimals", [0, 1, 8])
@@ -72,3 +72,23 @@ def test_too_few_groups_and_bad_resamples():
     assert auroc_interval(labels, scores, np.array([0, 1, 2, 2]), seed=0) is None
     with pytest.raises(ValueError, match="resamples: 0"):
         auroc_interval(labels, scores, np.arange(4), seed=0, resamples=0)
+
+
+def test_resamples_are_the_same_patients_whatever_scores_them_and_in_whatever_order():
+    generator = np.random.default_rng(4)
+    labels, groups = generator.integers(2, size=80), generator.integers(25, size=80)
+    scores = np.round(generator.normal(size=80) + labels, 1)
+    settings = {"seed": 0, "resamples": 100}
+    values = auroc_resamples(labels, scores, groups, **settings)
+    order = generator.permutation(80)
+    shuffled = auroc_resamples(labels[order], scores[order], groups[order], **settings)
+    np.testing.assert_array_equal(values, shuffled)
+    # A system that orders the images alike differs from this one in no resample.
+    np.testing.assert_array_equal(values, auroc_resamples(labels, 3 * scores, groups, **settings))
+    assert values.std() > 0
+
+
+def test_one_patient_has_no_resamples():
+    labels, scores = np.array([0, 1, 0, 1]), np.arange(4.0)
+    assert auroc_resamples(labels, scores, np.zeros(4), seed=0, resamples=10) is None
+    assert auroc_interval(labels, scores, np.zeros(4), seed=0) is None
