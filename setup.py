@@ -124,7 +124,15 @@ setup(
     # Named, so that an editable install is a path, which type checkers follow, and no import hook.
     package_dir={"": "."},
     packages=find_packages(include=["selftaught", "selftaught.*"]),
-    package_data={"selftaught": ["py.typed", "evaluation/*.html"]},
+    package_data={
+        "selftaught": [
+            "py.typed",
+            "evaluation/*.html",
+            "evaluation/*.css",
+            "table1/*.html",
+            "table1/*.csv",
+        ]
+    },
     ext_modules=[
         Extension(
             "selftaught.kernels._native",

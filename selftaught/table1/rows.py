@@ -1,0 +1,296 @@
+"""The rows of the table: means, spreads and tests against Ours, beside what was published."""
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selftaught import methods
+from selftaught.evaluation.bootstrap import percentile_interval
+from selftaught.evaluation.metrics import SPLITS
+from selftaught.evaluation.statistics import (
+    Replicates,
+    TTest,
+    holm,
+    paired_t_test,
+    summarise,
+    welch_from_summary,
+    welch_test,
+)
+from selftaught.table1.cells import Cell
+
+OURS = "ours"
+PUBLISHED = Path(__file__).with_name("published.csv")
+PUBLISHED_SHARE = 0.05
+LEAST_PAIRS = 3
+IDENTICAL = 1e-9  # percent points
+BLOCKS = (
+    "The paper's systems",
+    "Other shares of known abnormal images, and polluted sets",
+    "Systems that are not in the paper",
+)
+FIGURES = ("mean", "population_sd", "plus_minus", "sample_sd", "t_low", "t_high")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A published row, in percent; `plus_minus` are 1.96 x population SD over n replicates."""
+
+    val: float
+    val_plus_minus: float
+    test: float
+    test_plus_minus: float
+    n: int
+    note: str
+    welch: TTest | None = None  # Ours as published against this row, from the printed figures
+    welch_p_holm: float | None = None
+
+    @property
+    def summary(self) -> tuple[float, float, int]:
+        """Mean, population SD and n of the test set."""
+        return self.test, self.test_plus_minus / 1.96, self.n
+
+
+@dataclass(kw_only=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        name: of the system.
+        title: as printed.
+        known_abnormal, pollution, extra: as in the plan.
+        block: place in `BLOCKS`.
+        cells: all that the plan has for it.
+        spread: figures over the replicates by set, in percent; None without any.
+        published: the row of the paper; None if there is none.
+        welch, paired: tests of Ours against this row on test; None where there is none to make.
+        pairs: seeds that the paired t-test and the bootstrap could use.
+        bootstrap: mean over seeds of test AUROC of Ours minus this row's, and the ends of its
+            patient-clustered 95 % interval, in percent points.
+        welch_p_holm, paired_p_holm: adjusted over the rows of the same column.
+        notes: what is as published and what is not.
+        warnings: what to know before trusting the row.
+    """
+
+    name: str
+    title: str
+    known_abnormal: float
+    pollution: float
+    extra: bool
+    cells: list[Cell]
+    block: int = 0
+    spread: dict[str, Replicates | None] = field(default_factory=dict)
+    published: Published | None = None
+    welch: TTest | None = None
+    paired: TTest | None = None
+    pairs: int = 0
+    bootstrap: tuple[float, float, float] | None = None
+    welch_p_holm: float | None = None
+    paired_p_holm: float | None = None
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def done(self) -> list[Cell]:
+        """Cells with figures."""
+        return [cell for cell in self.cells if cell.done]
+
+    @property
+    def test(self) -> float | None:
+        """Mean test AUROC in percent."""
+        spread = self.spread["test"]
+        return spread.mean if spread else None
+
+    @property
+    def identical(self) -> bool:
+        """Whether several replicates agree, and so are none."""
+        values = [cell.figures["test_auroc"] for cell in self.done]
+        return len(values) > 1 and bool(np.ptp(values) <= IDENTICAL)
+
+    def mean(self, figure: str) -> float | None:
+        """Mean of a figure of cells.csv over the cells that have it."""
+        values = [
+            cell.figures[figure] for cell in self.done if cell.figures.get(figure) is not None
+        ]
+        return float(np.mean(values)) if values else None
+
+
+def published_rows(path: Path = PUBLISHED) -> dict[tuple[str, float], Published]:
+    """The paper's figures by system and share of known abnormal images, tests against Ours and all.
+
+    The family of Holm is that of the paper's table: its eleven rows beside Ours at 5 %.
+    """
+    rows, family = {}, []
+    with path.open(encoding="utf-8", newline="") as lines:
+        for line in csv.DictReader(lines):
+            key = line["row"], float(line["known_abnormal"])
+            figures = {name: float(line[name]) for name in line if name.startswith(SPLITS)}
+            rows[key] = Published(**figures, n=int(line["n"]), note=line["note"])
+            if line["in_table"] == "1" and key[1] == PUBLISHED_SHARE and key[0] != OURS:
+                family.append(key)
+    ours = rows[OURS, PUBLISHED_SHARE].summary
+    tests = [welch_from_summary(ours, rows[key].summary) for key in family]
+    for key, test, adjusted in zip(family, tests, holm([one.p for one in tests]), strict=True):
+        facts = vars(rows[key]) | {"welch": test, "welch_p_holm": adjusted}
+        rows[key] = Published(**facts)
+    return rows
+
+
+def build_rows(cells: Sequence[Cell]) -> list[Row]:
+    """The table's rows in the order of the paper's table, each compared with Ours of its column.
+
+    Args:
+        cells: of a plan, as `read_cells` gives them.
+    """
+    grouped: dict[tuple, list[Cell]] = {}
+    for cell in cells:
+        grouped.setdefault((cell.row, *cell.column), []).append(cell)
+    published, systems = published_rows(), methods.systems()
+    rows = []
+    for (name, share, pollution), members in grouped.items():
+        row = Row(
+            name=name, title=members[0].title, known_abnormal=share, pollution=pollution,
+            extra=members[0].extra, cells=members,
+        )  # fmt: skip
+        row.published = None if pollution else published.get((name, round(share, 6)))
+        for split in SPLITS:
+            values = [cell.figures[f"{split}_auroc"] for cell in row.done]
+            known = [value for value in values if value is not None]
+            row.spread[split] = summarise(known) if known else None
+        noted = (systems[name].note if name in systems else "", getattr(row.published, "note", ""))
+        row.notes = [note for note in noted if note]
+        rows.append(row)
+    main = _main_share(rows)
+    order = [name for name, _ in published]
+    for row in rows:
+        other = row.known_abnormal != main or row.pollution > 0
+        row.block = 1 if other else 2 if row.extra else 0
+    rows.sort(
+        key=lambda r: (r.block, r.pollution, r.known_abnormal,
+                       order.index(r.name) if r.name in order else len(order))
+    )  # fmt: skip
+    for row in rows:
+        row.warnings = _warnings(row)
+    for column in dict.fromkeys((row.known_abnormal, row.pollution) for row in rows):
+        _compare([row for row in rows if (row.known_abnormal, row.pollution) == column])
+    return rows
+
+
+def _main_share(rows: Sequence[Row]) -> float:
+    """The share of known abnormal images of the main block: the paper's, or the most frequent."""
+    shares = Counter(row.known_abnormal for row in rows)
+    most = max(shares.values(), default=0)
+    frequent = [share for share, count in shares.items() if count == most]
+    return PUBLISHED_SHARE if PUBLISHED_SHARE in frequent or not frequent else frequent[0]
+
+
+def _warnings(row: Row) -> list[str]:
+    lines = []
+    if len(row.done) < len(row.cells):
+        lines.append(f"{len(row.done)} of {len(row.cells)} runs have figures")
+    if row.identical:
+        lines.append(
+            f"identical: its {len(row.done)} replicates agree in test AUROC, so that their seeds "
+            "change nothing or one run stands in more than once; no test can use them"
+        )
+    return lines
+
+
+def _compare(rows: list[Row]) -> None:
+    """Tests of Ours against every other row of a column, the family of Holm."""
+    ours = next((row for row in rows if row.name == OURS), None)
+    if ours is None:
+        return
+    others = [row for row in rows if row is not ours]
+    mine = {(cell.seed, cell.split_seed): cell for cell in ours.done}
+    for row in others:
+        both = [(mine[key], cell) for cell in row.done
+                if (key := (cell.seed, cell.split_seed)) in mine]  # fmt: skip
+        row.pairs = len(both)
+        row.bootstrap = _bootstrap(both)
+        few = min(len(ours.done), len(row.done))
+        if few < 2 or ours.identical or row.identical:
+            continue
+        row.welch = welch_test(*([c.figures["test_auroc"] for c in r.done] for r in (ours, row)))
+        if few == 2:
+            row.warnings.append("its Welch p is from two replicates of a system")
+        if row.pairs >= LEAST_PAIRS:
+            pairs = [[cell.figures["test_auroc"] for cell in pair] for pair in both]
+            row.paired = paired_t_test(*zip(*pairs, strict=True))
+    for kind in ("welch", "paired"):
+        tests = [getattr(row, kind) for row in others]
+        for row, p in zip(others, holm([test.p if test else None for test in tests]), strict=True):
+            setattr(row, f"{kind}_p_holm", p)
+
+
+def _bootstrap(pairs: Sequence[tuple[Cell, Cell]]) -> tuple[float, float, float] | None:
+    """Mean over seeds of the difference in test AUROC, and its interval over the same resamples."""
+    if not pairs or any("test" not in cell.resamples for pair in pairs for cell in pair):
+        return None
+    resampled = [a.resamples["test"] - b.resamples["test"] for a, b in pairs]
+    points = [a.figures["test_auroc"] - b.figures["test_auroc"] for a, b in pairs]
+    return float(np.mean(points)), *percentile_interval(np.mean(resampled, axis=0))
+
+
+def _figures(spread: Replicates | None) -> tuple[float | None, ...]:
+    """In the order of `FIGURES`."""
+    if spread is None:
+        return (None,) * len(FIGURES)
+    low, high = spread.t_interval or (None, None)
+    several = spread.n > 1  # one replicate has no spread, and not the spread 0
+    population, plus_minus = spread.population_sd, spread.published_plus_minus
+    return (
+        spread.mean,
+        population if several else None,
+        plus_minus if several else None,
+        *(spread.sample_sd, low, high),
+    )
+
+
+def row_line(row: Row) -> dict[str, Any]:
+    """A row of table1.csv; percent and percent points, None where there is no figure."""
+    line: dict[str, Any] = {
+        "row": row.name,
+        "system": row.title,
+        "known_abnormal": row.known_abnormal,
+        "pollution": row.pollution,
+        "extra": int(row.extra),
+        "n": len(row.done),
+        "planned": len(row.cells),
+    }
+    for split in SPLITS:
+        values = zip(FIGURES, _figures(row.spread[split]), strict=True)
+        line |= {f"{split}_{name}": value for name, value in values}
+    line |= published_part(row)
+    for kind in ("welch", "paired"):
+        test = getattr(row, kind)
+        for name, attribute in (("t", "t"), ("df", "degrees_of_freedom"), ("p", "p")):
+            line[f"{kind}_{name}"] = getattr(test, attribute, None)
+        line[f"{kind}_p_holm"] = getattr(row, f"{kind}_p_holm")
+    low_high = ("bootstrap_difference", "bootstrap_low", "bootstrap_high")
+    line |= {"pairs": row.pairs, **dict(zip(low_high, row.bootstrap or (None,) * 3, strict=True))}
+    line |= {name: row.mean(name) for name in ("hours", "steps")}
+    for name in ("preset", "split_sha256"):
+        line[name] = " ".join(sorted({str(cell.figures[name]) for cell in row.done}))
+    return line | {"warning": "; ".join(row.warnings), "note": " ".join(row.notes)}
+
+
+def published_part(row: Row) -> dict[str, Any]:
+    """The columns of table1.csv that hold the paper's figures, and how ours lie to them."""
+    facts = ("val", "val_plus_minus", "test", "test_plus_minus", "n")
+    line = {f"published_{name}": getattr(row.published, name, None) for name in facts}
+    difference = row.test - row.published.test if row.published and row.test is not None else None
+    within = None
+    if difference is not None and row.published:
+        within = int(abs(difference) <= row.published.test_plus_minus)
+    test = row.published.welch if row.published else None
+    return line | {
+        "published_welch_p": test.p if test else None,
+        "published_welch_p_holm": getattr(row.published, "welch_p_holm", None),
+        "difference_to_published": difference,
+        "within_published": within,
+    }
