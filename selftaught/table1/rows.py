@@ -21,7 +21,7 @@ from selftaught.evaluation.statistics import (
     welch_from_summary,
     welch_test,
 )
-from selftaught.table1.cells import Cell
+from selftaught.table1.results import Result
 
 OURS = "ours"
 PUBLISHED = Path(__file__).with_name("published.csv")
@@ -81,7 +81,7 @@ class Row:
     known_abnormal: float
     pollution: float
     extra: bool
-    cells: list[Cell]
+    cells: list[Result]
     block: int = 0
     spread: dict[str, Replicates | None] = field(default_factory=dict)
     published: Published | None = None
@@ -95,7 +95,7 @@ class Row:
     warnings: list[str] = field(default_factory=list)
 
     @property
-    def done(self) -> list[Cell]:
+    def done(self) -> list[Result]:
         """Cells with figures."""
         return [cell for cell in self.cells if cell.done]
 
@@ -140,13 +140,13 @@ def published_rows(path: Path = PUBLISHED) -> dict[tuple[str, float], Published]
     return rows
 
 
-def build_rows(cells: Sequence[Cell]) -> list[Row]:
+def build_rows(cells: Sequence[Result]) -> list[Row]:
     """The table's rows in the order of the paper's table, each compared with Ours of its column.
 
     Args:
-        cells: of a plan, as `read_cells` gives them.
+        cells: of a plan, as `read_results` gives them.
     """
-    grouped: dict[tuple, list[Cell]] = {}
+    grouped: dict[tuple, list[Result]] = {}
     for cell in cells:
         grouped.setdefault((cell.row, *cell.column), []).append(cell)
     published, systems = published_rows(), methods.systems()
@@ -227,7 +227,7 @@ def _compare(rows: list[Row]) -> None:
             setattr(row, f"{kind}_p_holm", p)
 
 
-def _bootstrap(pairs: Sequence[tuple[Cell, Cell]]) -> tuple[float, float, float] | None:
+def _bootstrap(pairs: Sequence[tuple[Result, Result]]) -> tuple[float, float, float] | None:
     """Mean over seeds of the difference in test AUROC, and its interval over the same resamples."""
     if not pairs or any("test" not in cell.resamples for pair in pairs for cell in pair):
         return None

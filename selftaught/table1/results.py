@@ -1,5 +1,6 @@
-"""The cells of a table: what the run folders named by plan.csv give, from their scores alone."""
+"""What the run folders named by plan.csv give, from their scores alone."""
 
+import csv
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import pandas as pd
 from selftaught import methods
 from selftaught.errors import InputError
 from selftaught.evaluation.bootstrap import auroc_resamples, percentile_interval
-from selftaught.evaluation.metrics import ABLATIONS, SPLITS, evaluate, scored_images
+from selftaught.evaluation.metrics import ABLATIONS, SPLITS, evaluate, scored_images, set_names
 from selftaught.evaluation.plots_training import epochs_of
 from selftaught.evaluation.run_files import read_log, read_mapping, read_table
 from selftaught.files import sha256
@@ -42,8 +43,8 @@ BY_SPLIT_SEED = ("split_sha256", "images_sha256")
 
 
 @dataclass(kw_only=True)
-class Cell:
-    """A row's run with one seed.
+class Result:
+    """A cell of the plan: a row's run with one seed, and what it gave.
 
     Attributes:
         row, title, run, score, state, digest, donor, problem: as in plan.csv; `problem` also says
@@ -88,7 +89,7 @@ class Cell:
         return self.known_abnormal, self.pollution
 
 
-def read_cells(out: Path) -> list[Cell]:
+def read_results(out: Path) -> list[Result]:
     """All cells of a plan, with figures where the run is done.
 
     Args:
@@ -99,7 +100,7 @@ def read_cells(out: Path) -> list[Cell]:
             be compared; the message names both.
     """
     cells = list(_planned(out))
-    known: dict[tuple[str, str], Cell] = {}
+    known: dict[tuple[str, str], Result] = {}
     for cell in cells:
         twin = known.setdefault((cell.run, cell.score), cell)
         if twin is not cell:
@@ -115,24 +116,26 @@ def read_cells(out: Path) -> list[Cell]:
     return cells
 
 
-def _planned(out: Path) -> Iterator[Cell]:
+def _planned(out: Path) -> Iterator[Result]:
     path = out / PLAN
     if not path.is_file():
         raise InputError(f"{out}: holds no {PLAN}; `selftaught table1` writes it")
-    table = read_table(path)
-    for name in (*TEXT, *NUMBERS):
-        if name not in table:
-            raise InputError(f"{path}: column {name} is missing")
-    for line, entry in enumerate(table.to_dict("records"), start=2):
-        values = {name: str(entry[name]) for name in TEXT}
+    with path.open(encoding="utf-8", newline="") as lines:
+        entries = csv.DictReader(lines)
+        for name in (*TEXT, *NUMBERS):
+            if name not in (entries.fieldnames or ()):
+                raise InputError(f"{path}: column {name} is missing")
+        table = list(entries)
+    for line, entry in enumerate(table, start=2):
+        values = {name: entry[name] or "" for name in TEXT}
         try:
             numbers = {name: kind(entry[name]) for name, kind in NUMBERS.items()}
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise InputError(f"{path}: line {line}: {error}") from error
-        yield Cell(**values, **numbers | {"extra": bool(numbers["extra"])})
+        yield Result(**values, **numbers | {"extra": bool(numbers["extra"])})
 
 
-def _read_run(out: Path, cell: Cell) -> None:
+def _read_run(out: Path, cell: Result) -> None:
     """Fill a cell from its run folder.
 
     Raises:
@@ -148,6 +151,12 @@ def _read_run(out: Path, cell: Cell) -> None:
     cell.environment = read_mapping(run / "environment.json", problems)
     if problems and not cell.config:
         raise InputError(f"{cell.run}: {problems[0]}")
+    metrics = read_mapping(run / "metrics.json", problems)
+    # Runs from before metrics.json named its scores are as good.
+    if metrics.get("scores_sha256") not in (None, sha256(run / "scores.csv")):
+        raise InputError(
+            f"{cell.run}: metrics.json is of other scores than scores.csv holds; run the cell again"
+        )
     figures, images = _score_figures(run / "scores.csv", cell)
     data = cell.config.get("data") or {}
     log, donor = epochs_of(list(read_log(run / "metrics.jsonl"))), {}
@@ -164,15 +173,16 @@ def _read_run(out: Path, cell: Cell) -> None:
     }
 
 
-def _score_figures(path: Path, cell: Cell) -> tuple[dict[str, Any], str]:
+def _score_figures(path: Path, cell: Result) -> tuple[dict[str, Any], str]:
     """Figures of a set of scores, percentages; and the digest of the images that have them."""
     scores = read_table(path)
     if cell.score not in scores:
         raise InputError(f"{cell.run}: scores.csv has no column {cell.score}, this row's score")
     unused = [name for name in ABLATIONS if name in scores and name != cell.score]
     scores = scores.assign(score=scores[cell.score]).drop(columns=unused)
+    scores = scores[set_names(scores["split"]).isin(SPLITS)]
     table = scored_images(scores)
-    table = table[table["split"].isin(SPLITS) & table["label"].notna()]
+    table = table[table["label"].notna()]
     # An image without a group is one of its own, by a name that all runs give it.
     alone = table["group"].str.startswith("\x1f")
     table["group"] = table["group"].where(~alone, "\x1f" + table["path"])
@@ -213,13 +223,15 @@ def _score_figures(path: Path, cell: Cell) -> tuple[dict[str, Any], str]:
     return figures, hashlib.sha256(listed.to_csv(index=False).encode()).hexdigest()
 
 
-def _training_figures(cell: Cell, log: Mapping, donor: Mapping) -> dict[str, Any]:
+def _training_figures(cell: Result, log: Mapping, donor: Mapping) -> dict[str, Any]:
     """Cost of each stage as if nothing were shared, and how fast the validation AUROC rises."""
     # Neighbours of the first stage's features need no second stage.
     of_pretext = cell.score.startswith("pretext_")
     figures: dict[str, Any] = {}
     for stage in ("pretext",) if of_pretext else ("pretext", "finetune"):
-        epochs = (donor if stage == "pretext" and donor else log).get(stage, {})
+        # A stage taken from another run is logged there, and perhaps here.
+        logs = (log, donor) if stage == "pretext" else (log,)
+        epochs = max((one.get(stage, {}) for one in logs), key=len)
         batch = (cell.config.get(stage) or {}).get("batch_size")
         figures |= {f"{stage}_{name}": value for name, value in _cost(epochs, batch).items()}
     curve = {} if of_pretext or cell.score != "score" else log.get("finetune", {})
@@ -259,9 +271,9 @@ def _cost(epochs: Mapping[int, Mapping[str, Any]], batch: Any) -> dict[str, Any]
     }
 
 
-def _check_alike(cells: Iterable[Cell]) -> None:
+def _check_alike(cells: Iterable[Result]) -> None:
     """Refuse a column whose cells differ in more than method and seed."""
-    first: dict[tuple, Cell] = {}
+    first: dict[tuple, Result] = {}
     systems = methods.systems()
     for cell in cells:
         changes = systems[cell.row].changes if cell.row in systems else {}
@@ -279,11 +291,11 @@ def _check_alike(cells: Iterable[Cell]) -> None:
                 )
 
 
-def cell_lines(cells: Iterable[Cell]) -> pd.DataFrame:
+def cell_lines(cells: Iterable[Result]) -> pd.DataFrame:
     """cells.csv: a line for every cell of the plan, with figures as far as there are."""
     lines = []
     for cell in cells:
         head = {name: getattr(cell, name) for name in (*TEXT, *NUMBERS) if name != "problem"}
-        head["state"] = "done" if cell.done else cell.state
+        head |= {"state": "done" if cell.done else cell.state, "extra": int(cell.extra)}
         lines.append(head | {"problem": cell.problem, **cell.figures})
     return pd.DataFrame(lines)
