@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BARS = ("ours", "uni-modal", "ruff", "ruff-multi-modal")
+BARS = ("ours", "uni-modal", "ruff", "multi-modal-ae")
 CURVES = ("ours", "ruff")
 MOST_POINTS, MAP_SEED = 3000, 0
 MAPS = (("h", "pretext_h", "after pre-training: h"), ("z", "z", "after fine-tuning: z"))

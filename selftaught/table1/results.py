@@ -1,8 +1,7 @@
 """What the run folders named by plan.csv give, from their scores alone."""
 
-import csv
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,11 @@ from selftaught.evaluation.metrics import ABLATIONS, SPLITS, evaluate, scored_im
 from selftaught.evaluation.plots_training import epochs_of
 from selftaught.evaluation.run_files import read_log, read_mapping, read_table
 from selftaught.files import sha256
+from selftaught.table1.plan import DONE, KINDS, PLAN, RUNNING, WAITING, Cell, read_plan
 
-PLAN = "plan.csv"
-TEXT = ("row", "title", "run", "score", "state", "digest", "donor", "problem")
-NUMBERS = {
-    "known_abnormal": float,
-    "pollution": float,
-    "seed": int,
-    "split_seed": int,
-    "extra": int,
-}
 RESAMPLES, BOOTSTRAP_SEED = 2000, 0
 NEEDED = ("scores.csv", "metrics.json", "config.yaml", "split.csv")
-NOT_DONE = {"waiting": "not run yet", "running": "still running"}
+NOT_DONE = {WAITING: "not run yet", RUNNING: "still running"}
 PLATEAU = 0.95
 # Facts that the cells of a column share, and the settings by which a system may differ.
 ALIKE = {
@@ -42,16 +33,11 @@ ALIKE = {
 BY_SPLIT_SEED = ("split_sha256", "images_sha256")
 
 
-@dataclass(kw_only=True)
-class Result:
-    """A cell of the plan: a row's run with one seed, and what it gave.
+@dataclass(frozen=True, kw_only=True)
+class Result(Cell):
+    """A cell of the plan and what its run gave; `problem` also says why it gave nothing.
 
     Attributes:
-        row, title, run, score, state, digest, donor, problem: as in plan.csv; `problem` also says
-            why a run that should be there gives no figure.
-        known_abnormal, pollution: shares.
-        seed, split_seed: of training, and of the label draw.
-        extra: whether the row is not in the paper's table.
         figures: columns of cells.csv; empty where there is a problem.
         resamples: AUROCs (2,000,) of patient-clustered resamples by set, in percent, where there
             are enough patients; the same resamples for all cells of a column with one split.
@@ -59,19 +45,6 @@ class Result:
         config, environment: of the run.
     """
 
-    row: str
-    title: str
-    run: str
-    score: str
-    state: str
-    digest: str
-    donor: str
-    problem: str
-    known_abnormal: float
-    pollution: float
-    seed: int
-    split_seed: int
-    extra: bool
     figures: dict[str, Any] = field(default_factory=dict)
     resamples: dict[str, np.ndarray] = field(default_factory=dict)
     curve: dict[int, float] = field(default_factory=dict)
@@ -99,82 +72,70 @@ def read_results(out: Path) -> list[Result]:
         InputError: no plan.csv, one that is not as it should be, or cells of a column that cannot
             be compared; the message names both.
     """
-    cells = list(_planned(out))
-    known: dict[tuple[str, str], Result] = {}
-    for cell in cells:
-        twin = known.setdefault((cell.run, cell.score), cell)
-        if twin is not cell:
-            cell.figures, cell.resamples, cell.curve = twin.figures, twin.resamples, twin.curve
-            cell.config, cell.environment = twin.config, twin.environment
-            cell.problem = cell.problem or twin.problem
-            continue
-        try:
-            _read_run(out, cell)
-        except InputError as error:
-            cell.figures, cell.problem = {}, str(error)
+    planned = read_plan(out)
+    if not planned:
+        raise InputError(f"{out}: holds no {PLAN} with cells; `selftaught table1` writes it")
+    # Rows that differ in their score alone share a run; the same run and score is read once.
+    read: dict[tuple[str, str], dict[str, Any]] = {}
+    cells = []
+    for cell in planned:
+        key = cell.run, cell.score
+        if key not in read:
+            try:
+                read[key] = _read_run(out, cell) | {"problem": ""}
+            except InputError as error:
+                read[key] = {"problem": str(error)}
+        cells.append(Result(**vars(cell) | read[key]))
     _check_alike([cell for cell in cells if cell.done])
     return cells
 
 
-def _planned(out: Path) -> Iterator[Result]:
-    path = out / PLAN
-    if not path.is_file():
-        raise InputError(f"{out}: holds no {PLAN}; `selftaught table1` writes it")
-    with path.open(encoding="utf-8", newline="") as lines:
-        entries = csv.DictReader(lines)
-        for name in (*TEXT, *NUMBERS):
-            if name not in (entries.fieldnames or ()):
-                raise InputError(f"{path}: column {name} is missing")
-        table = list(entries)
-    for line, entry in enumerate(table, start=2):
-        values = {name: entry[name] or "" for name in TEXT}
-        try:
-            numbers = {name: kind(entry[name]) for name, kind in NUMBERS.items()}
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{path}: line {line}: {error}") from error
-        yield Result(**values, **numbers | {"extra": bool(numbers["extra"])})
-
-
-def _read_run(out: Path, cell: Result) -> None:
-    """Fill a cell from its run folder.
+def _read_run(out: Path, cell: Cell) -> dict[str, Any]:
+    """What `Result` has beside a cell, from its run folder.
 
     Raises:
         InputError: the run is not done, or its files give no figure.
     """
     run = out / cell.run
     if missing := [name for name in NEEDED if not (run / name).is_file()]:
-        why = cell.problem or NOT_DONE.get(cell.state, f"{cell.run} holds no {missing[0]}")
-        raise InputError(why)
-    cell.problem = ""
+        lacks = NOT_DONE.get(cell.state, f"{cell.run} holds no {missing[0]}")
+        raise InputError(cell.problem or lacks)
     problems: list[str] = []
-    cell.config = read_mapping(run / "config.yaml", problems)
-    cell.environment = read_mapping(run / "environment.json", problems)
-    if problems and not cell.config:
-        raise InputError(f"{cell.run}: {problems[0]}")
+    config = read_mapping(run / "config.yaml", problems)
     metrics = read_mapping(run / "metrics.json", problems)
+    if problems:
+        raise InputError(f"{cell.run}: {problems[0]}")
     # Runs from before metrics.json named its scores are as good.
     if metrics.get("scores_sha256") not in (None, sha256(run / "scores.csv")):
         raise InputError(
             f"{cell.run}: metrics.json is of other scores than scores.csv holds; run the cell again"
         )
-    figures, images = _score_figures(run / "scores.csv", cell)
-    data = cell.config.get("data") or {}
-    log, donor = epochs_of(list(read_log(run / "metrics.jsonl"))), {}
-    if cell.donor:
-        donor = epochs_of(list(read_log(out / cell.donor / "metrics.jsonl")))
-    cell.figures = {
-        "preset": cell.config.get("preset"),
+    data = config.get("data") or {}
+    scored, resamples, images = _score_figures(run / "scores.csv", cell)
+    logs = [
+        epochs_of(list(read_log(out / name / "metrics.jsonl")))
+        for name in (cell.run, cell.donor)
+        if name
+    ]
+    trained, curve = _training_figures(cell, config, logs)
+    facts = {
+        "preset": config.get("preset"),
         "image_size": data.get("image_size"),
         "evaluation_views": data.get("evaluation_views"),
         "split_sha256": sha256(run / "split.csv"),
         "images_sha256": images,
-        **figures,
-        **_training_figures(cell, log, donor),
+    }
+    return {
+        "figures": facts | scored | trained,
+        "resamples": resamples,
+        "curve": curve,
+        "config": config,
+        "environment": read_mapping(run / "environment.json", []),
     }
 
 
-def _score_figures(path: Path, cell: Result) -> tuple[dict[str, Any], str]:
-    """Figures of a set of scores, percentages; and the digest of the images that have them."""
+def _score_figures(path: Path, cell: Cell) -> tuple[dict[str, Any], dict[str, np.ndarray], str]:
+    """Percentages of a set of scores, their resamples, and the digest of the scored images."""
     scores = read_table(path)
     if cell.score not in scores:
         raise InputError(f"{cell.run}: scores.csv has no column {cell.score}, this row's score")
@@ -191,6 +152,7 @@ def _score_figures(path: Path, cell: Result) -> tuple[dict[str, Any], str]:
     if metrics["test"]["auroc"] is None:
         raise InputError(f"{cell.run}: no test AUROC: {metrics['test']['reasons']['auroc']}")
     figures: dict[str, Any] = {}
+    resampled: dict[str, np.ndarray] = {}
     for split in SPLITS:
         rows = table[table["split"] == split]
         resamples = auroc_resamples(
@@ -200,7 +162,7 @@ def _score_figures(path: Path, cell: Result) -> tuple[dict[str, Any], str]:
         )
         low = high = None
         if resamples is not None:
-            cell.resamples[split] = 100 * resamples
+            resampled[split] = 100 * resamples
             low, high = percentile_interval(100 * resamples)
         block = metrics[split]
         parts = block["body_parts"].items()
@@ -220,37 +182,45 @@ def _score_figures(path: Path, cell: Result) -> tuple[dict[str, Any], str]:
         for name, share in shares.items():
             figures[f"{split}_{name}"] = None if share is None else 100 * share
     listed = table[["split", "path", "label", "group"]].astype(str).sort_values(["split", "path"])
-    return figures, hashlib.sha256(listed.to_csv(index=False).encode()).hexdigest()
+    return figures, resampled, hashlib.sha256(listed.to_csv(index=False).encode()).hexdigest()
 
 
-def _training_figures(cell: Result, log: Mapping, donor: Mapping) -> dict[str, Any]:
-    """Cost of each stage as if nothing were shared, and how fast the validation AUROC rises."""
+def _training_figures(
+    cell: Cell, config: Mapping[str, Any], logs: Sequence[Mapping]
+) -> tuple[dict[str, Any], dict[int, float]]:
+    """Cost of each stage as if nothing were shared, and the rise of the validation AUROC.
+
+    Args:
+        cell: of the plan.
+        config: of its run.
+        logs: epochs by stage of its run, and of the one that its first stage is from.
+    """
     # Neighbours of the first stage's features need no second stage.
     of_pretext = cell.score.startswith("pretext_")
     figures: dict[str, Any] = {}
     for stage in ("pretext",) if of_pretext else ("pretext", "finetune"):
         # A stage taken from another run is logged there, and perhaps here.
-        logs = (log, donor) if stage == "pretext" else (log,)
-        epochs = max((one.get(stage, {}) for one in logs), key=len)
-        batch = (cell.config.get(stage) or {}).get("batch_size")
+        epochs = max(
+            (log.get(stage, {}) for log in logs[: 2 if stage == "pretext" else 1]), key=len
+        )
+        batch = (config.get(stage) or {}).get("batch_size")
         figures |= {f"{stage}_{name}": value for name, value in _cost(epochs, batch).items()}
-    curve = {} if of_pretext or cell.score != "score" else log.get("finetune", {})
-    cell.curve = {
+    curve = {
         epoch + 1: 100 * entry["val_auroc"]
-        for epoch, entry in curve.items()
-        if isinstance(entry.get("val_auroc"), float)
+        for epoch, entry in logs[0].get("finetune", {}).items()
+        if cell.score == "score" and isinstance(entry.get("val_auroc"), float)
     }
-    figures["val_auroc_after_epoch_1"] = cell.curve.get(1)
+    figures["val_auroc_after_epoch_1"] = curve.get(1)
     figures["epochs_to_plateau"] = None
-    if cell.curve:
-        values = list(cell.curve.values())
+    if curve:
+        values = list(curve.values())
         plateau = PLATEAU * np.mean(values[-max(1, len(values) // 10) :])
-        figures["epochs_to_plateau"] = next(e for e, v in cell.curve.items() if v >= plateau)
+        figures["epochs_to_plateau"] = next(e for e, v in curve.items() if v >= plateau)
     seconds = [value for name, value in figures.items() if name.endswith("_seconds")]
     steps = [value for name, value in figures.items() if name.endswith("_steps")]
     figures["hours"] = None if None in seconds else sum(seconds) / 3600
     figures["steps"] = sum(steps)
-    return figures
+    return figures, curve
 
 
 def _cost(epochs: Mapping[int, Mapping[str, Any]], batch: Any) -> dict[str, Any]:
@@ -293,9 +263,9 @@ def _check_alike(cells: Iterable[Result]) -> None:
 
 def cell_lines(cells: Iterable[Result]) -> pd.DataFrame:
     """cells.csv: a line for every cell of the plan, with figures as far as there are."""
-    lines = []
-    for cell in cells:
-        head = {name: getattr(cell, name) for name in (*TEXT, *NUMBERS) if name != "problem"}
-        head |= {"state": "done" if cell.done else cell.state, "extra": int(cell.extra)}
-        lines.append(head | {"problem": cell.problem, **cell.figures})
-    return pd.DataFrame(lines)
+    return pd.DataFrame(
+        {name: getattr(cell, name) for name in KINDS}
+        | {"state": DONE if cell.done else cell.state}
+        | cell.figures
+        for cell in cells
+    )

@@ -11,11 +11,7 @@ from safetensors.numpy import save_file
 
 from selftaught.files import sha256
 from selftaught.table1 import results
-
-PLAN = (
-    *("row", "title", "known_abnormal", "seed", "split_seed", "run", "score", "extra"),
-    *("pollution", "digest", "donor", "state", "problem"),
-)
+from selftaught.table1.plan import KINDS
 
 
 def make_split(n=48, seed=0):
@@ -87,7 +83,7 @@ class Table:
 
     def add(self, row, seed=1, quality=1.0, *, scores=None, run=True, title=None, **more):
         """A cell whose scores tell normal from abnormal as well as `quality` says."""
-        settings = {name: more.pop(name) for name in tuple(more) if name not in PLAN}
+        settings = {name: more.pop(name) for name in tuple(more) if name not in KINDS}
         folder = f"cells/{row}/s{seed:04d}"
         line = {
             "row": row, "title": title or row.capitalize(), "known_abnormal": 0.05, "seed": seed,
@@ -108,7 +104,7 @@ class Table:
         """Write plan.csv; returns the folder."""
         self.out.mkdir(exist_ok=True)
         with (self.out / "plan.csv").open("w", newline="") as lines:
-            writer = csv.DictWriter(lines, PLAN)
+            writer = csv.DictWriter(lines, list(KINDS))
             writer.writeheader()
             writer.writerows(self.lines)
         return self.out
