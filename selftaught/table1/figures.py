@@ -128,8 +128,9 @@ def _bars(out: Path, rows: Sequence[Row], *, adjusted: bool) -> Picture | str:
                       va="bottom", fontsize=9, color=INK)  # fmt: skip
             height += step
         for place, row in zip(places, rows, strict=True):
-            axes.text(place, bottom + 0.03 * span, f"{means[place]:.1f}\nn = {len(row.done)}",
-                      ha="center", va="bottom", color="white", fontsize=9)  # fmt: skip
+            words = f"{means[place]:.1f}\nn = {len(row.done)}"
+            axes.text(float(place), bottom + 0.03 * span, words, ha="center", va="bottom",
+                      color="white", fontsize=9)  # fmt: skip
         axes.set_xticks(places, [textwrap.fill(plain(row.title, 50), 16) for row in rows])
         axes.set(ylim=(bottom, height + step / 2), ylabel="test AUROC, %")
         axes.set_yticks([tick for tick in axes.get_yticks() if bottom <= tick <= 100])

@@ -128,7 +128,9 @@ def published_rows(path: Path = PUBLISHED) -> dict[tuple[str, float], Published]
     with path.open(encoding="utf-8", newline="") as lines:
         for line in csv.DictReader(lines):
             key = line["row"], float(line["known_abnormal"])
-            figures = {name: float(line[name]) for name in line if name.startswith(SPLITS)}
+            figures: dict[str, Any] = {
+                name: float(line[name]) for name in line if name.startswith(SPLITS)
+            }
             rows[key] = Published(**figures, n=int(line["n"]), note=line["note"])
             if line["in_table"] == "1" and key[1] == PUBLISHED_SHARE and key[0] != OURS:
                 family.append(key)
@@ -154,7 +156,7 @@ def build_rows(cells: Sequence[Result]) -> list[Row]:
     for (name, share, pollution), members in grouped.items():
         row = Row(
             name=name, title=members[0].title, known_abnormal=share, pollution=pollution,
-            extra=members[0].extra, cells=members,
+            extra=bool(members[0].extra), cells=members,
         )  # fmt: skip
         row.published = None if pollution else published.get((name, round(share, 6)))
         for split in SPLITS:
