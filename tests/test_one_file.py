@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,8 @@ import pandas as pd
 import pytest
 
 from selftaught.training import checkpoint
+from tests.faults.injected import At, send
+from tests.faults.ranks import start
 from tests.tiny import options, write_images
 
 GUIDE = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
@@ -37,39 +38,33 @@ def place(tmp_path_factory):
     return folder
 
 
-def command(place, *words):
-    path = os.pathsep.join([str(place), *filter(None, sys.path)])
-    return subprocess.Popen(
-        [sys.executable, *words],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+class OnThePath:
+    """A fault in a process whose PYTHONPATH names a folder."""
+
+    def __init__(self, folder, fault):
+        self.folder, self.fault = str(folder), fault
+
+    def __call__(self, rank):
+        sys.path.insert(0, self.folder)
+        return self.fault and self.fault(rank)
 
 
-def run(place, out, **more):
-    given = {
-        "pretext.method": "none",
-        "finetune.method": "toy.Toy",
-        "finetune.width": 4,
-        "finetune.epochs": 15,
-        "engine.save_every": 1,
-        **more,
-    }
-    words = options(place / "images" / "manifest.csv", place / out, **given)
-    words = [word for word in words]
+def toy_options(manifest, out, **more):
+    """Arguments of `selftaught run` for the tiny job with the toy."""
+    given = {"pretext.method": "none", "finetune.method": "toy.Toy", "finetune.width": 4}
+    words = options(manifest, out, **(given | more))
     for name in ("pretext.epochs", "pretext.batch_size", "finetune.centers"):
         at = words.index(f"--{name}")
         del words[at : at + 2]
-    return command(place, "-m", "selftaught", "run", *words)
+    return words
 
 
-def finish(process):
-    out, error = process.communicate(timeout=240)
-    assert process.returncode == 0, error
-    return out
+def run(place, out, fault=None, code=0, **more):
+    """`selftaught run` with the toy, to its end; what it said."""
+    words = toy_options(place / "images" / "manifest.csv", place / out, **more)
+    process = start(place / f"{out} said", words, 1, OnThePath(place, fault))
+    assert process.end() == [code], process.said(0)
+    return process.said(0)
 
 
 def last(place, out):
@@ -82,16 +77,10 @@ def test_the_example_is_short():
 
 
 def test_a_toy_method_runs_is_killed_goes_on_and_scores(place):
-    finish(run(place, "whole"))
-    killed = run(place, "killed")
-    steps = place / "killed" / "checkpoints" / "finetune"
-    while not list(steps.glob("step-0000000[3-9]")):
-        assert killed.poll() is None, killed.communicate()[1]
-        time.sleep(0.01)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    assert last(place, "killed").step < last(place, "whole").step
-    finish(run(place, "killed"))
+    run(place, "whole")
+    run(place, "killed", At(0, "finetune", 5, send, signal.SIGKILL), code=-signal.SIGKILL)
+    assert 0 < last(place, "killed").step < last(place, "whole").step
+    run(place, "killed")
     for kind in ("weights", "optimizer"):
         whole, again = (getattr(last(place, out), kind) for out in ("whole", "killed"))
         assert all((whole[key] == again[key]).all() for key in whole)
@@ -100,13 +89,19 @@ def test_a_toy_method_runs_is_killed_goes_on_and_scores(place):
     assert (place / "whole" / "report.html").stat().st_size > 10_000
     assert table["brightness"].between(0, 1).all(), "a column of the method's own"
     paths = [str(place / "images" / name) for name in table["path"]]
-    text = finish(command(place, "-c", SCORE, str(place / "whole"), *paths))
-    np.testing.assert_allclose([float(one) for one in text.split()], table["score"], rtol=1e-6)
+    done = subprocess.run(
+        [sys.executable, "-c", SCORE, str(place / "whole"), *paths],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(place), *filter(None, sys.path)])},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    scores = [float(one) for one in done.stdout.split()]
+    np.testing.assert_allclose(scores, table["score"], rtol=1e-6)
 
 
 def test_its_options_are_checked_like_all_others(place):
-    process = run(place, "refused", **{"finetune.width": 0})
-    assert process.wait(timeout=120) == 2
-    error = process.stderr.read()
-    assert "finetune.width is 0; allowed: 1 or more" in error
+    said = run(place, "refused", code=2, **{"finetune.width": 0})
+    assert "finetune.width is 0; allowed: 1 or more" in said
     assert not (place / "refused").exists()

@@ -1,8 +1,6 @@
 """A whole run as a user starts it, and what can be done with its folder afterwards."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -131,20 +129,6 @@ def test_stages_out_of_order_say_what_comes_first(finished, tmp_path, capsys):
     arguments = options(manifest, tmp_path / "other")
     assert main(["finetune", *arguments]) == 2
     assert "run `selftaught pretrain` first" in capsys.readouterr().err
-
-
-def test_two_processes_run_it_too(finished, tmp_path):
-    manifest, single = finished
-    run, short = tmp_path / "run", {"pretext.epochs": 1, "finetune.epochs": 1}
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "-m", "selftaught", "run", *options(manifest, run, **short)],
-        check=True, capture_output=True, timeout=280,
-    )  # fmt: skip
-    assert (run / "split.csv").read_bytes() == (single / "split.csv").read_bytes()
-    scores = pd.read_csv(run / "scores.csv")
-    assert len(scores) == len(pd.read_csv(single / "scores.csv"))
-    assert scores["score"].notna().all()
 
 
 @pytest.mark.parametrize("preset", ["default", "paper", "quick"])

@@ -1,5 +1,9 @@
-"""A ResNet-18 of an eighth of the width, for tests of everything around it."""
+"""A ResNet-18 of an eighth of the width and reports without pictures, for tests of what is around.
 
+The pictures of its report are half of the work of a whole run that is as small as a test's.
+"""
+
+import contextlib
 from unittest import mock
 
 import torchvision
@@ -19,6 +23,35 @@ def thin_resnet18(weights=None):
     return network
 
 
+def empty_picture(draw, *, alt, caption="", size=(5.2, 3.9), vector=True):
+    from selftaught.evaluation.plot_style import Picture
+
+    width, height = (round(96 * inches) for inches in size)
+    return Picture(source="data:,", alt=alt, width=width, height=height, caption=caption)
+
+
+def patches():
+    """What makes every resnet18 a thin one and every picture of a report an empty one."""
+    evaluation = "selftaught.evaluation"
+    return [
+        mock.patch.object(torchvision.models, "resnet18", thin_resnet18),
+        mock.patch(f"{evaluation}.tsne.project", lambda embeddings, seed: embeddings[:, :2]),
+        *(
+            mock.patch(f"{evaluation}.{module}.render", empty_picture)
+            for module in ("plots", "plots_training", "tsne")
+        ),
+    ]
+
+
+@contextlib.contextmanager
 def patch():
-    """What makes every resnet18 a thin one, to be started or entered."""
-    return mock.patch.object(torchvision.models, "resnet18", thin_resnet18)
+    with contextlib.ExitStack() as stack:
+        for one in patches():
+            stack.enter_context(one)
+        yield
+
+
+def start():
+    """`patch` for the rest of this process."""
+    for one in patches():
+        one.start()

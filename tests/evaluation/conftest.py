@@ -73,6 +73,12 @@ def make_image(path, generator, label, sixteen_bit=False):
 
 
 @pytest.fixture
+def no_pictures(monkeypatch):
+    """Figures stay empty: for tests of what the page says beside them."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
+
+
+@pytest.fixture
 def make_run(tmp_path):
     """Factory of run folders: `make_run(n, parts=..., edit=f(scores))` returns the folder.
 

@@ -86,8 +86,15 @@ def replace_by_another(run, with_lock):
         shutil.copytree(with_lock, run, dirs_exist_ok=True)
 
 
-@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
-@pytest.mark.parametrize("loop", ["pretext", "score"])
+@pytest.mark.parametrize(
+    ("loop", "replaced"),
+    [
+        ("pretext", False),
+        pytest.param("pretext", True, marks=pytest.mark.slow),
+        pytest.param("score", False, marks=pytest.mark.slow),
+        ("score", True),
+    ],
+)
 def test_a_run_folder_that_goes_away_ends_the_run(manifest, tmp_path, loop, replaced):
     run, other = tmp_path / "run", tmp_path / "other"
     other.mkdir()

@@ -200,9 +200,14 @@ def test_a_late_rank_is_named_when_time_is_up(whole, tmp_path):
     ("fault", "more"),
     [
         pytest.param(BadPixels(1, 2), {}, id="pixels"),
-        pytest.param(BadGradient(1, 2), {}, id="gradient"),
+        pytest.param(BadGradient(1, 2), {}, id="gradient", marks=pytest.mark.slow),
         pytest.param(BadLoss(1, 2), {}, id="loss", marks=pytest.mark.slow),
-        pytest.param(BadPixels(1, 2, "finetune"), UNTRAINED, id="pixels in fine-tuning"),
+        pytest.param(
+            BadPixels(1, 2, "finetune"),
+            UNTRAINED,
+            id="pixels in fine-tuning",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(BadGradient(1, 2, "finetune", 1, 2), UNTRAINED | HALVES, id="fine-tuning"),
         pytest.param(
             BadLoss(1, 2, "pretext", 1, 2), HALVES, id="loss, second half", marks=pytest.mark.slow

@@ -1,42 +1,43 @@
 """A second signal: the echo of a launcher is the first one again, a later one ends it at once."""
 
-import json
+import os
 import signal
-import subprocess
-import sys
 import time
+import types
 
 import pytest
 
+from selftaught.training import stop
 from selftaught.training.stop import ECHO_SECONDS
 from tests.faults.injected import At
 from tests.faults.ranks import start
+from tests.ranks import CONTEXT
 from tests.tiny import options, write_images
 
-# Signals to itself at given times of a clock of its own.
-PROGRAM = """
-import json, os, signal, sys, types
-from selftaught.training import stop
-clock = [100.0]
-stop.time = types.SimpleNamespace(monotonic=lambda: clock[0])
-stopper = stop.Stopper().install()
-for later, name in json.loads(sys.argv[1]):
-    clock[0] = 100.0 + later
-    os.kill(os.getpid(), getattr(signal, name))
-    print(name, stopper.code, flush=True)
-"""
+
+def send(path, sent):
+    """Signals to this process itself at given times of a clock of its own."""
+    clock = [100.0]
+    stop.time = types.SimpleNamespace(monotonic=lambda: clock[0])
+    stopper = stop.Stopper().install()
+    for later, name in sent:
+        clock[0] = 100.0 + later
+        os.kill(os.getpid(), getattr(signal, name))
+        with path.open("a") as handle:
+            print(name, stopper.code, file=handle)
 
 
-def ends(*sent):
+def ends(path, *sent):
     """Exit code after signals at their seconds, and what was remembered after each."""
-    words = [sys.executable, "-c", PROGRAM, json.dumps(sent)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    assert not done.stderr
-    return done.returncode, [line.split() for line in done.stdout.splitlines()]
+    process = CONTEXT.Process(target=send, args=(path, sent))
+    process.start()
+    process.join(60)
+    return process.exitcode, [line.split() for line in path.read_text().splitlines()]
 
 
-def test_an_echo_is_the_same_signal():
-    code, told = ends((0, "SIGTERM"), (0, "SIGTERM"), (ECHO_SECONDS, "SIGINT"), (1, "SIGUSR1"))
+def test_an_echo_is_the_same_signal(tmp_path):
+    sent = (0, "SIGTERM"), (0, "SIGTERM"), (ECHO_SECONDS, "SIGINT"), (1, "SIGUSR1")
+    code, told = ends(tmp_path / "told", *sent)
     assert code == 0
     # The first one decides the exit code.
     assert [remembered for _, remembered in told] == ["143"] * 4
@@ -44,8 +45,9 @@ def test_an_echo_is_the_same_signal():
 
 @pytest.mark.parametrize("first", ["SIGTERM", "SIGINT", "SIGUSR1"])
 @pytest.mark.parametrize("second", ["SIGTERM", "SIGINT", "SIGUSR1"])
-def test_a_later_one_ends_the_process_at_once(first, second):
-    code, told = ends((0, first), (ECHO_SECONDS + 0.1, second), (ECHO_SECONDS + 0.2, second))
+def test_a_later_one_ends_the_process_at_once(tmp_path, first, second):
+    sent = (0, first), (ECHO_SECONDS + 0.1, second), (ECHO_SECONDS + 0.2, second)
+    code, told = ends(tmp_path / "told", *sent)
     assert code == -getattr(signal, second)
     assert told == [[first, "130" if first == "SIGINT" else "143"]]
 

@@ -1,5 +1,6 @@
 """Where the CUDA kernels run in tests."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from tests.kernels.emulation import Machine
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the emulated library, which is compiled once."""
-    return tmp_path_factory.getbasetemp()
+    """Of the emulated library, which is compiled once for all processes of the tests."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])

@@ -30,7 +30,16 @@ class TestCuda(NearestCenterTable):
         assert torch.equal(found[2], torch.bincount(found[1], minlength=count))
 
     @pytest.mark.parametrize("dtype", LOW)
-    @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-7, 1.0, 1e3, 1e6, 1e9])
+    @pytest.mark.parametrize(
+        "size",
+        [
+            0.0,
+            1e-30,
+            1.0,
+            1e6,
+            *(pytest.param(n, marks=pytest.mark.slow) for n in (1e-7, 1e3, 1e9)),
+        ],
+    )
     def test_the_index_is_the_first_smallest_distance(self, size, dtype):
         """On a sphere about their mean centres are as far; taken alone they need no score."""
         generator = torch.Generator().manual_seed(5)

@@ -168,24 +168,3 @@ def test_threads_survive_a_fork() -> None:
         "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
-FORKED = """
-import os, torch
-from selftaught.losses import ntxent_loss
-torch.set_num_threads(2)
-z = [torch.randn(200, 64, generator=torch.Generator().manual_seed(s)) for s in (1, 2)]
-before = ntxent_loss(*z, backend="cpp")
-child = os.fork()
-if child == 0:
-    # Small enough for torch to need none of its own threads, which are lost here.
-    os._exit(0 if torch.equal(ntxent_loss(*z, backend="cpp"), before) else 1)
-print(os.waitpid(child, 0)[1])
-"""
-
-
-def test_a_forked_process_goes_on():
-    done = subprocess.run(
-        [sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout.strip() == "0", done.stderr

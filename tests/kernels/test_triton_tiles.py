@@ -17,9 +17,9 @@ from selftaught.kernels.triton import tuning
 ROOT = Path(__file__).resolve().parents[2]
 CASES = Path(__file__).with_name("triton_tiles_cases.py")
 # The rest takes minutes in the interpreter.
-QUICK = "(widths and (17 or 200)) or (symmetric and 0.005-34) or (symmetric and 0.07-34) or " \
-    "(rectangles and 0.2-case3) or (exact and (0.07 or 0.1)) or low_precision or tiers or " \
-    "normalised or nothing or dots or contiguous"  # fmt: skip
+QUICK = "(widths and (17 or 200)) or (symmetric and 0.005-34) or (rectangles and 0.2-case3) or " \
+    "(exact and (0.07 or 0.1)) or low_precision or tiers or " \
+    "(normalised and (1e-12 or 10000)) or nothing or dots or contiguous"  # fmt: skip
 
 
 def run(*options: str, **variables: str) -> None:

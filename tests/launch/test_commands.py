@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from selftaught.cli.main import main
+
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 # Answers how many GPUs there are; else tells its arguments, one a line, and what it inherits.
 FAKE = """#!/bin/bash
@@ -96,6 +98,23 @@ def test_deepspeed_on_the_machines_of_a_host_file(told):
     words, variables = told("deepspeed.sh", RUN, GPUS="8", HOSTS="my hosts", RANKS="2")
     assert words == deepspeed("--hostfile", "my hosts", "--master_port", "29500")
     assert variables == ["OMP_NUM_THREADS=1"]
+
+
+@pytest.mark.parametrize("command", ["run", "pretrain", "finetune", "score", "prepare"])
+def test_deepspeed_sh_names_the_engine_to_commands_that_have_one(told, command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    has_engine = "--engine.kind" in capsys.readouterr().out
+    assert has_engine == (command in ("run", "pretrain", "finetune"))
+    words, _ = told("deepspeed.sh", [command, "--out", "a b"], RANKS="2", PORT="29501")
+    engine = ["--engine.kind", "deepspeed"] if has_engine else []
+    begin = ["deepspeed", "--num_gpus", "2", "--master_port", "29501", "--module", "selftaught"]
+    assert words == [*begin, command, *engine, "--out", "a b"]
+
+
+def test_deepspeed_sh_without_a_command_says_so(told):
+    words, said = told("deepspeed.sh", [], code=1)
+    assert words == [] and "a command of selftaught" in said[-1]
 
 
 @pytest.mark.parametrize("script", ["torchrun.sh", "deepspeed.sh"])

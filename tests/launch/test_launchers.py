@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 
 from tests.ranks import free_port
+from tests.test_one_file import toy, toy_options
 from tests.tiny import options, write_images
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 SCRIPTS = ("torchrun.sh", "deepspeed.sh", "slurm.sbatch")
-SHORT = {"pretext.epochs": 1, "finetune.epochs": 1}
+SHORT = {"pretext.epochs": 1, "finetune.epochs": 1, "engine.save_every": 0}
 
 
 def environment(**more):
@@ -68,8 +69,10 @@ def test_scripts_are_short_and_parse(name):
 
 
 def test_two_torchrun_agents_on_loopback_are_one_run(manifest, tmp_path):
-    arguments = ["run", *options(manifest, tmp_path / "run", **SHORT)]
+    (tmp_path / "toy.py").write_text(toy())
+    arguments = ["run", *toy_options(manifest, tmp_path / "run")]
     meet = {"NODES": "2", "HEAD": f"127.0.0.1:{free_port()}", "RANKS": "1"}
+    meet["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     end(*[start("torchrun.sh", arguments, **meet) for _ in range(2)])
     assert_finished(tmp_path / "run", 2)
 
@@ -155,43 +158,6 @@ def test_deepspeeds_launcher(manifest, tmp_path):
     end(start("deepspeed.sh", arguments, RANKS="2", PORT=str(free_port())))
     assert_finished(tmp_path / "run", 2)
     assert "kind: deepspeed" in (tmp_path / "run" / "config.yaml").read_text()
-
-
-@pytest.fixture
-def composed(tmp_path):
-    """What deepspeed.sh starts, word by word: a stand-in for deepspeed writes it down."""
-    (tmp_path / "bin").mkdir()
-    fake = tmp_path / "bin" / "deepspeed"
-    fake.write_text('#!/bin/bash\nprintf "%s\\n" "$@" >"$COMPOSED"\n')
-    fake.chmod(0o755)
-    path = [str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
-
-    def words(*arguments):
-        told = {"PATH": os.pathsep.join(path), "COMPOSED": str(tmp_path / "composed")}
-        end(start("deepspeed.sh", arguments, RANKS="2", PORT="29501", **told))
-        return (tmp_path / "composed").read_text().splitlines()
-
-    return words
-
-
-def takes_engine(command):
-    """Whether a command has the option engine.kind."""
-    listed = [sys.executable, "-m", "selftaught", command, "--help"]
-    return "--engine.kind" in subprocess.run(listed, capture_output=True, text=True).stdout
-
-
-@pytest.mark.parametrize("command", ["run", "pretrain", "finetune", "score", "prepare"])
-def test_deepspeed_sh_names_the_engine_to_commands_that_have_one(composed, command):
-    begin = ["--num_gpus", "2", "--master_port", "29501", "--module", "selftaught", command]
-    engine = ["--engine.kind", "deepspeed"] if takes_engine(command) else []
-    assert composed(command, "--out", "a b") == [*begin, *engine, "--out", "a b"]
-    assert bool(engine) == (command in ("run", "pretrain", "finetune"))
-
-
-def test_deepspeed_sh_without_a_command_says_so():
-    process = start("deepspeed.sh", [])
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode and "a command of selftaught" in said
 
 
 @pytest.mark.slow

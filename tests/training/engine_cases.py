@@ -11,7 +11,7 @@ from selftaught.training.config import EngineConfig
 from selftaught.training.stage import make_engine
 from tests.training.toys import Toy
 
-STEPS, ROWS = 20, 16
+STEPS, ROWS = 12, 16
 
 
 class Small(Toy):

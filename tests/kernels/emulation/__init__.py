@@ -32,14 +32,24 @@ class EmulatedLibrary(Library):
 
 @cache
 def compile_emulation(folder: Path) -> Path:
-    """Builds the emulated library with g++, or skips the test where there is none."""
+    """Builds the emulated library with g++, or skips the test where there is none.
+
+    One process builds it for all that test side by side.
+    """
+    import fcntl
+
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ to compile the emulation of the CUDA kernels")
     library = folder / "emulated.so"
     folders = [f"-I{folder}" for folder in (HERE, build.SOURCE.parent)]
-    command = [compiler, *FLAGS, *folders, HERE / "library.cpp", "-o", library]
-    subprocess.run(command, check=True)
+    made = library.with_suffix(".part")
+    with (folder / "emulated.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            command = [compiler, *FLAGS, *folders, HERE / "library.cpp", "-o", made]
+            subprocess.run(command, check=True)
+            made.rename(library)
     return library
 
 
