@@ -4,7 +4,6 @@ Every rank computes both and compares. Four processes are a group of four, and t
 are smaller ones. Two go through DDP, which averages gradients; the others average by hand.
 """
 
-import socket
 from contextlib import contextmanager
 from functools import partial
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from selftaught import distributed
@@ -26,6 +25,7 @@ from selftaught.losses import (
 )
 from tests.losses.formulas import views
 from tests.losses.group_graphs import IMAGES, WIDTH, check_ops, compare_compiled
+from tests.ranks import free_port
 
 RANKS = 4
 
@@ -380,19 +380,13 @@ def compiled_work(rank, port):
     dist.destroy_process_group()
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
-
-
 def test_ranks_equal_one_process():
-    spawn(work, args=(free_port(),), nprocs=RANKS)
+    start_processes(work, (free_port(),), RANKS, start_method="forkserver")
 
 
 @pytest.mark.slow
 def test_every_loss_of_a_group_is_one_graph():
-    spawn(compiled_work, args=(free_port(),), nprocs=2)
+    start_processes(compiled_work, (free_port(),), 2, start_method="forkserver")
 
 
 def test_world_of_one_process():
