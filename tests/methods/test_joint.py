@@ -202,11 +202,14 @@ def test_the_distance_to_a_subspace_tells_what_is_off_it(seed):
 
 
 def test_the_published_arithmetic_tells_nothing():
-    bank, others, labels = toy(0)
-    bank, others = bank[:600].float(), others.float()
-    inverse = torch.linalg.inv(bank @ bank.T + 1e-3 * torch.eye(len(bank)))
-    squared = (others - others @ bank.T @ inverse @ bank).square().sum(1)
-    assert 0.4 < auroc(labels, squared.numpy()) < 0.6
+    values = []
+    for seed in range(4):  # rounding decides each, so that one alone would say little
+        bank, others, labels = toy(seed)
+        bank, others = bank[:600].float(), others.float()
+        inverse = torch.linalg.inv(bank @ bank.T + 1e-3 * torch.eye(len(bank)))
+        squared = (others - others @ bank.T @ inverse @ bank).square().sum(1)
+        values.append(auroc(labels, squared.numpy()))
+    assert np.mean(values) <= 0.55
 
 
 def test_a_projection_off_the_principal_directions():
