@@ -37,8 +37,8 @@ def _parser() -> "ArgumentParser":
         "--known_abnormal",
         type=str,
         default="",
-        help="label budgets: 0.025,0.05,0.10; with all and paper, others than 0.05 are for ours "
-        "and ruff, as in the paper (default: split.known_abnormal, which is 0.05)",
+        help="label budgets: 0.025,0.05,0.10; with all and paper, those beside 0.05 are for ours "
+        "and ruff alone, as in the paper (default: split.known_abnormal, which is 0.05)",
     )
     add("--label_draws", type=int, default=1, help="label draws that the seeds take in turn")
     add("--set", action="append", default=[], help="SYSTEM.option=value, for one system")

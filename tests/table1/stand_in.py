@@ -1,7 +1,8 @@
 """In place of `selftaught`: a run without torch that takes a moment and ends as it is ordered to.
 
-`orders.json` beside the table says by cell what each attempt is: an exit code, or "sleep" to go on
-until a signal. `log.txt` gets a line at each start and end.
+`orders.json` beside the table says by cell what each attempt is: an exit code, "sleep" to go on
+until a signal, or "slow": a first stage that is still trained while two other systems' begin.
+`log.txt` gets a line at each start and end.
 """
 
 import csv
@@ -43,7 +44,9 @@ def work(run, table, cell):
         (run / "config.yaml").write_text("seed: 1\n")
     end(order, "before the first stage", 12)
     if not taken:
-        time.sleep(0.3)
+        while order == "slow" and log(table).count("start supcon") < 2:
+            time.sleep(0.05)
+        time.sleep(3 if order == "slow" else 0.3)
         step = run / "checkpoints" / "pretext" / "step-00000001"
         step.mkdir(parents=True)
         (step / "weights.safetensors").write_text(cell)
@@ -74,6 +77,10 @@ def stop(table, cell):
     write(table, f"stopped {cell}", cell)
     print("selftaught: stopped by a signal; saved", file=sys.stderr)
     raise SystemExit(143)
+
+
+def log(table):
+    return (table.parent / "log.txt").read_text()
 
 
 def write(table, line, cell):
