@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(parser, arguments)
     from selftaught.data.manifest.check import SETS, show
     from selftaught.evaluation.metrics import SPLITS, check_columns, evaluate, set_names
-    from selftaught.files import write_atomic
+    from selftaught.files import sha256, write_atomic
     from selftaught.training.scoring import read_scores
 
     source = Path(options.scores)
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     if len(strange):
         name = show(strange.iloc[0])
         print(f"{table}: {len(strange)} images are in no set, such as {name}, and do not count")
-    figures = evaluate(scores, seed=options.seed)
+    figures = evaluate(scores, seed=options.seed) | {"scores_sha256": sha256(table)}
     write_atomic(target, json.dumps(figures, indent=1) + "\n")
     for name in SPLITS:
         part = figures.get(name) or {}
