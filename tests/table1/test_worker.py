@@ -19,7 +19,7 @@ from tests.table1.tables import FORK, carry_out, lines, make, start, table
 OURS, UNI, SUPCON = "ours/b050/s0001", "uni-modal/b050/s0001", "supcon/b050/s0001"
 
 
-def until(what, seconds=60):
+def until(what, seconds=150):
     limit = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < limit, "took too long"
@@ -27,7 +27,7 @@ def until(what, seconds=60):
 
 
 def ends(process):
-    process.join(60)
+    process.join(150)
     return process.exitcode
 
 
