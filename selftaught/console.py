@@ -70,9 +70,9 @@ class Bar:
             self.bar.update(self.task, completed=done, text=text)
         elif now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
-            left = (self.total - done) / max(speed, 1e-9) / 60
-            text = f"{self.name} {done}/{self.total} {text}, {left:.0f} min left"
-            print(text, file=sys.stderr, flush=True)
+            # Before anything is done, nobody knows.
+            left = f", {(self.total - done) / speed / 60:.0f} min left" if speed > 0 else ""
+            print(f"{self.name} {done}/{self.total} {text}{left}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -99,6 +99,11 @@ def _divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return own, common
 
 
+def _adds(own: Sequence[str], common: Sequence[str]) -> bool:
+    """Whether options are there that a plan is made of."""
+    return bool(common) or not {name for name, _ in options_in(own)}.isdisjoint(PLANNING)
+
+
 def _planned(
     out: Path, options: "Namespace", own: Sequence[str], common: Sequence[str], stopper: "Stopper"
 ) -> "list[Cell]":
@@ -107,9 +112,8 @@ def _planned(
     from selftaught.table1.claim import alone
     from selftaught.table1.worker import wait_for
 
-    typed = {name for name, _ in options_in(own)}
     there = plan.read_plan(out)
-    if there and not common and not typed.intersection(PLANNING):
+    if there and not _adds(own, common):
         return there  # Go on, with what was planned.
     if (options.one or options.list) and not common and not there:
         raise InputError(
@@ -165,7 +169,7 @@ def _dry(
     there = plan.read_plan(out)
     with tempfile.TemporaryDirectory() as folder:
         place, cells = out, there
-        if common or not there:
+        if not there or _adds(own, common):
             rows, base, manifest = resolved(out, options, common)
             if wants_prepared(base) and not (Path(base.data.pack) / "manifest.csv").is_file():
                 raise InputError("dry: the films are not prepared yet; allowed: a prepared set")
@@ -178,12 +182,15 @@ def _dry(
                 label_draws=options.label_draws,
                 manifest=manifest,
             )
-        runs = {cell.run: cell for cell in cells}
+        runs = {cell.run: cell for cell in reversed(cells)}  # the first row of each
         configs = {run: plan.settings_of(place, cell) for run, cell in runs.items()}
-        left = [cell for run, cell in runs.items() if not status.is_done(out / run)]
+        left = [c for c in cells if runs[c.run] is c and not status.is_done(out / c.run)]
         print(f"{len(cells)} cells, {len(runs)} runs, {len(runs) - len(left)} of them done")
         if left:
             print("\n".join(estimate(left, configs, means.slots)))
+        shared = {cell.row: runs[cell.run].row for cell in cells if runs[cell.run] is not cell}
+        for row, owner in shared.items():
+            print(f"{row}: nothing to train, another score of the runs of {owner}")
 
 
 def _carry_out(

@@ -25,6 +25,7 @@ DECIDED = {
 }
 # Groups of systems; the paper has these budgets beside its 5 % for two rows only.
 ALL, PAPER, EXTRAS = "all", "paper", "extras"
+IMAGENET = "imagenet"  # the first stage that reads model.weights
 BUDGET_ROWS, BUDGET = ("ours", "ruff"), 0.05
 
 
@@ -46,7 +47,7 @@ def resolved(
     """Rows of the table with their settings, what is common to them, and the manifest's digest."""
     from selftaught.cli.options import read_config
     from selftaught.data.manifest import read_manifest
-    from selftaught.table1.plan import Row
+    from selftaught.table1.plan import PLAN, Row
     from selftaught.training.config import STAGES
     from selftaught.training.intake import wants_prepared
 
@@ -63,7 +64,11 @@ def resolved(
     place = ["--out", str(out)]
     base = _settled(read_config("table1", "", [*shared, *place]), out)
     if not base.data.manifest:
-        raise InputError("data.manifest: missing, but needed; `selftaught table1 --help` explains")
+        more = f"; to add to the table in {out}, repeat the whole command with what is new"
+        raise InputError(
+            "data.manifest: missing, but needed; `selftaught table1 --help` explains"
+            + more * (out / PLAN).is_file()
+        )
     raw = wants_prepared(base)
     if raw and not base.data.pack:  # one for all runs, not one in each
         pack = ["--data.pack", str((out / "prepared").absolute())]
@@ -75,39 +80,46 @@ def resolved(
         check_files=False,
         unlabelled=raw,
     )
-    rows = {}
+    rows: dict[str, Row] = {}
+    lacking: list[str] = []
     for name, system in chosen.items():
         words = [*words_for(name, system, chosen, common), *sets[name], *place]
         try:
             config = _settled(read_config("table1", "", words), out)
         except InputError as error:
             raise InputError(f"{error}; the system is {name}") from error
+        if config.pretext.method == IMAGENET and not config.model.weights:
+            lacking.append(name)
+            continue
         rows[name] = Row(
             system=system,
             config=config,
             budgets=_budgets(options, name, config.split.known_abnormal),
         )
+    if lacking:
+        needs = f"{', '.join(lacking)}: without model.weights, an ImageNet state dict on this disk"
+        if options.systems not in (ALL, PAPER, EXTRAS):
+            raise InputError(f"{needs}; allowed: --model.weights FILE, or other --systems")
+        print(f"table1: left out: {needs}; --model.weights FILE adds them", file=sys.stderr)
     return rows, base, manifest.digest
 
 
 def _systems(options: "Namespace") -> "dict[str, System]":
     """The systems asked for, in the table's order."""
     from selftaught import methods
+    from selftaught.table1.rows import place
 
-    known, given = methods.systems(), options.systems
+    known = dict(sorted(methods.systems().items(), key=lambda item: place(item[0])))
+    given = options.systems
     if given in (ALL, PAPER, EXTRAS):
         wanted = {ALL: (True, False), PAPER: (False,), EXTRAS: (True,)}[given]
-        papers_first = sorted(known.items(), key=lambda item: item[1].extra)
-        chosen = {name: one for name, one in papers_first if one.extra in wanted}
-        if not chosen:
-            raise InputError(f"systems is {given!r}, of which there are none yet")
-        return chosen
+        return {name: one for name, one in known.items() if one.extra in wanted}
     allowed = f"allowed: {ALL}, {PAPER}, {EXTRAS}, or some of {', '.join(known)}, by commas"
     names = _listed("systems", given, allowed)
     for name in names:
         if name not in known:
             raise InputError(f"systems: there is no {name!r}; {allowed}")
-    return {name: known[name] for name in names}
+    return {name: one for name, one in known.items() if name in names}
 
 
 def _listed(option: str, given: str, allowed: str) -> list[str]:
@@ -233,4 +245,8 @@ def _settled(config: "Config", out: Path) -> "Config":
         engine = dataclasses.replace(engine, precision=then.get("engine.precision") or precision())
     if data.pipeline == "auto":
         data = dataclasses.replace(data, pipeline=pipeline(config, then.get("data.pipeline", "")))
-    return dataclasses.replace(config, engine=engine, data=data)
+    # Nobody else reads the file, so that it can be added to a table that began without.
+    weights = config.model.weights if config.pretext.method == IMAGENET else ""
+    weights = str(Path(weights).absolute()) if weights else ""
+    model = dataclasses.replace(config.model, weights=weights)
+    return dataclasses.replace(config, engine=engine, data=data, model=model)

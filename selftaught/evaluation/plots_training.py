@@ -70,7 +70,7 @@ def _curve(
             for drop in _rate_drops(stages[stage]):
                 axes.axvline(drop, color=COLORS.get(stage, MUTED), linewidth=0.8, linestyle=":")
         axes.set(title=title, xlabel="epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if zero:
             axes.set_ylim(bottom=0)
         if len(series) > 1:

@@ -5,12 +5,14 @@ import dataclasses
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from selftaught import methods
+from selftaught.errors import InputError
 from selftaught.table1.plan import PRETEXT, Cell, digest
 from selftaught.training.config import STAGES, Config
 from selftaught.training.context import FINETUNE
@@ -62,10 +64,14 @@ class Clock:
         return Cost(self.steps, seconds)
 
 
-def measure(config: Config, stage: str) -> Cost:
+def measure(config: Config, stage: str, shown: set[str]) -> Cost:
     """Begin a run in a temporary folder, with all that belongs to a step, and time its steps.
 
-    A second stage begins from an untrained first one. What it prints goes nowhere.
+    A second stage begins from an untrained first one. What it prints goes nowhere; a warning that
+    another call has shown is not shown again.
+
+    Raises:
+        InputError: the run would be refused.
     """
     if getattr(config, stage).epochs == 0:
         return Cost()
@@ -75,8 +81,13 @@ def measure(config: Config, stage: str) -> Cost:
     parts = ("split", "pretrain", "finetune")[: 3 if stage == FINETUNE else 2]
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nothing:
         there = dataclasses.replace(config, out=str(Path(folder) / "run"))
-        with contextlib.suppress(Measured), contextlib.redirect_stdout(nothing):
-            run(there, parts, clock)
+        with warnings.catch_warnings(record=True) as heard:
+            with contextlib.suppress(Measured), contextlib.redirect_stdout(nothing):
+                run(there, parts, clock)
+    for one in heard:
+        if str(one.message) not in shown:
+            shown.add(str(one.message))
+            warnings.showwarning(one.message, one.category, one.filename, one.lineno)
     return clock.cost
 
 
@@ -89,12 +100,17 @@ def estimate(cells: Sequence[Cell], configs: Mapping[str, Config], slots: int) -
         slots: runs at a time.
     """
     costs: dict[str, Cost] = {}
+    shown: set[str] = set()
     lines = [f"{'row':<20}{'runs':>5}{'epochs':>9}{'steps':>16}{'s a step':>16}{'hours':>8}"]
     total = 0.0
     for row in dict.fromkeys(cell.row for cell in cells):
         mine = [cell for cell in cells if cell.row == row]
         config = configs[mine[0].run]
-        each = [_cost(config, stage, costs) for stage in STAGES]
+        try:
+            each = [_cost(config, stage, costs, shown) for stage in STAGES]
+        except InputError as error:
+            lines.append(f"{row:<20}{len(mine):>5}  will fail: {error}")
+            continue
         own = [sum(not cell.donor for cell in mine), len(mine)]  # runs that train the stage
         hours = [n * one.steps * one.seconds / 3600 for n, one in zip(own, each, strict=True)]
         total += sum(hours)
@@ -111,11 +127,11 @@ def estimate(cells: Sequence[Cell], configs: Mapping[str, Config], slots: int) -
     return lines
 
 
-def _cost(config: Config, stage: str, known: dict[str, Cost]) -> Cost:
+def _cost(config: Config, stage: str, known: dict[str, Cost], shown: set[str]) -> Cost:
     """The cost of a stage, measured once for the same settings; the seed does not matter."""
     alike = dataclasses.replace(config, seed=0)
     names = PRETEXT if stage != FINETUNE else (*PRETEXT[:-1], f"{FINETUNE}.")
     key = stage + digest(alike, "", names)
     if key not in known:
-        known[key] = measure(config, stage)
+        known[key] = measure(config, stage, shown)
     return known[key]

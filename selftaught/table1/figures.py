@@ -182,7 +182,7 @@ def _curves(out: Path, rows: Sequence[Row]) -> Picture | str:
                       label=f"{plain(title, 40)} (n = {curve['n'].iloc[0]})")  # fmt: skip
             axes.fill_between(x, mean - half, mean + half, color=color, alpha=0.18, linewidth=0)
         axes.set(xlabel="epoch of fine-tuning", ylabel="validation AUROC, %")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.legend(loc="best")
 
     words = "; ".join(

@@ -60,7 +60,7 @@ def render_page(
         done=len({cell.run for cell in done}),
         planned=len({cell.run for cell in cells}),
         missing=_missing(cells),
-        warnings=[f"{title(row)}: {line}" for row in rows for line in row.warnings],
+        warnings=_warnings(rows),
         blocks=_blocks(rows, lambda row: _line(row, marks)),
         notes=notes,
         families=_families(rows),
@@ -231,6 +231,15 @@ def _missing(cells: Sequence[Result]) -> list[str]:
         for cell in cells
         if not cell.done
     ]
+
+
+def _warnings(rows: Sequence[Row]) -> list[str]:
+    """Each warning once, with the rows that it is of."""
+    of: dict[str, list[str]] = {}
+    for row in rows:
+        for line in row.warnings:
+            of.setdefault(line, []).append(title(row))
+    return [f"{'; '.join(names)}: {line}" for line, names in of.items()]
 
 
 def _families(rows: Sequence[Row]) -> list[str]:

@@ -219,6 +219,7 @@ def extend(
         InputError: a cell is planned already with other settings.
     """
     planned = read_plan(out)
+    _refuse_other_preset(out, planned, rows)
     there = {cell.place: cell for cell in planned}
     runs = {cell.digest: cell.run for cell in planned}
     donors: dict[str, str] = {}
@@ -276,6 +277,17 @@ def _cell(name: str, system: System, config: Config, run: str, key: str, donor: 
         digest=key,
         donor=donor,
     )
+
+
+def _refuse_other_preset(out: Path, planned: Sequence[Cell], rows: Mapping[str, Row]) -> None:
+    """Refuse another preset than a table was begun with: its columns could not be compared."""
+    then = settings_of(out, planned[0]).preset if planned else ""
+    for row in rows.values():
+        if then and row.config.preset != then:
+            raise InputError(
+                f"{out}: was begun with preset {then}, now {row.config.preset}; choose another "
+                "folder or the same settings"
+            )
 
 
 def _refuse_other(out: Path, cell: Cell, config: Config) -> None:

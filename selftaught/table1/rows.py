@@ -4,6 +4,7 @@ import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,16 @@ def published_rows(path: Path = PUBLISHED) -> dict[tuple[str, float], Published]
     return rows
 
 
+@cache
+def _order() -> list[str]:
+    return list(dict.fromkeys(name for name, _ in published_rows()))
+
+
+def place(name: str) -> int:
+    """Of a system among those of the paper's table; those that are not in it stand last."""
+    return _order().index(name) if name in _order() else len(_order())
+
+
 def build_rows(cells: Sequence[Result]) -> list[Row]:
     """The table's rows in the order of the paper's table, each compared with Ours of its column.
 
@@ -167,14 +178,10 @@ def build_rows(cells: Sequence[Result]) -> list[Row]:
         row.notes = [note for note in noted if note]
         rows.append(row)
     main = _main_share(rows)
-    order = [name for name, _ in published]
     for row in rows:
         other = row.known_abnormal != main or row.pollution > 0
         row.block = 1 if other else 2 if row.extra else 0
-    rows.sort(
-        key=lambda r: (r.block, r.pollution, r.known_abnormal,
-                       order.index(r.name) if r.name in order else len(order))
-    )  # fmt: skip
+    rows.sort(key=lambda r: (r.block, r.pollution, r.known_abnormal, place(r.name)))
     for row in rows:
         row.warnings = _warnings(row)
     for column in dict.fromkeys((row.known_abnormal, row.pollution) for row in rows):

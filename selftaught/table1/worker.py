@@ -300,7 +300,7 @@ class Worker:
 
     def _said(self, asked: Sequence[Run]) -> str:
         done = sum(self._is_done(run) for run in asked)
-        return f"{done} of {len(asked)} runs done, {len(self.jobs)} here"
+        return f"epochs, {done} of {len(asked)} runs done, {len(self.jobs)} at work here"
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)

@@ -4,13 +4,16 @@ import shlex
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from selftaught import methods
 from selftaught.cli.main import main
 from selftaught.cli.table_rows import words_for
+from selftaught.data.split import SplitWarning
 from selftaught.methods import System
 from selftaught.table1.plan import read_plan, settings_of
+from selftaught.table1.rows import published_rows
 from tests.tiny import options, write_images
 
 SYSTEMS = "ours,uni-modal,supcon"
@@ -115,10 +118,41 @@ def test_other_budgets_are_the_papers_for_its_rows(manifest, tmp_path, capsys):
     more = ("--seeds", "1", "--known_abnormal", "0.05,0.10", "--list")
     assert main(words(manifest, tmp_path / "t", "--systems", "paper", *more)) == 0
     rows = [cell.row for cell in read_plan(tmp_path / "t") if cell.known_abnormal == 0.1]
-    assert rows == [name for name in methods.systems() if name in ("ours", "ruff")]
+    assert rows == ["ours", "ruff"]
+    # In the paper's order, without the row that needs a file, which a line says.
+    order = list(dict.fromkeys(cell.row for cell in read_plan(tmp_path / "t")))
+    assert order == [name for name in published_order() if name != "imagenet"]
+    assert "left out: imagenet: without model.weights" in capsys.readouterr().err
     assert main(words(manifest, tmp_path / "u", "--systems", SYSTEMS, *more)) == 0
     assert len(read_plan(tmp_path / "u")) == 6
     capsys.readouterr()
+
+
+def published_order():
+    return dict.fromkeys(name for name, _ in published_rows())
+
+
+def test_a_row_that_reads_weights_can_be_added_later(manifest, tmp_path, capsys, monkeypatch):
+    out, more = tmp_path / "t", ("--seeds", "1", "--list")
+    named = words(manifest, out, "--systems", "frozen-knn,imagenet,ours", *more)
+    refused(capsys, named, "imagenet, frozen-knn: without model.weights")
+    assert main(words(manifest, out, "--systems", "ours", *more)) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main([*named, "--model.weights", "resnet18.pth"]) == 0
+    cells = read_plan(out)
+    assert [cell.row for cell in cells] == ["ours", "imagenet", "frozen-knn"]
+    weights = [settings_of(out, cell).model.weights for cell in cells]
+    assert weights == ["", *2 * [str(tmp_path / "resnet18.pth")]]
+    capsys.readouterr()
+
+
+def test_a_wish_to_add_without_the_options_of_the_table(manifest, tmp_path, capsys):
+    out = tmp_path / "t"
+    assert main(words(manifest, out, "--systems", "ours", "--seeds", "1", "--list")) == 0
+    capsys.readouterr()
+    for more in (["--list"], ["--dry"]):
+        line = ["table1", "--out", str(out), "--systems", "supcon", *more]
+        refused(capsys, line, "data.manifest: missing", "repeat the whole command")
 
 
 def test_options_of_other_methods_are_passed_over(capsys):
@@ -154,6 +188,21 @@ def test_hours_are_estimated_from_real_steps(manifest, tmp_path, capsys):
     assert ours[1:3] == ["1", "1+1"]
     assert [int(steps) > 0 for steps in ours[3].split("+")] == [True, True]
     assert [float(seconds) > 0 for seconds in ours[4].split("+")] == [True, True]
+
+
+@pytest.mark.usefixtures("thin_encoder")
+def test_what_an_estimate_says_of_a_set_and_of_rows(manifest, tmp_path, capsys):
+    table = pd.read_csv(manifest).assign(split=["test", "train"] * 24)
+    table.to_csv(manifest.with_name("halves.csv"), index=False)
+    more = ("--systems", "ours,uni-modal,pretext-100nn,moco", "--seeds", "1", "--dry")
+    more += ("--set", "moco.pretext.queue=999")  # more than there are images
+    with pytest.warns(SplitWarning, match="column split has no val") as heard:
+        assert main(words(manifest.with_name("halves.csv"), tmp_path / "t", *more)) == 0
+    assert len([one for one in heard if "no val" in str(one.message)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    (moco,) = [line for line in said if line.startswith("moco")]
+    assert "will fail: pretext.queue is 999" in moco
+    assert said[-1] == "pretext-100nn: nothing to train, another score of the runs of ours"
 
 
 @pytest.mark.slow

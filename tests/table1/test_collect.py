@@ -1,6 +1,7 @@
 """What `collect` makes of a folder of runs."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -111,6 +112,15 @@ def test_no_p_from_one_replicate_and_a_mark_on_two(table):
     line = lines_of(table.write())["ruff"]
     assert line["welch_p"] is not None and line["paired_p"] is None and line["pairs"] == 2
     assert "Welch p is from two replicates" in line["warning"]
+
+
+def test_a_warning_of_several_rows_is_one_line(table):
+    for row in ("ours", "ruff", "gan"):
+        table.add(row, 1)
+        table.add(row, 11, 0.2)
+    page = collect(table.write()).read_text(encoding="utf-8")
+    assert page.count("its Welch p is from two replicates") == 1
+    assert re.search(r"<li>Ruff; Gan: its Welch p", page)
 
 
 def test_identical_replicates_are_none(table):

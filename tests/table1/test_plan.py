@@ -1,5 +1,6 @@
 """A plan is only added to; lines with the same settings share a run."""
 
+import dataclasses
 import json
 
 import pytest
@@ -61,6 +62,16 @@ def test_settings_that_all_cells_share_are_refused_for_new_cells_too(tmp_path):
         claim_table(out, other, "m")
     with pytest.raises(InputError, match="another list of images"):
         claim_table(out, rows(["ours"])["ours"].config, "n")
+
+
+def test_another_preset_is_refused_for_new_cells_too(tmp_path):
+    out, before = make(tmp_path, ["ours"], [1])
+    found = rows(["supcon"])
+    quick = dataclasses.replace(found["supcon"].config, preset="quick")
+    found["supcon"] = dataclasses.replace(found["supcon"], config=quick)
+    with pytest.raises(InputError, match="begun with preset default, now quick"):
+        extend(out, found, seeds=[1], label_draws=1, manifest="m")
+    assert read_plan(out) == before
 
 
 def test_a_table_from_before_a_setting_existed_goes_on_with_its_default(tmp_path):

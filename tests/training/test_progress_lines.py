@@ -66,6 +66,14 @@ def test_prepare_tells_a_line_a_minute_without_a_terminal(clock, capsys):
     ]
 
 
+def test_no_time_is_told_before_anything_is_done(clock, capsys):
+    bar = prepare_progress.Bar("table", 18, 4, unit="epochs")
+    step_through(clock, lambda _: bar.advance(4, "epochs"), 60, range(2))
+    step_through(clock, lambda _: bar.advance(6, "epochs"), 60, range(1))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["table 4/18 epochs", "table 4/18 epochs", "table 6/18 epochs, 18 min left"]
+
+
 def test_prepare_tells_nothing_in_the_first_minute(clock, capsys):
     bar = prepare_progress.Bar("prepare", 1000)
     step_through(clock, bar.advance, 0.5, range(1, 120))
