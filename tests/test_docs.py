@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import scaling
+from selftaught import methods
 from selftaught.models.encoder import EncoderConfig
 from selftaught.models.heads import build_embedder
+from selftaught.table1.rows import place
 from selftaught.training.config import Config, resume_policies
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,6 +101,34 @@ def test_settings_that_may_change_on_resume_are_listed():
     policies = resume_policies(Config(out="run"))
     names = {name for name, policy in policies.items() if policy == "free"} - {"out"}
     assert names <= set(re.findall(r"`([^`]+)`", listed))
+
+
+def test_every_method_is_described():
+    text = prose(ROOT / "docs" / "method.md")
+    table = text[text.index("| method | stage |") : text.index("How to add one")]
+    cells = [line.split(" | ")[0] for line in table.splitlines()[2:]]
+    listed = [name for cell in cells for name in re.findall(r"`([\w-]+)`", cell)]
+    assert sorted(listed) == methods.names()
+
+
+def test_every_system_is_described_in_the_tables_order():
+    text = prose(ROOT / "docs" / "table1.md")
+    table = text[text.index("| row | title |") : text.index("`imagenet`, `frozen-knn`,")]
+    systems = methods.systems()
+    expected = []
+    for name in sorted(systems, key=place):
+        one = systems[name]
+        pair = f"`{one.pretext}`, `{one.finetune}`"
+        set_ = "".join(f", {option} {value}" for option, value in one.changes.items())
+        expected.append([f"`{name}`", one.title, pair + set_])
+    rows = [line.strip("| ").split(" | ") for line in table.strip().splitlines()[2:]]
+    assert [row[:3] for row in rows] == expected
+    assert all(len(row) == 5 and row[4] for row in rows)
+    kinds = text[text.index("| labels used | |") : text.index("| row | title |")]
+    assert {row[3] for row in rows} <= set(re.findall(r"^\| ([\w ]+) \| ", kinds, re.M))
+    reads_weights = {name for name, one in systems.items() if one.pretext == "imagenet"}
+    after = text[text.index("`imagenet`, `frozen-knn`,") :].partition(" read an ImageNet")[0]
+    assert set(re.findall(r"`([\w-]+)`", after)) == reads_weights
 
 
 def test_the_table_of_scaling_is_what_the_formula_gives():

@@ -91,6 +91,8 @@ def resolved(
         if config.pretext.method == IMAGENET and not config.model.weights:
             lacking.append(name)
             continue
+        if config.model.weights and not Path(config.model.weights).is_file():
+            raise InputError(f"model.weights: {config.model.weights}: no such file")
         rows[name] = Row(
             system=system,
             config=config,

@@ -138,6 +138,8 @@ def test_a_row_that_reads_weights_can_be_added_later(manifest, tmp_path, capsys,
     refused(capsys, named, "imagenet, frozen-knn: without model.weights")
     assert main(words(manifest, out, "--systems", "ours", *more)) == 0
     monkeypatch.chdir(tmp_path)
+    refused(capsys, [*named, "--model.weights", "resnet18.pth"], "resnet18.pth: no such file")
+    (tmp_path / "resnet18.pth").touch()
     assert main([*named, "--model.weights", "resnet18.pth"]) == 0
     cells = read_plan(out)
     assert [cell.row for cell in cells] == ["ours", "imagenet", "frozen-knn"]
