@@ -171,7 +171,7 @@ def hold(run):
     with (run.parent / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         os.rename(held.name, run / ".lock")
-        time.sleep(60)
+        time.sleep(600)  # ended by the test
 
 
 def test_a_run_alone_waits_for_a_donor_at_work_only(tmp_path):
