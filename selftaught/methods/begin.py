@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from selftaught.errors import InputError
+from selftaught.methods.subspace import sample
 from selftaught.methods.task import Rows, Start
 from selftaught.models.encoder import Encoder
 from selftaught.semi_labels import KNOWN_ABNORMAL
 
 ENCODER = "embedder.encoder."
+STATISTICS_IMAGES = 512
 
 
 def part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -33,6 +37,32 @@ def take_encoder(method: str, start: Start, encoder: Encoder) -> Mapping[str, Te
     if state:
         encoder.load_state_dict(state)
     return weights
+
+
+@torch.no_grad()
+def fill_statistics(start: Start, network: nn.Module, fresh: nn.Module) -> None:
+    """Give fresh batch norms the mean statistics of some images: eval mode would see those of none.
+
+    Args:
+        start: gives the images.
+        network: takes images; left in training mode.
+        fresh: the part of it whose norms have seen nothing; all others keep their statistics.
+    """
+    norms = [one for one in fresh.modules() if isinstance(one, _BatchNorm)]
+    momenta = [one.momentum for one in norms]
+    network.eval()
+    for one in norms:
+        one.train()
+    seen = 0
+    for batch in start.batches(sample(start.rows, STATISTICS_IMAGES, start.seed)):
+        if (count := len(batch["ids"])) > 1:  # one image may have no statistics
+            seen += count
+            for one in norms:
+                one.momentum = count / seen  # the mean over images; the first values go
+            network(batch["views"][:, 0])
+    for one, momentum in zip(norms, momenta, strict=True):
+        one.momentum = momentum
+    network.train()
 
 
 def normal_rows(start: Start) -> Rows:

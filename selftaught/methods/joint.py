@@ -20,7 +20,13 @@ from selftaught.methods.autoencoder import (
     check_decoder,
     new_decoder,
 )
-from selftaught.methods.begin import away_from_zero, normal_rows, part, take_encoder
+from selftaught.methods.begin import (
+    away_from_zero,
+    fill_statistics,
+    normal_rows,
+    part,
+    take_encoder,
+)
 from selftaught.methods.subspace import BANK, EPSILON, principal_subspace, regularised_span, sample
 from selftaught.methods.task import Options, Start, System, Task
 from selftaught.models.decoder import feature_side, masked_mse, reconstruction_error
@@ -29,7 +35,6 @@ from selftaught.models.fresh import fresh_weights
 from selftaught.models.network import Network
 from selftaught.semi_labels import KNOWN_ABNORMAL
 
-STATISTICS_IMAGES = 512
 DISTANCES = ("center", "subspace", "span")
 
 
@@ -175,7 +180,7 @@ class Joint(Task):
         scales: of both losses, 1 / their means before the first step.
     """
 
-    Options, masks = JointOptions, True
+    Options, masks, whole_batch = JointOptions, True, True
     score_name = "squared distance of the embedding"
     options: JointOptions
     origin: Tensor
@@ -203,7 +208,8 @@ class Joint(Task):
         decoder = part(weights, "decoder.")
         if decoder.keys() == self.decoder.state_dict().keys():
             self.decoder.load_state_dict(decoder)
-        self._fill_statistics(start)
+        assert self.embedder.branch is not None
+        fill_statistics(start, self.embedder, self.embedder.branch)
         self._settle(start)
         self._calibrate(start)
 
@@ -211,22 +217,6 @@ class Joint(Task):
         """The subspace of the embeddings as they are now."""
         if self.options.distance == "subspace":
             self._settle(start)
-
-    @torch.no_grad()
-    def _fill_statistics(self, start: Start) -> None:
-        """Give the fresh branch's norms the means of some images: eval mode would see none."""
-        assert self.embedder.branch is not None
-        norms = [one for one in self.embedder.branch if isinstance(one, nn.BatchNorm2d)]
-        momenta = [one.momentum for one in norms]
-        self.eval()
-        for one in norms:
-            one.train().momentum = None  # the mean of all batches
-        for batch in start.batches(sample(start.rows, STATISTICS_IMAGES, start.seed)):
-            if len(batch["ids"]) > 1:  # one image may have no statistics
-                self.embedder(batch["views"][:, 0])
-        for one, momentum in zip(norms, momenta, strict=True):
-            one.momentum = momentum
-        self.train()
 
     def _settle(self, start: Start) -> None:
         """Set what distances are measured from, by embeddings not known to be abnormal."""

@@ -4,15 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from selftaught.data.augment import Augment, pretext_augment
+from selftaught.methods.begin import fill_statistics
 from selftaught.methods.task import Options, Start, System, Task
 from selftaught.models.network import Network
 from selftaught.models.weights import load_encoder_weights
-
-STATISTICS_IMAGES = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +42,8 @@ class Untrained(Task):
         self.embedder = network.embedder()
 
     def begin(self, start: Start) -> None:
-        """Fill the running statistics: eval mode would see those of nothing."""
-        with torch.no_grad():
-            self.train()
-            for batch in start.batches(start.rows[:STATISTICS_IMAGES]):
-                if len(batch["ids"]) > 1:  # one image may have no statistics
-                    self.embedder(batch["views"][:, 0])
+        """Fill the running statistics."""
+        fill_statistics(start, self.embedder, self.embedder)
 
     def forward(self, batch: dict[str, Any], player: str = "all") -> dict[str, Tensor]:
         """Never called: there are no epochs."""

@@ -11,6 +11,7 @@ from selftaught.errors import InputError
 from selftaught.models.encoder import EncoderConfig
 from selftaught.models.network import Network
 from tests import thin
+from tests.methods import starts
 
 LABELS = torch.zeros(4, dtype=torch.int64)
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -83,6 +84,20 @@ def test_the_input_norm_travels_with_the_model_and_older_models_have_none():
     x = torch.rand(2, 1, 32, 32)
     assert kept.double().eval()(x)[0].dtype == torch.float64
     assert not torch.equal(kept(x)[0], plain.double().eval()(x)[0])
+
+
+def test_random_weights_have_the_statistics_of_images_and_nothing_of_their_first_values():
+    task = methods.load("none")(methods.options("none"), Network(image_size=32))
+    start = starts.Start(task, 32, count=20)
+    task.begin(start)
+    layers = task.embedder.encoder.layers
+    with torch.no_grad():
+        maps = layers.conv1(start.images.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(layers.bn1.running_mean, maps.mean((0, 2, 3)))
+    within = torch.stack([one.var((0, 2, 3)) for one in maps.split(16)])
+    expected = (torch.tensor([16.0, 4.0]) @ within) / 20
+    torch.testing.assert_close(layers.bn1.running_var, expected)
+    assert task.embedder.training and layers.bn1.momentum == 0.1
 
 
 def test_a_head_without_biases():
