@@ -133,6 +133,7 @@ def train(
                 )
             if epoch_done:
                 figures["closing"] = task.close_epoch()
+                engine.sync_buffers()  # all ranks observe one model
                 stage.renew()
                 figures["machines"] = watch.summary(words, True)
                 if step == plan.steps:
@@ -146,7 +147,6 @@ def train(
                 plan.stage, step, plan.steps, loss=words[0].loss, **watch.progress(words)
             )
             if epoch_done:
-                engine.sync_buffers()  # all ranks observe one model
                 try:
                     finish_epoch(stage, reporter, step, figures)
                 except StopRun:

@@ -57,8 +57,7 @@ def save(engine: Engine, folder: Path, step: int, figures: dict[str, Any]) -> No
     optimizer = engine.state()
     # Every rank goes on from what the first one saves, and the epoch's loss is the ranks' mean.
     sums = distributed.gather_objects(figures["loss_sum"])
-    outputs = _mean_over_ranks({name: float(one) for name, one in figures["outputs"].items()})
-    figures = figures | {"loss_sum": sum(sums) / len(sums), "outputs": outputs}
+    figures = figures | {"loss_sum": sum(sums) / len(sums), **_outputs_of_ranks(figures)}
     if distributed.is_main():
         weights: dict[str, Tensor] = engine.task.state_dict()
         checkpoint.save(
@@ -81,9 +80,16 @@ def add_outputs(figures: dict[str, Any], outputs: Mapping[str, Tensor]) -> None:
         counts[name] = counts.get(name, 0) + 1
 
 
-def _mean_over_ranks(values: Mapping[str, float]) -> dict[str, float]:
-    everyone = distributed.gather_objects(dict(values))
-    return {name: sum(one[name] for one in everyone) / len(everyone) for name in values}
+def _outputs_of_ranks(figures: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Sums and counts of the outputs over all ranks, some of which may lack one, a rank's share."""
+    kinds = ("outputs", "output_counts")
+    own = [{name: float(one) for name, one in figures[kind].items()} for kind in kinds]
+    everyone = distributed.gather_objects(own)
+    names = sorted({name for sums, _ in everyone for name in sums})
+    return {
+        kind: {name: sum(o[i].get(name, 0.0) for o in everyone) / len(everyone) for name in names}
+        for i, kind in enumerate(kinds)
+    }
 
 
 def finish_epoch(stage: Stage, reporter: Reporter, step: int, figures: dict[str, Any]) -> None:
@@ -92,10 +98,9 @@ def finish_epoch(stage: Stage, reporter: Reporter, step: int, figures: dict[str,
     observed = stage.observe_epoch(epoch, step)
     loss = figures["loss_sum"] / max(figures["loss_steps"], 1)
     mean = sum(distributed.gather_objects(loss)) / distributed.world_size()
-    counts = figures["output_counts"]
-    outputs = {name: float(one) / counts[name] for name, one in figures["outputs"].items()}
+    outputs, counts = _outputs_of_ranks(figures).values()
     line = {
-        **_mean_over_ranks(outputs),
+        **{name: one / counts[name] for name, one in outputs.items()},
         **figures.get("machines", {}),
         **figures.get("closing", {}),
         **observed,

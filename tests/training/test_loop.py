@@ -142,11 +142,12 @@ def test_each_update_waits_for_the_device_once(tmp_path, task, width, waits):
 
 
 class Measured(Line):
-    """Says more than its loss: of every step, and of every other one."""
+    """Says more than its loss: of every step, of every other one, and of some of a rank's."""
 
     def forward(self, batch, player="all"):
         size = batch["views"].detach().mean()
-        return super().forward(batch) | {"size": size} | ({"odd": size} if size % 2 else {})
+        names = ["size"] + ["odd"] * bool(size % 2) + ["large"] * bool(size > 3)
+        return super().forward(batch) | dict.fromkeys(names, size)
 
 
 def counted(folder, interrupt=None):
@@ -173,6 +174,31 @@ def test_means_of_figures_are_over_the_epoch_and_the_ranks(tmp_path):
     epochs = run_ranks(2, figures_of_ranks, tmp_path)[0]
     assert [line["size"] for line in epochs] == [2.0, 5.0]  # of 0 1 2 | 3 4 5, and two more
     assert [line["odd"] for line in epochs] == [2.0, 5.0]  # of 1 | 3 5, and two more
+    assert [line["large"] for line in epochs] == [4.0, 5.4]  # of 4 | 4 5 5 6 7
+
+
+class Differing(Line):
+    """Has a statistic of its rank alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, batch, player="all"):
+        self.mean.fill_(dist.get_rank())
+        return super().forward(batch)
+
+
+def renewed(folder):
+    task, seen = Differing(), []
+    stage = Given(lambda step: {"views": torch.ones(2, 1)}, 2, epochs=2)
+    stage.renew = lambda: seen.append(float(task.mean))
+    learn(folder, task, stage)
+    return seen
+
+
+def test_all_ranks_renew_what_one_model_sees(tmp_path):
+    assert run_ranks(2, renewed, tmp_path) == [[0.0, 0.0]] * 2
 
 
 class Turns(Pair):
