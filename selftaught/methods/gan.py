@@ -76,7 +76,8 @@ class Gan(Task):
     Images are brought to the largest power of two within their side and 128, and to [-1, 1].
     """
 
-    Options, masks, players = GanOptions, True, ("critic", "generator")
+    Options, masks, whole_batch = GanOptions, True, True
+    players = ("critic", "generator")
     betas = (0.5, 0.999)
     score_name = "error of the reconstruction and of its latent"
     options: GanOptions
@@ -88,6 +89,13 @@ class Gan(Task):
             generator = Generator(side, options.width, options.latent)
             self.critic = Critic(side, options.width)
         self.reconstruction = Reconstruction(generator, side, options.augment.input_range)
+
+    def check(self, labels: Tensor) -> None:
+        """Refuse a training that ends before the generator has a turn."""
+        options, images = self.options, len(labels)
+        steps = options.epochs * (images // min(options.batch_size, images))
+        every, allowed = options.generator_every, f"2 to {steps}, the steps of the training"
+        require("generator_every", every, allowed, every <= steps)
 
     def turns(self, step: int) -> tuple[str, ...]:
         """The generator's in every fifth step, else the critic's."""

@@ -31,6 +31,15 @@ def batch_of(rows=4, size=SIZE, kind=torch.float64, seed=0, semi=None):
     return {"views": views, "masks": masks, "semi_label": semi, "ids": ids, "epoch": 0, "step": 7}
 
 
+def test_a_training_that_ends_before_the_generators_turn_is_refused():
+    task = task_of(epochs=2, batch_size=8)
+    task.check(torch.zeros(24))
+    with pytest.raises(ValueError, match="generator_every is 5; allowed: 2 to 4, the steps"):
+        task.check(torch.zeros(23))
+    with pytest.raises(ValueError, match="2 to 2, the steps"):
+        task.check(torch.zeros(7))
+
+
 class Linear(nn.Module):
     """A critic whose slope is the length of its weights everywhere."""
 
