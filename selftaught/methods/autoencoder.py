@@ -90,7 +90,7 @@ class Autoencoder(Task):
     micro-batches each has its own ratio.
     """
 
-    Options, masks = AutoencoderOptions, True
+    Options, masks, whole_batch = AutoencoderOptions, True, True
     score_name = "reconstruction error"
     options: AutoencoderOptions
     embedder: Any  # a module with an encoder: image -> (h, z)

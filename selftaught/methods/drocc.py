@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
+from selftaught import distributed
 from selftaught.data.augment import finetune_augment
 from selftaught.errors import InputError, require
 from selftaught.methods import noise
@@ -131,7 +132,7 @@ class Drocc(Task):
             "bce_before_search": softplus(-worst.before).mean(),
             "bce_after_search": softplus(-worst.after).mean(),
             "perturbation_mean": norms.mean(),
-            "perturbation_min": norms.min(),
+            "perturbation_min": distributed.gather(norms).min(),
         }
 
     def _worst(self, batch: dict[str, Any]) -> Worst:

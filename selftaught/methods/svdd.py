@@ -68,7 +68,7 @@ class Svdd(Task):
     statistics need the same rows on all ranks, but have no loss.
     """
 
-    Options = SvddOptions
+    Options, whole_batch = SvddOptions, True
     score_name = "squared distance to the centre, less the squared radius"
     options: SvddOptions
     center: Tensor

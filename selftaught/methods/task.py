@@ -120,8 +120,8 @@ class Task(nn.Module):
         players: optimizers that take turns in a step, such as a GAN's two.
         betas: of the optimizer adam, how much it keeps of mean and mean square of the gradients.
         score_name: what the score is, in the report's words.
-        whole_batch: the loss compares images of a batch with each other, so that micro-batches
-            change it.
+        whole_batch: the loss is no mean over images each by itself: it compares them with each
+            other, or divides by what some of them add up to, so that micro-batches change it.
     """
 
     Options: ClassVar[type[AnyOptions]] = AnyOptions

@@ -135,8 +135,8 @@ class EngineConfig:
             2 = gradients too.
         precision: auto = bf16 autocast on GPUs and CPUs that multiply bf16, fp32 elsewhere;
             fp64 = weights and arithmetic in double precision, to compare machines.
-        accumulate: micro-batches per optimizer step; a contrastive loss then sees only the
-            negatives of its micro-batch, on all ranks.
+        accumulate: micro-batches per optimizer step; a loss over a whole batch is then that of a
+            micro-batch, on all ranks: its negatives, or what a mean is over.
         clip: largest norm of the gradient of a step; 0 = any.
         sync_batch_norm: auto = statistics of the global micro-batch wherever several ranks train,
             off = each rank its own.

@@ -103,8 +103,8 @@ def _warn(run: Run, role: str, task: Task) -> None:
     if parts > 1 and task.whole_batch:
         run.reporter.warn(
             role,
-            f"engine.accumulate is {parts}: each view sees only the negatives of its own "
-            "micro-batch",
+            f"engine.accumulate is {parts}: method {task.options.method} has a loss over a whole "
+            "batch, of which each micro-batch gives its own (negatives, or what a mean is over)",
         )
     options, trains = run.options(role), len(run.images.training_rows(role))
     if options.epochs and options.batch_size > trains:

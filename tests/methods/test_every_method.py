@@ -11,8 +11,9 @@ import torch
 
 from selftaught import methods
 from selftaught.errors import InputError
+from selftaught.models.network import Network
 from tests import thin
-from tests.methods import runs
+from tests.methods import runs, starts
 from tests.ranks import run_ranks
 
 NAMES = methods.names()
@@ -96,6 +97,27 @@ def test_the_labels_of_unknown_images_are_not_looked_at(root, whole, tmp_path, n
     assert not turned["label"].equals(frame["label"])
     weights = runs.train(root, tmp_path, name, frame=turned).weights
     assert all(torch.equal(weights[key], value) for key, value in whole(name).weights.items())
+
+
+@pytest.mark.parametrize("name", [one for one in NAMES if methods.options(one).epochs])
+def test_micro_batches_have_the_batchs_loss_unless_the_method_says_otherwise(name):
+    network = Network(image_size=32, images=32, seed=5)
+    task = methods.load(name)(runs.small_options(name), network)
+    start = starts.Start(task, 32)
+    task.begin(start)
+    for parameter in task.parameters():
+        if not parameter.any():  # a loss that looks at nothing would be the same for any batch
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+
+    def losses(rows):
+        batch = start.batch(rows)
+        views = torch.cat([batch["views"], batch["views"].flip(-1)], 1)[:, : task.views]
+        return [task(batch | {"views": views}, one)["loss"].detach() for one in task.players]
+
+    task.eval()  # batch statistics are those of a micro-batch in any case
+    whole, *halves = (torch.stack(losses(rows)) for rows in (range(4), [0, 1], [2, 3]))
+    same = torch.isclose(whole, torch.stack(halves).mean(0), rtol=1e-5, atol=0)
+    assert not same.any() if task.whole_batch else same.all()
 
 
 def bad_values(kind):

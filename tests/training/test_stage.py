@@ -66,6 +66,20 @@ def test_a_batch_larger_than_the_set_is_said(config, images, tmp_path, batch_siz
     assert [one for one in warnings if "batch_size" in one] == ([text] if held else [])
 
 
+@pytest.mark.parametrize(("method", "said"), [("ntxent", True), ("ae", True), ("moco", False)])
+def test_micro_batches_that_change_the_loss_are_said(config, images, tmp_path, method, said):
+    config = dataclasses.replace(
+        config,
+        pretext=methods.options(method, batch_size=8, epochs=1),
+        engine=dataclasses.replace(config.engine, accumulate=2),
+    )
+    with run_of(config, images, tmp_path / "run") as run:
+        train_stage(run, "pretext")
+        warnings = [one["message"] for one in run.reporter.lines() if one["kind"] == "warning"]
+    text = f"engine.accumulate is 2: method {method} has a loss over a whole batch"
+    assert [one.startswith(text) for one in warnings if "accumulate" in one] == [True] * said
+
+
 @pytest.fixture
 def masked(images):
     """Half of the images have a mask: another image."""
