@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selftaught.cli.parser import build_parser, parse
-from selftaught.cli.table_rows import options_in, resolved, seeds_in
+from selftaught.cli.table_rows import manifest_digest, options_in, resolved, seeds_in
 from selftaught.environment import launched
 from selftaught.errors import InputError, MachineError
 
@@ -207,9 +207,11 @@ def _carry_out(
     from selftaught.table1.worker import Worker, wait_for
     from selftaught.training.intake import use_prepared
 
-    wait = wait_for(stopper)
-    with alone(out / plan.WORK / "prepare.claim", wait):
-        use_prepared(plan.settings_of(out, cells[0]), out, stopper)
+    wait, config = wait_for(stopper), plan.settings_of(out, cells[0])
+    if any(cell.state != plan.DONE for cell in cells):  # the images may be gone afterwards
+        plan.check_manifest(out, manifest_digest(config))
+        with alone(out / plan.WORK / "prepare.claim", wait):
+            use_prepared(config, out, stopper)
     cells = Worker(out, cells, means, stopper).work(only)
     if not only:
         with alone(out / plan.WORK / "collect.claim", wait):

@@ -46,7 +46,6 @@ def resolved(
 ) -> "tuple[dict[str, Row], Config, str]":
     """Rows of the table with their settings, what is common to them, and the manifest's digest."""
     from selftaught.cli.options import read_config
-    from selftaught.data.manifest import read_manifest
     from selftaught.table1.plan import PLAN, Row
     from selftaught.training.config import STAGES
     from selftaught.training.intake import wants_prepared
@@ -69,17 +68,10 @@ def resolved(
             "data.manifest: missing, but needed; `selftaught table1 --help` explains"
             + more * (out / PLAN).is_file()
         )
-    raw = wants_prepared(base)
-    if raw and not base.data.pack:  # one for all runs, not one in each
+    if wants_prepared(base) and not base.data.pack:  # one for all runs, not one in each
         pack = ["--data.pack", str((out / "prepared").absolute())]
         common, base = [*common, *pack], read_config("table1", "", [*shared, *pack, *place])
         base = _settled(base, out)
-    manifest = read_manifest(
-        base.data.manifest,
-        allow_outside=base.data.allow_outside or base.prepare.allow_outside,
-        check_files=False,
-        unlabelled=raw,
-    )
     rows: dict[str, Row] = {}
     lacking: list[str] = []
     for name, system in chosen.items():
@@ -103,7 +95,20 @@ def resolved(
         if options.systems not in (ALL, PAPER, EXTRAS):
             raise InputError(f"{needs}; allowed: --model.weights FILE, or other --systems")
         print(f"table1: left out: {needs}; --model.weights FILE adds them", file=sys.stderr)
-    return rows, base, manifest.digest
+    return rows, base, manifest_digest(base)
+
+
+def manifest_digest(config: "Config") -> str:
+    """Checksum of the list of images, which is read for it."""
+    from selftaught.data.manifest import read_manifest
+    from selftaught.training.intake import wants_prepared
+
+    return read_manifest(
+        config.data.manifest,
+        allow_outside=config.data.allow_outside or config.prepare.allow_outside,
+        check_files=False,
+        unlabelled=wants_prepared(config),
+    ).digest
 
 
 def _systems(options: "Namespace") -> "dict[str, System]":
@@ -179,7 +184,8 @@ def _sets(options: "Namespace", chosen: "Mapping[str, System]") -> dict[str, lis
                 f"set is {given!r}, but {system!r} is not run; allowed: {', '.join(chosen)}"
             )
         section = option.partition(".")[0]
-        free = section in (*STAGES, "model", "engine", "score") or option == "data.image_size"
+        own = option in chosen[system].changes  # what a table lets it differ in
+        free = section in (*STAGES, "model", "engine", "score") or own
         if option in DECIDED or not free:
             raise InputError(
                 f"set is {given!r}; allowed: an option that systems may differ in, not one that "

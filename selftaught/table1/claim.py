@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from selftaught.files import machine_errors
+
 RENEWED = 30.0
 STALE = 300.0
 BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -45,7 +47,15 @@ class Claim:
         self._renewing: threading.Thread | None = None
 
     def take(self) -> bool:
-        """Whether it is ours now; False: somebody has it."""
+        """Whether it is ours now; False: somebody has it.
+
+        Raises:
+            MachineError: the disk is full or the folder cannot be written.
+        """
+        with machine_errors(self.path):
+            return self._take()
+
+    def _take(self) -> bool:
         self._handle = self.lock.open("a", encoding="utf-8")
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,8 +80,12 @@ class Claim:
         except FileExistsError:
             return False
         facts = {"machine": machine(), "process": os.getpid(), "token": self.token}
-        with open(number, "w", encoding="utf-8") as handle:
-            json.dump(facts | {"name": platform.node()}, handle)
+        try:
+            with open(number, "w", encoding="utf-8") as handle:
+                json.dump(facts | {"name": platform.node()}, handle)
+        except OSError:  # a claim without content would be another machine's, to everybody
+            self.path.unlink(missing_ok=True)
+            raise
         return True
 
     def _take_over(self, locked: bool) -> bool:

@@ -34,7 +34,7 @@ class Job:
     def __init__(
         self, words: Sequence[str], *, ranks: int, log: Path, environment: Mapping[str, str]
     ) -> None:
-        self.log = log
+        self.log, self._stopped = log, False
         port = str(_free_port()) if ranks > 1 else "0"
         with log.open("ab") as handle:
             self._start = handle.tell()
@@ -63,10 +63,12 @@ class Job:
         return MACHINE if any(codes) else 0
 
     def stop(self) -> None:
-        """Let it save and end."""
-        for process in self.processes:
-            if process.poll() is None:
-                process.terminate()
+        """Let it save and end; a second signal, seconds later, would end it at once."""
+        if not self._stopped:
+            self._stopped = True
+            for process in self.processes:
+                if process.poll() is None:
+                    process.terminate()
 
     def last_words(self) -> str:
         """The line that says why it ended."""

@@ -209,7 +209,10 @@ def _headlines(rows: Sequence[Row]) -> list[str]:
         mean, interval = _difference(row)
         facts = [f"n {len(row.done)} and {len(mine.done)}"]
         if interval:
-            facts.append(f"Ours minus it over the same patients {mean} ({interval})")
+            facts.append(
+                f"Ours minus it over the same patients in {row.pairs} shared runs {mean} "
+                f"({interval})"
+            )
         if row.welch_p_holm is not None:
             facts.append(f"Welch, adjusted: p {_p(row.welch_p_holm)}")
         lines.append(
@@ -263,7 +266,10 @@ def _replicates(cells: Sequence[Result]) -> str:
     """What differs between the replicates."""
     draws = len({cell.split_seed for cell in cells})
     if draws > 1:
-        return f"Replicates differ in the seed of training and in the label draw ({draws} draws)."
+        return (
+            "Replicates differ in the seed of training and in the draw of labels and, where the "
+            f"list of images does not fix them, of the sets ({draws} draws)."
+        )
     return (
         "Replicates differ in the seed of training alone, as published; they share one label draw, "
         "so that their spread says nothing about other draws."

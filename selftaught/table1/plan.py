@@ -15,7 +15,8 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -27,13 +28,15 @@ from selftaught.training.config import (
     STAGES,
     Config,
     build,
-    dump,
     read_yaml,
     resume_policies,
     settings,
 )
+from selftaught.training.folder import check_seal, sealed
 
 MARK, PLAN, SETTINGS, WORK = "table1.json", "plan.csv", "settings", "work"
+KIND = "a table of `selftaught table1`"
+OTHER = {"manifest_sha256": "with another list of images in data.manifest"}
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
 # What may differ between the cells of a table beside the methods' options.
 VARIED = ("seed", "split.known_abnormal", "split.seed")
@@ -114,10 +117,14 @@ def read_plan(out: Path) -> list[Cell]:
     path = out / PLAN
     try:
         with path.open(encoding="utf-8", newline="") as lines:
-            return [
+            cells = [
                 Cell(**{name: kind(line[name]) for name, kind in KINDS.items()})
                 for line in csv.DictReader(lines, strict=True)
             ]
+        places = Counter(cell.place for cell in cells)
+        if twice := [cell for cell in cells if places[cell.place] > 1]:
+            raise ValueError(f"{twice[0].name} stands there twice")
+        return cells
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError, csv.Error) as error:
@@ -151,10 +158,18 @@ def claim_table(out: Path, config: Config, manifest: str) -> None:
     }
     common = _without_new(out, common)
     facts = {"manifest_sha256": manifest, "settings": common}
-    words = {"manifest_sha256": "with another list of images in data.manifest"}
-    claim_folder(out, MARK, facts, "a table of `selftaught table1`", words)
+    claim_folder(out, MARK, facts, KIND, OTHER)
     for name in (SETTINGS, WORK):
         (out / name).mkdir(exist_ok=True)
+
+
+def check_manifest(out: Path, manifest: str) -> None:
+    """Make sure that a table goes on with the list of images that it began with.
+
+    Raises:
+        InputError: it is another one.
+    """
+    claim_folder(out, MARK, {"manifest_sha256": manifest}, KIND, OTHER)
 
 
 def _without_new(out: Path, common: dict[str, Any]) -> dict[str, Any]:
@@ -184,9 +199,22 @@ def settings_of(out: Path, cell: Cell) -> Config:
     """The settings of a cell's run.
 
     Raises:
-        InputError: their file is gone or damaged.
+        InputError: their file is gone, damaged or edited.
     """
-    return build(read_yaml(settings_path(out, cell)))
+    path = settings_path(out, cell)
+    values = read_yaml(path)
+    check_seal(path)
+    return build(values)
+
+
+def other_settings(then: Config, now: Config) -> list[str]:
+    """On what results depend and two runs differ, in words."""
+    before, after = fixed(then), fixed(now)
+    return [
+        f"{name} {before.get(name)!r}, now {after.get(name)!r}"
+        for name in {**before, **after}
+        if before.get(name) != after.get(name)
+    ]
 
 
 def settings_path(out: Path, cell: Cell) -> Path:
@@ -230,7 +258,7 @@ def extend(
             for number, seed in enumerate(seeds):
                 config = _replicate(row.config, budget, seed, number % label_draws)
                 key = digest(config, manifest)
-                run = runs.setdefault(key, _run_name(name, config, row.config))
+                run = runs.setdefault(key, _run_name(name, config, row.config, runs.values()))
                 donor = ""
                 if config.pretext.epochs:
                     donor = donors.setdefault(digest(config, manifest, PRETEXT), run)
@@ -241,7 +269,7 @@ def extend(
                     cell = there[cell.place]
                     _refuse_other(out, cell, config)
                 # Where the images lie and how fast they are read may change at any time.
-                text = dump(dataclasses.replace(config, out=str((out / run).absolute())))
+                text = sealed(dataclasses.replace(config, out=str((out / run).absolute())))
                 path = settings_path(out, cell)
                 if not path.is_file() or path.read_text(encoding="utf-8") != text:
                     write_atomic(path, text)
@@ -255,12 +283,14 @@ def _replicate(config: Config, budget: float, seed: int, draw: int) -> Config:
     return dataclasses.replace(config, seed=seed, split=split)
 
 
-def _run_name(row: str, config: Config, base: Config) -> str:
+def _run_name(row: str, config: Config, base: Config, taken: Collection[str]) -> str:
     share = 1000 * config.split.known_abnormal
     whole = abs(share - round(share)) < 1e-9
     budget = f"{round(share):03d}" if whole else f"{share:.10g}"
-    draw = "" if config.split.seed == base.split.seed else f"-d{config.split.seed}"
-    return f"cells/{row}/b{budget}/s{config.seed:04d}{draw}"
+    name = f"cells/{row}/b{budget}/s{config.seed:04d}"
+    # Taken: planned earlier, when split.seed was another.
+    first = config.split.seed == base.split.seed and name not in taken
+    return name if first else f"{name}-d{config.split.seed}"
 
 
 def _cell(name: str, system: System, config: Config, run: str, key: str, donor: str) -> Cell:
@@ -292,11 +322,8 @@ def _refuse_other_preset(out: Path, planned: Sequence[Cell], rows: Mapping[str, 
 
 def _refuse_other(out: Path, cell: Cell, config: Config) -> None:
     """Refuse other settings than a cell was planned with; one that is new has its default there."""
-    then, now = fixed(settings_of(out, cell)), fixed(config)
-    for name in {**then, **now}:
-        if then.get(name) != now.get(name):
-            raise InputError(
-                f"{out}: {cell.row} at known_abnormal {cell.known_abnormal:g}, seed {cell.seed} "
-                f"was planned with {name} {then.get(name)!r}, now {now.get(name)!r}; choose "
-                "another folder or the same settings"
-            )
+    if other := other_settings(settings_of(out, cell), config):
+        raise InputError(
+            f"{out}: {cell.row} at known_abnormal {cell.known_abnormal:g}, seed {cell.seed} was "
+            f"planned with {other[0]}; choose another folder or the same settings"
+        )

@@ -16,7 +16,19 @@ from selftaught.evaluation.metrics import ABLATIONS, SPLITS, evaluate, scored_im
 from selftaught.evaluation.plots_training import epochs_of
 from selftaught.evaluation.run_files import read_log, read_mapping, read_table
 from selftaught.files import sha256
-from selftaught.table1.plan import DONE, KINDS, PLAN, RUNNING, WAITING, Cell, read_plan
+from selftaught.table1.plan import (
+    DONE,
+    KINDS,
+    PLAN,
+    RUNNING,
+    WAITING,
+    Cell,
+    other_settings,
+    read_plan,
+    settings_of,
+    settings_path,
+)
+from selftaught.training.config import build, read_yaml
 
 RESAMPLES, BOOTSTRAP_SEED = 2000, 0
 NEEDED = ("scores.csv", "metrics.json", "config.yaml", "split.csv")
@@ -110,6 +122,10 @@ def _read_run(out: Path, cell: Cell) -> dict[str, Any]:
         raise InputError(
             f"{cell.run}: metrics.json is of other scores than scores.csv holds; run the cell again"
         )
+    if settings_path(out, cell).is_file():
+        ran = build({"out": cell.run, **read_yaml(run / "config.yaml")})
+        if other := other_settings(settings_of(out, cell), ran):
+            raise InputError(f"{cell.run}: is of another run: planned with {other[0]}")
     data = config.get("data") or {}
     scored, resamples, images = _score_figures(run / "scores.csv", cell)
     logs = [

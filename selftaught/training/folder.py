@@ -132,7 +132,7 @@ def claim(config: Config) -> Path:
         )
     saved = run / "config.yaml"
     if saved.exists():
-        _check_seal(saved)
+        check_seal(saved)
         if config.engine.resume == "never":
             raise InputError(
                 f"out: {run} already holds a run and engine.resume is never; choose another folder"
@@ -194,24 +194,29 @@ def describe(run: Path, config: Config, image_root: Path, digest: str) -> None:
 
 def write_settings(run: Path, config: Config) -> None:
     """Write config.yaml, its checksum in a comment at its end."""
+    write_atomic(run / "config.yaml", sealed(config))
+
+
+def sealed(config: Config) -> str:
+    """The settings as YAML, their checksum in a comment at its end."""
     text = dump(config)
-    write_atomic(run / "config.yaml", f"{text}{SEAL}{_digest(text)}\n")
+    return f"{text}{SEAL}{_digest(text)}\n"
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _check_seal(path: Path) -> None:
+def check_seal(path: Path) -> None:
     """Refuse settings that were edited in the folder: what is compared would be what was edited.
 
     Raises:
-        InputError: config.yaml is not as it was written.
+        InputError: they are not as they were written.
     """
     text, seal, digest = path.read_text(encoding="utf-8", errors="replace").partition(SEAL)
     if seal and digest.strip() != _digest(text):
         raise InputError(
-            f"{path}: was edited since the run wrote it; allowed: that text, and changed settings "
+            f"{path}: was edited since it was written; allowed: that text, and changed settings "
             "as options of the command"
         )
 

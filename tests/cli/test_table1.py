@@ -1,6 +1,7 @@
 """`selftaught table1`: what it plans, what it refuses in one line, and the whole command."""
 
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -55,6 +56,7 @@ def refused(capsys, arguments, *said):
         (["--label_draws", "3", "--seeds", "1,11"], "label_draws is 3"),
         (["--systems", "ours", "--set", "supcon.finetune.epochs=3"], "'supcon' is not run"),
         (["--set", "ours.finetune.epochs"], "SYSTEM.option=value"),
+        (["--set", "ours.data.image_size=16"], "decides images, labels or seeds"),
         (["--set", "ours.split.seed=3"], "decides images, labels or seeds"),
         (["--set", "ours.finetune.method=spheres"], "decides images, labels or seeds"),
         (["--set", "ours.finetune.centers=none"], "finetune.centers"),
@@ -112,6 +114,18 @@ def test_what_a_plan_holds(manifest, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == lines
     refused(capsys, words(manifest, out, *more, **{"finetune.epochs": 2}), "finetune.epochs 1, now")
     assert read_plan(out) == cells
+
+
+def test_a_list_of_images_that_was_changed_is_refused(manifest, tmp_path, capsys):
+    images, out = tmp_path / "images", tmp_path / "t"
+    shutil.copytree(manifest.parent, images)
+    lines = (images / manifest.name).read_text().splitlines(keepends=True)
+    plan = words(images / manifest.name, out, "--systems", "ours", "--seeds", "1", "--list")
+    assert main(plan) == 0
+    capsys.readouterr()
+    (images / manifest.name).write_text("".join(lines[:-1]))
+    refused(capsys, ["table1", "--out", str(out)], "begun with another list of images")
+    assert not (out / "cells").exists()
 
 
 def test_other_budgets_are_the_papers_for_its_rows(manifest, tmp_path, capsys):

@@ -221,7 +221,7 @@ def test_a_model_outlives_its_checkpoints(copy):
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
     [
-        ("config.yaml", "seed: 3", "seed: 4", "config.yaml: was edited since the run wrote it"),
+        ("config.yaml", "seed: 3", "seed: 4", "config.yaml: was edited since it was written"),
         ("split.csv", "test", "train", "split.csv: was edited since this run began"),
     ],
 )

@@ -84,7 +84,7 @@ class Table:
     def add(self, row, seed=1, quality=1.0, *, scores=None, run=True, title=None, **more):
         """A cell whose scores tell normal from abnormal as well as `quality` says."""
         settings = {name: more.pop(name) for name in tuple(more) if name not in KINDS}
-        folder = f"cells/{row}/s{seed:04d}"
+        folder = run if isinstance(run, str) else f"cells/{row}/s{seed:04d}"
         line = {
             "row": row, "title": title or row.capitalize(), "known_abnormal": 0.05, "seed": seed,
             "split_seed": 42, "run": folder, "score": "score", "extra": 0, "pollution": 0.0,

@@ -1,11 +1,13 @@
 """A claim has one holder; one that nobody keeps up is taken over, a live one never."""
 
+import errno
 import json
 import os
 import time
 
 import pytest
 
+from selftaught.errors import MachineError
 from selftaught.table1 import claim
 from selftaught.table1.claim import STALE, Claim, alone, live
 from tests.table1.tables import FORK
@@ -105,3 +107,25 @@ def test_waiting_for_another(path):
     with alone(path, wait):
         assert waited == [1] and live(path)
     assert not path.exists()
+
+
+def test_a_full_disk_leaves_no_claim_that_is_nobodys(path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claim.json, "dump", full)
+        with pytest.raises(MachineError, match="disk full"):
+            Claim(path).take()
+    mine = Claim(path)
+    assert mine.take()
+    mine.release()
+
+
+def test_a_folder_that_cannot_be_written_is_named(path, monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(type(path), "open", read_only)
+    with pytest.raises(MachineError, match="cannot be written: Read-only file system"):
+        Claim(path).take()

@@ -12,9 +12,11 @@ from selftaught.errors import InputError
 from selftaught.evaluation import auroc, holm, welch_from_summary, welch_test
 from selftaught.table1.collect import collect
 from selftaught.table1.figures import BARS, CURVES
+from selftaught.table1.page import _headlines
 from selftaught.table1.results import read_results
 from selftaught.table1.rows import build_rows, published_rows, row_line
-from tests.table1.conftest import make_log, make_split
+from tests.table1.conftest import make_log, make_split, write_run
+from tests.table1.tables import make
 
 SEEDS = (1, 11, 111)
 
@@ -294,6 +296,52 @@ def test_a_better_row_is_what_the_page_begins_with(table, undrawn):
     assert "Ruff &lt;b&gt; has a higher mean test AUROC than Ours" in headline
     assert "Joint" not in headline and "<b>" not in text
     assert text.index('id="headline"') < text.index('id="table1"')
+
+
+def test_the_headline_says_on_how_many_shared_runs_a_difference_is(table):
+    """The means are of all runs, the difference of those that both rows have."""
+    for seed in SEEDS:
+        table.add("ours", seed, 0.2)
+    table.add("ruff", 1, 3.0)
+    rows = build_rows(read_results(table.write()))
+    (line,) = _headlines(rows)
+    assert "n 1 and 3; Ours minus it over the same patients in 1 shared runs" in line
+
+
+def test_a_run_with_other_settings_is_not_the_cells(tmp_path):
+    """As where the run of another seed was copied, or was made by hand with other options."""
+    out, cells = make(tmp_path, ["ours", "uni-modal"], [1])
+    scores = make_split().assign(score=1.0)
+    for cell in cells:
+        write_run(out / cell.run, scores)
+        text = (out / "settings" / f"{cells[0].digest}.yaml").read_text()
+        (out / cell.run / "config.yaml").write_text(text)
+    ours, other = read_results(out)
+    assert ours.done and not other.done
+    assert (
+        other.problem == f"{other.run}: is of another run: planned with finetune.centers 1, now 100"
+    )
+
+
+def test_draws_with_other_test_sets_do_not_narrow_the_interval_of_a_difference(table):
+    """Test sets that are drawn anew share patients; they are no independent test sets."""
+    for draw in range(42, 46):
+        generator = np.random.default_rng(draw)
+        split = make_split()
+        names = generator.permutation(24)  # other patients of the same number
+        split["group"] = [f"p{names[i // 2]:02d}" for i in range(len(split))]
+        for row, quality in (("ours", 1.5), ("ruff", 0.3)):
+            scores = split.assign(score=generator.normal(size=48) + quality * split["label"])
+            table.add(row, 1, scores=scores, run=f"cells/{row}/d{draw}", split_seed=draw)
+    cells = read_results(table.write())
+    ours, ruff = cells[::2], cells[1::2]
+    widths = [
+        np.ptp(np.percentile(a.resamples["test"] - b.resamples["test"], [2.5, 97.5]))
+        for a, b in zip(ours, ruff, strict=True)
+    ]
+    (row,) = [row for row in build_rows(cells) if row.name == "ruff"]
+    assert row.pairs == 4
+    assert row.bootstrap[2] - row.bootstrap[1] == pytest.approx(np.mean(widths))
 
 
 def test_a_table_without_a_finished_run_is_a_page(table):

@@ -114,3 +114,28 @@ def test_a_damaged_plan_is_named(tmp_path):
     (out / "plan.csv").write_text("row,title\nours\n")
     with pytest.raises(InputError, match=r"plan.csv: is damaged"):
         read_plan(out)
+
+
+def test_another_draw_of_the_split_is_another_run(tmp_path):
+    out, (first,) = make(tmp_path, ["ours"], [1])
+    cells = add(out, ["ours"], split={"seed": 43})
+    assert [cell.run for cell in cells] == [first.run, f"{first.run}-d43"]
+    assert [settings_of(out, cell).split.seed for cell in cells] == [42, 43]
+    assert add(out, ["ours"], split={"seed": 43}) == cells
+
+
+def test_a_cell_that_stands_twice_in_the_plan_is_refused(tmp_path):
+    """As after two plans were joined: a replicate would count twice."""
+    out, _ = make(tmp_path, ["ours"], [1])
+    lines = (out / "plan.csv").read_text().splitlines(keepends=True)
+    (out / "plan.csv").write_text("".join([*lines, lines[-1]]))
+    with pytest.raises(InputError, match="ours/b050/s0001 stands there twice"):
+        read_plan(out)
+
+
+def test_settings_that_were_edited_are_refused(tmp_path):
+    out, (cell,) = make(tmp_path, ["ours"], [1])
+    path = out / "settings" / f"{cell.digest}.yaml"
+    path.write_text(path.read_text().replace("centers: 100", "centers: 10"))
+    with pytest.raises(InputError, match=f"{cell.digest}.yaml: was edited"):
+        settings_of(out, cell)

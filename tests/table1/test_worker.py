@@ -253,3 +253,29 @@ def test_a_signal_ends_the_wait_for_others(tmp_path):
     stopper.code = 143
     with pytest.raises(StopRun):
         wait_for(stopper)()
+
+
+def test_a_run_is_told_once_to_stop(tmp_path):
+    """A second signal, seconds after the first, ends a run before it has saved."""
+    program = """
+import signal, time
+count = 0
+def note(*_):
+    global count
+    count += 1
+signal.signal(signal.SIGTERM, note)
+print("ready", flush=True)
+limit = time.monotonic() + 30
+while not count and time.monotonic() < limit:
+    time.sleep(0.01)
+time.sleep(0.5)
+print(f"selftaught: {count} signals", flush=True)
+"""
+    words = [sys.executable, "-S", "-c", program]
+    job = Job(words, ranks=1, log=tmp_path / "log", environment=dict(os.environ))
+    until(lambda: "ready" in (tmp_path / "log").read_text())
+    for _ in range(5):
+        job.stop()
+        time.sleep(0.05)
+    until(lambda: job.code() is not None)
+    assert job.last_words() == "1 signals"
