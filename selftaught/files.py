@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,12 +133,34 @@ def claim_folder(
     if path.is_file():
         _compare_facts(path, json.loads(json.dumps(facts)), words or {})
         return True
-    if folder.is_dir() and any(one.name != f".{mark}.tmp" for one in folder.iterdir()):
-        raise InputError(f"{folder}: holds files that are not {what}; choose another folder")
     with machine_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(facts, indent=1) + "\n")
-    return False
+    names = (one.name for one in folder.iterdir())
+    others = any(not (n.startswith(f".{mark}.") and n.endswith(".tmp")) for n in names)
+    if others and not path.is_file():  # which others may just have written
+        raise InputError(f"{folder}: holds files that are not {what}; choose another folder")
+    if _write_first(path, json.dumps(facts, indent=1) + "\n"):
+        return False
+    _compare_facts(path, json.loads(json.dumps(facts)), words or {})
+    return True
+
+
+def _write_first(path: Path, text: str) -> bool:
+    """Write a file unless there is one; of several that do so at once, one does."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    with machine_errors(path, len(text)):
+        try:
+            _put(temporary, text)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without links
+                os.replace(temporary, path)
+            fsync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return True
 
 
 def _compare_facts(path: Path, facts: dict[str, Any], words: Mapping[str, str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from selftaught.errors import InputError
 from selftaught.table1.plan import claim_table, extend, read_plan, settings_of
-from tests.table1.tables import make, rows
+from tests.table1.tables import FORK, make, rows
 
 
 def add(out, names, seeds=(1,), draws=1, **values):
@@ -139,3 +139,24 @@ def test_settings_that_were_edited_are_refused(tmp_path):
     path.write_text(path.read_text().replace("centers: 100", "centers: 10"))
     with pytest.raises(InputError, match=f"{cell.digest}.yaml: was edited"):
         settings_of(out, cell)
+
+
+def test_workers_that_begin_a_table_in_the_same_moment_all_do(tmp_path):
+    config = rows(["ours"])["ours"].config
+    for number in range(3):
+        barrier = FORK.Barrier(8)
+        many = [
+            FORK.Process(target=begin, args=(tmp_path / str(number), config, barrier))
+            for _ in range(8)
+        ]
+        for one in many:
+            one.start()
+        for one in many:
+            one.join(60)
+        assert [one.exitcode for one in many] == [0] * 8
+        assert not list((tmp_path / str(number)).glob("*.tmp"))
+
+
+def begin(out, config, barrier):
+    barrier.wait()
+    claim_table(out, config, "m")

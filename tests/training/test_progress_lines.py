@@ -81,6 +81,12 @@ def test_prepare_tells_nothing_in_the_first_minute(clock, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_before_anything_is_done_no_time_left_is_told(clock, capsys):
+    bar = prepare_progress.Bar("prepare", 1000, 100)
+    step_through(clock, bar.advance, 61, [100])
+    assert capsys.readouterr().err == "prepare 100/1000 0.0 images/s\n"
+
+
 def test_prepare_shows_the_time_left_in_a_terminal(clock, monkeypatch, capsys):
     clock.terminal(monkeypatch)
     bar = prepare_progress.Bar("prepare", 1000, 100)
