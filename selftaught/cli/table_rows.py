@@ -25,7 +25,6 @@ DECIDED = {
 }
 # Groups of systems; the paper has these budgets beside its 5 % for two rows only.
 ALL, PAPER, EXTRAS = "all", "paper", "extras"
-IMAGENET = "imagenet"  # the first stage that reads model.weights
 BUDGET_ROWS, BUDGET = ("ours", "ruff"), 0.05
 
 
@@ -80,7 +79,7 @@ def resolved(
             config = _settled(read_config("table1", "", words), out)
         except InputError as error:
             raise InputError(f"{error}; the system is {name}") from error
-        if config.pretext.method == IMAGENET and not config.model.weights:
+        if _needs_weights(config) and not config.model.weights:
             lacking.append(name)
             continue
         if config.model.weights and not Path(config.model.weights).is_file():
@@ -96,6 +95,13 @@ def resolved(
             raise InputError(f"{needs}; allowed: --model.weights FILE, or other --systems")
         print(f"table1: left out: {needs}; --model.weights FILE adds them", file=sys.stderr)
     return rows, base, manifest_digest(base)
+
+
+def _needs_weights(config: "Config") -> bool:
+    from selftaught import methods
+
+    stages = config.pretext, config.finetune
+    return any(methods.load(one.method).needs_weights for one in stages)
 
 
 def manifest_digest(config: "Config") -> str:
@@ -254,7 +260,7 @@ def _settled(config: "Config", out: Path) -> "Config":
     if data.pipeline == "auto":
         data = dataclasses.replace(data, pipeline=pipeline(config, then.get("data.pipeline", "")))
     # Nobody else reads the file, so that it can be added to a table that began without.
-    weights = config.model.weights if config.pretext.method == IMAGENET else ""
+    weights = config.model.weights if _needs_weights(config) else ""
     weights = str(Path(weights).absolute()) if weights else ""
     model = dataclasses.replace(config.model, weights=weights)
     return dataclasses.replace(config, engine=engine, data=data, model=model)

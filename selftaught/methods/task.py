@@ -119,6 +119,7 @@ class Task(nn.Module):
             them anyway. Where an image has no mask, it is the image's frame.
         players: optimizers that take turns in a step, such as a GAN's two.
         betas: of the optimizer adam, how much it keeps of mean and mean square of the gradients.
+        needs_weights: whether it starts from the state dict that `model.weights` names.
         score_name: what the score is, in the report's words.
         whole_batch: the loss is no mean over images each by itself: it compares them with each
             other, or divides by what some of them add up to, so that micro-batches change it.
@@ -130,6 +131,7 @@ class Task(nn.Module):
     players: ClassVar[tuple[str, ...]] = ("all",)
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     whole_batch: ClassVar[bool] = False
+    needs_weights: ClassVar[bool] = False
     score_name: ClassVar[str] = "score of the method"
 
     def __init__(self, options: AnyOptions, network: Network) -> None:

@@ -61,6 +61,8 @@ class Untrained(Task):
 class ImageNet(Untrained):
     """An encoder from `model.weights`, a ResNet state dict on this disk; nothing is downloaded."""
 
+    needs_weights = True
+
     def check(self, labels: Tensor) -> None:
         """Refuse a file that is missing or does not fit."""
         path = self.network.weights
