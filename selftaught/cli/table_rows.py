@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
 
     from selftaught.methods import System
-    from selftaught.table1.plan import Row
+    from selftaught.table1.plan import Planned
     from selftaught.training.config import Config
 
 # Options of a run that the table decides, and what decides them.
@@ -42,10 +42,10 @@ def options_in(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 
 def resolved(
     out: Path, options: "Namespace", common: Sequence[str]
-) -> "tuple[dict[str, Row], Config, str]":
+) -> "tuple[dict[str, Planned], Config, str]":
     """Rows of the table with their settings, what is common to them, and the manifest's digest."""
     from selftaught.cli.options import read_config
-    from selftaught.table1.plan import PLAN, Row
+    from selftaught.table1.plan import PLAN, Planned
     from selftaught.training.config import STAGES
     from selftaught.training.intake import wants_prepared
 
@@ -71,7 +71,7 @@ def resolved(
         pack = ["--data.pack", str((out / "prepared").absolute())]
         common, base = [*common, *pack], read_config("table1", "", [*shared, *pack, *place])
         base = _settled(base, out)
-    rows: dict[str, Row] = {}
+    rows: dict[str, Planned] = {}
     lacking: list[str] = []
     for name, system in chosen.items():
         words = [*words_for(name, system, chosen, common), *sets[name], *place]
@@ -84,7 +84,7 @@ def resolved(
             continue
         if config.model.weights and not Path(config.model.weights).is_file():
             raise InputError(f"model.weights: {config.model.weights}: no such file")
-        rows[name] = Row(
+        rows[name] = Planned(
             system=system,
             config=config,
             budgets=_budgets(options, name, config.split.known_abnormal),

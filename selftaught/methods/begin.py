@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from selftaught.errors import InputError
-from selftaught.methods.subspace import sample
 from selftaught.methods.task import Rows, Start
 from selftaught.models.encoder import Encoder
 from selftaught.semi_labels import KNOWN_ABNORMAL
@@ -63,6 +63,12 @@ def fill_statistics(start: Start, network: nn.Module, fresh: nn.Module) -> None:
     for one, momentum in zip(norms, momenta, strict=True):
         one.momentum = momentum
     network.train()
+
+
+def sample(rows: Rows, count: int, seed: int) -> Rows:
+    """Up to `count` of the rows, in their order, always the same of one seed."""
+    drawn = np.random.default_rng(seed).permutation(len(rows))[:count]
+    return rows[np.sort(drawn)]
 
 
 def normal_rows(start: Start) -> Rows:

@@ -16,14 +16,12 @@ from selftaught import distributed
 from selftaught.data.augment import finetune_augment
 from selftaught.errors import InputError, require
 from selftaught.methods import noise
-from selftaught.methods.begin import take_encoder
+from selftaught.methods.begin import STATISTICS_IMAGES, sample, take_encoder
 from selftaught.methods.perturbation import Worst, running_statistics, search
 from selftaught.methods.task import Options, Start, System, Task
 from selftaught.models.heads import Embedder
 from selftaught.models.network import Network
 from selftaught.semi_labels import KNOWN_ABNORMAL
-
-STATISTICS_IMAGES = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +97,8 @@ class Drocc(Task):
     def begin(self, start: Start) -> None:
         """The encoder of the stage before, and the deviation of some training images' pixels."""
         take_encoder(self.options.method, start, self.embedder.encoder)
-        generator = torch.Generator().manual_seed(start.seed)
-        chosen = torch.randperm(len(start.rows), generator=generator)[:STATISTICS_IMAGES]
-        batches = start.batches(start.rows[chosen.numpy()])
+        chosen = sample(start.rows, STATISTICS_IMAGES, start.seed)
+        batches = start.batches(chosen)
         self.deviation.fill_(masked_deviation((b["views"], b["masks"]) for b in batches))
         if not self.deviation > 0 and not self.options.radius:
             raise InputError(

@@ -1,14 +1,13 @@
 """Features of a frozen encoder, and their nearest neighbours. Nothing is trained."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from selftaught.data.augment import Augment, finetune_augment
 from selftaught.errors import require
-from selftaught.methods.begin import normal_rows, take_encoder
+from selftaught.methods.begin import normal_rows, sample, take_encoder
 from selftaught.methods.task import Rows, Start, System, Task
 from selftaught.methods.weights import WeightsOptions
 from selftaught.models.encoder import Encoder
@@ -70,10 +69,6 @@ class Frozen(Task):
         """Fill the buffers from images not known to be abnormal."""
         raise NotImplementedError
 
-    def forward(self, batch: dict[str, Any], player: str = "all") -> dict[str, Tensor]:
-        """Never called: there are no epochs."""
-        raise NotImplementedError("this method trains nothing")
-
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """H of images, twice: there is no head."""
         h = self.encoder(images)
@@ -101,9 +96,7 @@ class Neighbours(Frozen):
 
     def remember(self, start: Start, rows: Rows) -> None:
         """The features of all rows, or of so many drawn ones."""
-        generator = torch.Generator().manual_seed(start.seed)
-        kept = torch.randperm(len(rows), generator=generator)[: len(self.memory)].sort().values
-        h = start.features(rows[kept.numpy()])
+        h = start.features(sample(rows, len(self.memory), start.seed))
         self.memory[: len(h)] = h.to(self.memory)
         self.count.fill_(len(h))
 

@@ -15,9 +15,9 @@ from torch.func import functional_call
 from torch.nn import Parameter
 from torch.nn.functional import adaptive_avg_pool2d, conv2d
 
-from selftaught import distributed
 from selftaught.data.augment import finetune_augment
 from selftaught.errors import require
+from selftaught.losses.means import per_counted
 from selftaught.methods import noise
 from selftaught.methods.task import Options, System, Task
 from selftaught.models.fresh import fresh_weights
@@ -109,9 +109,7 @@ class Gan(Task):
     def forward(self, batch: dict[str, Any], player: str = "critic") -> dict[str, Tensor]:
         """The loss of a player, and the means that it is made of."""
         counted = (batch["semi_label"] != KNOWN_ABNORMAL).to(batch["views"].dtype)
-        # Ranks differ in how many images count; the mean over ranks must be that over all images.
-        total = distributed.sum_over_ranks(counted.sum())
-        weights = counted * (distributed.world_size() / total.clamp(min=1))
+        weights = counted * per_counted(counted)
         x, mask = self.reconstruction.prepared(batch["views"][:, 0], batch["masks"][:, 0])
         if player == "generator":
             parts, options = self._generator_parts(x, mask), self.options

@@ -25,9 +25,10 @@ from selftaught.methods.begin import (
     fill_statistics,
     normal_rows,
     part,
+    sample,
     take_encoder,
 )
-from selftaught.methods.subspace import BANK, EPSILON, principal_subspace, regularised_span, sample
+from selftaught.methods.subspace import BANK, EPSILON, principal_subspace, regularised_span
 from selftaught.methods.task import Options, Start, System, Task
 from selftaught.models.decoder import feature_side, masked_mse, reconstruction_error
 from selftaught.models.encoder import Encoder

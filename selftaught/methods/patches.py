@@ -11,6 +11,7 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate
 from selftaught.errors import InputError, require
 from selftaught.losses import nearest_center
 from selftaught.methods import noise
+from selftaught.methods.begin import sample
 from selftaught.methods.features import IMAGENET, Frozen, FrozenOptions
 from selftaught.methods.task import Rows, Start, System
 from selftaught.models.encoder import Encoder
@@ -231,9 +232,8 @@ class Patchcore(OfPatches):
 
     def remember(self, start: Start, rows: Rows) -> None:
         """A coreset of patches that are drawn evenly from the images."""
-        generator = torch.Generator().manual_seed(start.seed)
         most = self.options.patches
-        rows = rows[torch.randperm(len(rows), generator=generator)[:most].sort().values.numpy()]
+        rows = sample(rows, most, start.seed)
         each = min(most // len(rows), self.patches().side ** 2)
         drawn = []
         for features, inside, ids in self.seen(start, rows):
@@ -242,8 +242,10 @@ class Patchcore(OfPatches):
             taken = features.gather(1, first.indices[..., None].expand(-1, -1, features.shape[2]))
             drawn.append(taken[first.values < 1])
         patches = torch.cat(drawn)
+        generator = torch.Generator().manual_seed(start.seed)
         projection = torch.randn(patches.shape[1], PROJECTED, generator=generator).to(patches)
-        chosen = start.alone(lambda: coreset(patches @ projection, len(self.memory)))
+        size = math.ceil(self.options.share * len(patches))
+        chosen = start.alone(lambda: coreset(patches @ projection, size))
         self.memory[: len(chosen)] = patches[chosen].to(self.memory)
         self.count.fill_(len(chosen))
         start.note(f"{len(chosen)} of {len(patches)} patches are in the coreset")

@@ -3,22 +3,13 @@
 After Devos and Grossglauser 2019, arXiv:1905.13613, who have fewer embeddings than dimensions.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
-
-from selftaught.methods.task import Rows
 
 BANK = 10_000  # embeddings that a subspace is fitted to, at most
 VARIANCE = 0.95  # of the bank, held by the principal directions
 RIDGE = 1e-3
 EPSILON = 1e-6  # added to the squared distance of known images
-
-
-def sample(rows: Rows, count: int, seed: int) -> Rows:
-    """Up to `count` of the rows, in their order, always the same of one seed."""
-    drawn = np.random.default_rng(seed).permutation(len(rows))[:count]
-    return rows[np.sort(drawn)]
 
 
 def principal_subspace(z: Tensor, share: float = VARIANCE) -> tuple[Tensor, Tensor, float]:

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from selftaught import distributed
 from selftaught.data.augment import finetune_augment
 from selftaught.errors import require
+from selftaught.losses.means import per_counted
 from selftaught.methods.begin import away_from_zero, normal_rows, take_encoder
 from selftaught.methods.task import Options, Start, System, Task
 from selftaught.models.heads import Embedder
@@ -113,10 +114,7 @@ class Svdd(Task):
         if self.soft and self.training:
             self._remember(squared.detach().where(normal, -1.0))
         losses = soft_losses(squared, self.radius2, self.options.nu) if self.soft else squared
-        count = distributed.sum_over_ranks(normal.sum()).clamp(min=1)
-        # The mean over the ranks' losses, which is what gradients are of, is that over all images.
-        loss = losses.where(normal, 0.0).sum() * distributed.world_size() / count
-        return {"loss": loss}
+        return {"loss": losses.where(normal, 0.0).sum() * per_counted(normal.to(losses.dtype))}
 
     def _remember(self, squared: Tensor) -> None:
         everyone = distributed.gather(squared)[-RING:]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -44,10 +44,6 @@ class Untrained(Task):
     def begin(self, start: Start) -> None:
         """Fill the running statistics."""
         fill_statistics(start, self.embedder, self.embedder)
-
-    def forward(self, batch: dict[str, Any], player: str = "all") -> dict[str, Tensor]:
-        """Never called: there are no epochs."""
-        raise NotImplementedError("this method trains nothing")
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """H and z of images."""

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from selftaught import distributed
+from selftaught.losses.means import per_counted
 from selftaught.models.encoder import Stem
 from selftaught.models.heads import ProjectionHead
 
@@ -148,8 +148,7 @@ def masked_mse(x_hat: Tensor, x: Tensor, mask: Tensor, weights: Tensor | None = 
     errors = _errors(x_hat, x, mask)
     if weights is not None:
         errors = errors * weights.to(errors.dtype)
-    area = distributed.sum_over_ranks(mask.detach().to(errors.dtype).sum())
-    return distributed.world_size() * errors.sum() / area.clamp(min=1)
+    return errors.sum() * per_counted(mask.to(errors.dtype))
 
 
 def reconstruction_error(

@@ -94,7 +94,7 @@ KINDS = {name: kind for name, kind in get_type_hints(Cell).items() if kind in (s
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Planned:
     """What is to be run for one system.
 
     Attributes:
@@ -224,7 +224,7 @@ def settings_path(out: Path, cell: Cell) -> Path:
 
 def extend(
     out: Path,
-    rows: Mapping[str, Row],
+    rows: Mapping[str, Planned],
     *,
     seeds: Sequence[int],
     label_draws: int,
@@ -309,7 +309,7 @@ def _cell(name: str, system: System, config: Config, run: str, key: str, donor: 
     )
 
 
-def _refuse_other_preset(out: Path, planned: Sequence[Cell], rows: Mapping[str, Row]) -> None:
+def _refuse_other_preset(out: Path, planned: Sequence[Cell], rows: Mapping[str, Planned]) -> None:
     """Refuse another preset than a table was begun with: its columns could not be compared."""
     then = settings_of(out, planned[0]).preset if planned else ""
     for row in rows.values():

@@ -8,8 +8,9 @@ from selftaught import methods
 from selftaught.detector import Detector
 from selftaught.evaluation.metrics import auroc
 from selftaught.losses import mad_loss
+from selftaught.methods.begin import sample
 from selftaught.methods.joint import Joint, JointAutoencoder, deep_sad, new_branch
-from selftaught.methods.subspace import principal_subspace, regularised_span, sample
+from selftaught.methods.subspace import principal_subspace, regularised_span
 from selftaught.models import Calibration, Preprocessing, save_model
 from selftaught.models.encoder import EncoderConfig
 from selftaught.models.network import Network

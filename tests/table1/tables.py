@@ -9,7 +9,7 @@ from pathlib import Path
 from selftaught import methods
 from selftaught.methods import System
 from selftaught.table1 import plan
-from selftaught.table1.plan import Row, claim_table, extend
+from selftaught.table1.plan import Planned, claim_table, extend
 from selftaught.table1.worker import Means, Worker
 from selftaught.training.config import build
 from selftaught.training.stop import Stopper, StopRun
@@ -30,7 +30,7 @@ def rows(names=("ours", "uni-modal", "supcon"), budgets=(0.05,), **values):
         for section, given in values.items():
             sections[section] = {**sections.get(section, {}), **given}
         config = build({"out": "x", "data": {"manifest": "m.csv"}, **sections})
-        found[name] = Row(system=system, config=config, budgets=budgets)
+        found[name] = Planned(system=system, config=config, budgets=budgets)
     return found
 
 
