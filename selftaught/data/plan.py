@@ -26,6 +26,7 @@ __all__ = [
     "batch_at",
     "draw",
     "finetune_augment",
+    "known_in_batch",
     "plain",
     "pretext_augment",
     "share_at",
@@ -172,7 +173,7 @@ def share_at(
             f"{len(kinds[0])} known and {len(kinds[1])} other samples in batches of {batch_size}: "
             "a fixed share needs two or more in a batch, and some of each kind"
         )
-    wanted = min(max(round(share * batch_size), 1), batch_size - 1)
+    wanted = known_in_batch(batch_size, share)
     counter = np.array([0, 0, step, 0], np.uint64)
     key = _key(seed, stage, "share")
     generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
@@ -183,6 +184,11 @@ def share_at(
     others = np.array([orders[one][place] for one, place in zip(rounds, places, strict=True)])
     mixed = np.concatenate([drawn, kinds[1][others]])
     return mixed[np.argsort(generator.random(batch_size), kind="stable")]
+
+
+def known_in_batch(batch_size: int, share: float) -> int:
+    """Known samples in each batch of `share_at`: at least one, and one other."""
+    return min(max(round(share * batch_size), 1), batch_size - 1)
 
 
 def stand_ins(

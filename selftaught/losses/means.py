@@ -19,3 +19,13 @@ def per_counted(counted: Tensor) -> Tensor:
     """
     total = distributed.sum_over_ranks(counted.detach().sum())
     return distributed.world_size() / total.clamp(min=1)
+
+
+def mean_above_zero(own: Tensor) -> Tensor:
+    """What a rank gives, so that the ranks' mean is max(0, mean of `own`), gradients too.
+
+    Args:
+        own: 0-d, of this rank; all ranks call alike.
+    """
+    total = distributed.sum_over_ranks(own.detach().clone())
+    return own * (total > 0)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selftaught.data.augment import finetune_augment
+from selftaught.data.plan import known_in_batch
 from selftaught.errors import require
 from selftaught.methods import noise
 from selftaught.methods.begin import take_encoder
@@ -38,7 +39,8 @@ class ClassifierOptions(Options):
             features, without a head.
         normals: who counts as normal: all images not known to be abnormal, or the known ones.
         balance: weight = each abnormal image counts n0/n1 times, where n0 images are normal and
-            n1 abnormal; sample = half of each batch is known abnormal, drawn with replacement.
+            n1 abnormal; sample = a share of each batch is known abnormal, drawn with replacement.
+        share: this share, in whole images, at least one.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -52,6 +54,7 @@ class ClassifierOptions(Options):
     features: Literal["h", "z"] = "z"
     normals: Literal["all", "known"] = "all"
     balance: Literal["none", "weight", "sample"] = "weight"
+    share: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +67,8 @@ class ClassifierOptions(Options):
         require("normals", self.normals, "all, known", known or self.normals == "all")
         ways = ("none", "weight", "sample")
         require("balance", self.balance, ", ".join(ways), self.balance in ways)
-        # The other half of a batch would be unknown images for the most part.
+        require("share", self.share, "above 0 and below 1", 0 < self.share < 1)
+        # The rest of a batch would be unknown images for the most part.
         fine = self.balance != "sample" or not known
         require("balance", self.balance, "none, weight with normals known", fine)
         fine = self.balance != "sample" or self.batch_size >= 2
@@ -92,11 +96,15 @@ class Classifier(Task):
     score_name = "score of the classifier"
     options: ClassifierOptions
     weights: Tensor
+    odds: Tensor
 
     def __init__(self, options: ClassifierOptions, network: Network) -> None:
         super().__init__(options, network)
         self.net = Scorer(options, network)
         self.register_buffer("weights", torch.ones(3))
+        self.logit = options.loss == "bce"
+        if self.logit and self.known_share:
+            self.register_buffer("odds", torch.ones(2))
 
     def check(self, labels: Tensor) -> None:
         """Refuse a training set without one of the kinds."""
@@ -114,8 +122,8 @@ class Classifier(Task):
 
     @property
     def known_share(self) -> float:
-        """A half, where batches are balanced by drawing."""
-        return 0.5 if self.options.balance == "sample" else 0.0
+        """Of each batch, where these are balanced by drawing."""
+        return self.options.share if self.options.balance == "sample" else 0.0
 
     @torch.no_grad()
     def begin(self, start: Start) -> None:
@@ -124,15 +132,18 @@ class Classifier(Task):
         labels = start.labels[torch.from_numpy(start.rows)]
         normals, balance = self.options.normals, self.options.balance
         self.weights.copy_(kind_weights(labels, normals, balance))
-        if self.options.loss == "bce" and balance == "none":
+        if self.logit and balance == "none":
             abnormal, normal = kinds(labels, normals)
             self.net.bias.fill_(math.log(abnormal / normal))
+        if self.logit and (share := self.known_share):
+            self.net.bias.fill_(math.log(share / (1 - share)))
+            self.odds.copy_(odds(start, share))
 
     def forward(self, batch: dict[str, Any], player: str = "all") -> dict[str, Tensor]:
         """Mean loss of a batch."""
         score, labels = self.net(batch["views"][:, 0])["score"], batch["semi_label"]
         abnormal = labels == KNOWN_ABNORMAL
-        if self.options.loss == "bce":
+        if self.logit:
             losses = bce(score, abnormal)
         elif self.options.loss == "hypersphere":
             losses = hypersphere(score, abnormal)
@@ -150,8 +161,14 @@ class Classifier(Task):
         return self.net.encoder
 
     def scorer(self) -> nn.Module:
-        """The logit, or the distance to the origin."""
-        return self.net
+        """The logit and its probability, the distance to the origin, or DevNet's score."""
+        if not self.logit:
+            return self.net
+        # Odds in the training set, over those in the loss.
+        ratio = self.weights[KNOWN_NORMAL + 1] / self.weights[KNOWN_ABNORMAL + 1]
+        if self.known_share:
+            ratio = self.odds[0] / self.odds[1]
+        return Probability(self.net, ratio.log())
 
 
 class Supervised(Classifier):
@@ -185,6 +202,38 @@ class Scorer(nn.Module):
         wide = z.to(torch.promote_types(z.dtype, torch.float32))
         score = (wide * self.weight).sum(1) + self.bias if self.linear else radius(wide)
         return {"score": score, "h": h, "z": z}
+
+
+class Probability(nn.Module):
+    """A scorer of logits, and `probability` (B,): of abnormality, as often as in the training set.
+
+    A logit that was learnt where abnormal images count for more than they are in number is moved
+    by the log odds in the training set less those in the loss.
+
+    Args:
+        scorer: images -> `score` (B,) and more.
+        shift: 0-d, the difference of log odds.
+    """
+
+    shift: Tensor
+
+    def __init__(self, scorer: nn.Module, shift: Tensor) -> None:
+        super().__init__()
+        self.scorer = scorer
+        self.register_buffer("shift", shift)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """What the scorer gives, and `probability`."""
+        outputs = self.scorer(images)
+        return {**outputs, "probability": (outputs["score"] + self.shift).sigmoid()}
+
+
+def odds(start: Start, share: float) -> Tensor:
+    """Odds (2,) of known abnormal images: in the training set, and in batches of that share."""
+    abnormal, normal = kinds(start.labels[torch.from_numpy(start.rows)], "all")
+    known = known_in_batch(start.batch_size, share)
+    drawn = known / (start.batch_size - known)
+    return torch.tensor([abnormal / normal, drawn], dtype=torch.float64)
 
 
 def kinds(labels: Tensor, normals: str) -> tuple[int, int]:

@@ -33,6 +33,8 @@ class SpheresOptions(Options):
         eta: weight of known images.
         center_epsilon: centre coordinates closer to 0 than this are pushed to +-this; 0 stays.
         center_views: plain, or augmented = random views for k-means as published.
+        share: share of each global batch that is known abnormal, in whole images, at least one;
+            0 = images as they come.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -50,6 +52,7 @@ class SpheresOptions(Options):
     eta: float = 1.0
     center_epsilon: float = 0.1
     center_views: Literal["plain", "augmented"] = "plain"
+    share: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,6 +63,9 @@ class SpheresOptions(Options):
         require("center_epsilon", epsilon, "0 or more", 0 <= epsilon < math.inf)
         views = self.center_views
         require("center_views", views, "plain, augmented", views in ("plain", "augmented"))
+        require("share", self.share, "0 or more, below 1", 0 <= self.share < 1)
+        fine = not self.share or self.batch_size >= 2
+        require("batch_size", self.batch_size, "2 or more with share above 0", fine)
 
 
 class Spheres(Task):
@@ -92,6 +98,11 @@ class Spheres(Task):
                 f"centers is {k}, but only {images} training images are not known to be "
                 f"abnormal; allowed: 1 to {images}"
             )
+
+    @property
+    def known_share(self) -> float:
+        """Of each batch."""
+        return self.options.share
 
     def begin(self, start: Start) -> None:
         """The encoder of the stage before under a fresh head, and k-means centres."""

@@ -49,6 +49,8 @@ class Options:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     least_images: ClassVar[int] = 1  # in a batch
     least_epochs: ClassVar[int] = 1
+    # Column of the manifest whose values batches hold as `stratum`; a method makes it an option.
+    strata = ""
 
     # Never changes in a run, not even where the other options may until the stage begins.
     method: str = field(default="", metadata={"resume": ""})
@@ -83,6 +85,7 @@ class Start(Protocol):
     """What training offers a task that begins; the same on every rank, which all call alike."""
 
     seed: int  # of the run
+    batch_size: int  # of the global batches
     rows: Rows  # of the training images
     labels: Tensor  # (images in the split table,) int64: -1 known abnormal, +1 known normal, 0
 
@@ -107,7 +110,9 @@ class Task(nn.Module):
 
     A batch is a dict: `views` (B, V, 1, S, S) float32 in the declared input range; `masks` of the
     same shape in [0, 1], or None; `semi_label` (B,) int64, -1 known abnormal, +1 known normal,
-    0 unknown; `ids` (B,) int64; `epoch` and `step`, whole numbers counted from 0.
+    0 unknown; `ids` (B,) int64; `epoch` and `step`, whole numbers counted from 0. In training, and
+    where the options name `strata`, `stratum` (B,) int64 too: an image's number in
+    `network.strata`, or -1.
 
     Parameters are touched in `forward` alone. Noise of a task's own is a function of seed, epoch
     and ids, so that neither a resume nor the number of ranks changes a result.
@@ -130,7 +135,7 @@ class Task(nn.Module):
     masks: ClassVar[bool] = False
     players: ClassVar[tuple[str, ...]] = ("all",)
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
-    whole_batch: ClassVar[bool] = False
+    whole_batch: bool = False
     needs_weights: ClassVar[bool] = False
     score_name: ClassVar[str] = "score of the method"
 

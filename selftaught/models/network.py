@@ -20,6 +20,7 @@ class Network:
         images: training images of this stage.
         seed: of fresh weights.
         weights: a state dict on this disk that some methods start from, "" = none.
+        strata: values of the column that the stage's options name as `strata`, in the training set.
     """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -28,6 +29,7 @@ class Network:
     images: int = 0
     seed: int = 0
     weights: str = ""
+    strata: Sequence[str] = ()
 
     def embedder(self, *, bias: bool = True) -> Embedder:
         """Encoder and head with fresh weights from `seed`, in training mode, on the CPU.
@@ -40,7 +42,8 @@ class Network:
     def facts(self) -> dict[str, Any]:
         """What a model stores: all but the seed and the path of weights, which it brings itself."""
         stored = dataclasses.asdict(self)
-        return {key: stored[key] for key in ("encoder", "head", "image_size", "images")}
+        names = ("encoder", "head", "image_size", "images", *(["strata"] if self.strata else []))
+        return {key: stored[key] for key in names}
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> "Network":

@@ -14,7 +14,7 @@ from selftaught.training.config import STAGES
 from selftaught.training.context import Run
 from selftaught.training.engine import Batch
 from selftaught.training.inference import infer
-from selftaught.training.inputs import Rows, on_device
+from selftaught.training.inputs import Rows, global_batch_size, on_device
 from selftaught.training.tasks import finished_weights
 
 Result = TypeVar("Result")
@@ -29,6 +29,12 @@ class Beginning:
         self.seed = run.config.seed
         self.rows = run.images.training_rows(role)
         self.labels = run.images.semi_label
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a global batch."""
+        size, parts = self.run.options(self.role).batch_size, self.run.config.engine.accumulate
+        return global_batch_size(f"{self.role}.batch_size", size, len(self.rows), parts)
 
     def weights(self) -> Mapping[str, Tensor]:
         """State of the stage before; empty in the first."""

@@ -24,6 +24,9 @@ from selftaught.training.bad_files import BadFiles
 from selftaught.training.config import Config, DataConfig
 from selftaught.training.engine import Batch
 
+# A column that tells sets or labels apart would show what is hidden.
+NO_STRATA = ("path", "split", "label", "semi_label", "mask")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
@@ -70,6 +73,32 @@ class Images:
                 "allowed: train, where the training set has no label"
             )
         return rows
+
+    def strata(self, stage: str, column: str) -> tuple[tuple[str, ...], Tensor]:
+        """Values of a column among a stage's training images, and each image's number in them.
+
+        Args:
+            stage: whose training images.
+            column: of the split table; "" = no values.
+
+        Returns:
+            The values, sorted; and (N,) int64 of all images, -1 where the cell is blank or has
+            another value.
+
+        Raises:
+            InputError: there is no such column, or it is one of those that say what an image is.
+        """
+        if not column:
+            return (), torch.full((len(self.frame),), -1)
+        allowed = [name for name in self.frame.columns if name not in NO_STRATA]
+        if column not in allowed:
+            raise InputError(
+                f"{stage}.strata is {column!r}; allowed: a column of the manifest, here "
+                f"{', '.join(allowed) or 'none'}"
+            )
+        cells = self.frame[column].fillna("").astype(str)
+        values = sorted(set(cells.iloc[self.training_rows(stage)]) - {""})
+        return tuple(values), torch.from_numpy(pd.Index(values).get_indexer(cells).astype(np.int64))
 
     def paths(self, ids: Tensor) -> list[str]:
         """Manifest paths of samples."""
@@ -187,6 +216,7 @@ def training_batches(
     device: torch.device,
     kind: torch.dtype = torch.float32,
     known_share: float = 0.0,
+    strata: str = "",
 ) -> Iterator[Batch]:
     """This rank's share of each global batch, from `first_step` on.
 
@@ -204,6 +234,7 @@ def training_batches(
         kind: of the views, that of the weights.
         known_share: share of each global batch that is known abnormal, drawn with replacement; 0 =
             images as they come.
+        strata: column whose values batches hold as `stratum`; "" = none.
 
     Raises:
         InputError: an image cannot be read, or where such are skipped, too many.
@@ -218,7 +249,7 @@ def training_batches(
                 chosen = share_at(images.seed, stage, step, known, batch_size, known_share)
             yield epoch, rows[chosen.reshape(accumulate, world, -1)[:, rank].ravel()]
 
-    semi_label = images.semi_label
+    semi_label, stratum = images.semi_label, images.strata(stage, strata)[1]
     low, high = input_range
     per_epoch = steps_per_epoch(len(rows), batch_size, drop_last=True)
     for step, batch in enumerate(pipeline.batches(requests()), first_step):
@@ -234,6 +265,7 @@ def training_batches(
             **on_device(batch, semi_label, device, kind),
             "epoch": step // per_epoch,
             "step": step,
+            **({"stratum": stratum[batch.ids].to(device, non_blocking=True)} if strata else {}),
         }
 
 

@@ -182,6 +182,7 @@ class TrainingStage:
             device=self.run.device,
             kind=self.run.kind,
             known_share=self.task.known_share,
+            strata=self.options.strata,
         )
 
     def renew(self) -> None:

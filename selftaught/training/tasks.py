@@ -30,6 +30,7 @@ def new_task(config: Config, images: Images, role: str) -> Task:
         images=len(images.training_rows(role)),
         seed=config.seed + SEEDS_APART * list(STAGES).index(role),
         weights=config.model.weights,
+        strata=images.strata(role, options.strata)[0],
     )
     task = methods.load(options.method)(options, network)
     return task.double() if config.engine.precision == "fp64" else task

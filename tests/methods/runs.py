@@ -63,6 +63,7 @@ def split_table():
             "label": np.where(semi == -1, 1, np.arange(IMAGES) % 2 * (semi == 0)),
             "semi_label": semi,
             "mask": "",
+            "body_part": (["wrist", "", "elbow", "hand"] * IMAGES)[:IMAGES],
         }
     )
 

@@ -7,7 +7,7 @@ import torch
 class Start:
     """32 images of noise under masks of different sizes, a fifth known to be abnormal."""
 
-    seed = 3
+    seed, batch_size = 3, 16
 
     def __init__(self, task, size, weights=None, count=32):
         generator = torch.Generator().manual_seed(1)

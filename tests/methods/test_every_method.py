@@ -22,6 +22,12 @@ NAMES = methods.names()
 RUNS = {name: (name, {}) for name in NAMES} | {
     # On two dozen images the default key network is a copy of the query network.
     "moco, moving keys": ("moco", {"momentum": 0.8, "queue": 11, "group": 4}),
+    "spheres, a quarter": ("spheres", {"share": 0.25}),
+    "classifier, a quarter": ("classifier", {"balance": "sample", "share": 0.25}),
+    "relative, strata": (
+        "relative",
+        {"strata": "body_part", "centers": 1, "strata_weight": 2.0, "contamination": 0.2},
+    ),
     "svdd, soft": ("svdd", {"boundary": "soft", "warmup_epochs": 1, "nu": 0.3, "lr": 1e-2}),
 }
 
