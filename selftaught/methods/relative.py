@@ -163,8 +163,8 @@ class Prototypes:
     """Embeddings beside the prototypes, in float32 or wider.
 
     As all prototypes have the length r, squared distances differ by the inner products alone:
-    |z - r e_k|^2 = (|z|^2 + r^2) - 2 r z_k. The norm cancels but in the floor, so that embeddings
-    of any length lose no digits.
+    |z - r e_k|^2 = (|z|^2 + r^2) - 2 r z_k. The norm cancels but in the floor, and what all
+    coordinates share cancels before anything is rounded.
 
     Args:
         z: (B, D), D above `centers`.
@@ -175,16 +175,19 @@ class Prototypes:
     def __init__(self, z: Tensor, centers: int, options: RelativeOptions) -> None:
         z = z.to(torch.promote_types(z.dtype, torch.float32))
         radius, temperature = options.radius, options.temperature
-        self.normal = 2 * radius / temperature * z[:, :centers]
-        self.abnormal = 2 * radius / temperature * z[:, centers]
+        # (e_a - e_k) / tau, and (e_a - R) / tau.
+        self.normal = 2 * radius / temperature * (z[:, :centers] - z[:, centers, None])
+        self.floor: Tensor | None = None
         if options.floor:
             shared = z.square().sum(1) + (1 - options.floor) * radius**2
-            self.abnormal = torch.logaddexp(self.abnormal, shared / temperature)
+            self.floor = (shared - 2 * radius * z[:, centers]) / temperature
 
     def score(self) -> Tensor:
         """The relative distance s (B,)."""
-        centers = self.normal.shape[1]
-        return self.abnormal - self.normal.logsumexp(1) + math.log(centers)
+        score = math.log(self.normal.shape[1]) - self.normal.logsumexp(1)
+        if self.floor is not None:
+            score = score + torch.logaddexp(self.floor, torch.zeros_like(self.floor))
+        return score
 
     def strata(self, stratum: Tensor) -> Tensor:
         """Cross-entropy (B,) of declared strata (B,) among the normal ones; 0 where it is -1."""
