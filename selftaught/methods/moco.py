@@ -65,6 +65,7 @@ class MoCo(Task):
     """
 
     Options, views = MoCoOptions, 2
+    copied = ("ring",)
     options: MoCoOptions
     ring: Tensor
     written: Tensor

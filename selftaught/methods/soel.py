@@ -65,6 +65,7 @@ class SOEL(Spheres):
     """
 
     Options = SOELOptions
+    copied = ("distances", "alpha")
     options: SOELOptions
     rows: Tensor
     known: Tensor

@@ -71,6 +71,7 @@ class Svdd(Task):
 
     Options, whole_batch = SvddOptions, True
     score_name = "squared distance to the centre, less the squared radius"
+    copied = ("radius2", "ring")
     options: SvddOptions
     center: Tensor
     radius2: Tensor

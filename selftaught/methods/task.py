@@ -39,6 +39,10 @@ class Options:
         milestones: epochs at which the rate is divided by ten.
         weight_decay: coupled L2.
         validate_every: epochs between validation AUROCs, where the method scores; 0 = never.
+        average: share of the averaged weights that a step keeps (less in the first steps), up to
+            below 1; the averaged ones are validated, scored and begun from; 0 = the raw ones are.
+        recalibrate: plain training images from which the batch norms of the weights that score get
+            their statistics anew at each epoch's end, 2 or more; 0 = those of training stay.
         augment: how a view is drawn.
 
     Raises:
@@ -61,6 +65,8 @@ class Options:
     milestones: list[int] = field(default_factory=list)
     weight_decay: float = 1e-6
     validate_every: int = 1
+    average: float = 0.0
+    recalibrate: int = 0
     augment: Augment = field(default_factory=finetune_augment)
 
     def __post_init__(self) -> None:
@@ -76,6 +82,9 @@ class Options:
         rising = list(self.milestones) == sorted(set(self.milestones))
         require("milestones", self.milestones, "rising epochs", rising)
         require("validate_every", self.validate_every, "0 or more", self.validate_every >= 0)
+        require("average", self.average, "0 to below 1", 0 <= self.average < 1)
+        fine = self.recalibrate == 0 or self.recalibrate >= 2
+        require("recalibrate", self.recalibrate, "0, or 2 or more", fine)
 
 
 AnyOptions: TypeAlias = Options  # its name inside Task, where `Options` is the method's own
@@ -126,6 +135,8 @@ class Task(nn.Module):
         betas: of the optimizer adam, how much it keeps of mean and mean square of the gradients.
         needs_weights: whether it starts from the state dict that `model.weights` names.
         score_name: what the score is, in the report's words.
+        copied: floating-point buffers that are no part of an average of weights, which takes them
+            as they are: queues, and what stands for nothing yet.
         whole_batch: the loss is no mean over images each by itself: it compares them with each
             other, or divides by what some of them add up to, so that micro-batches change it.
     """
@@ -138,6 +149,7 @@ class Task(nn.Module):
     whole_batch: bool = False
     needs_weights: ClassVar[bool] = False
     score_name: ClassVar[str] = "score of the method"
+    copied: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: AnyOptions, network: Network) -> None:
         """Build with shapes alone; never reads data, since resume and load build with it too.
@@ -199,7 +211,10 @@ class Task(nn.Module):
         return {}
 
     def renew(self, start: Start) -> None:
-        """Change between epochs what needs the images, such as a subspace of their features."""
+        """Change between epochs what needs the images, such as a subspace of their features.
+
+        With averaged weights it is called for them too, after the raw ones.
+        """
 
     def check_epoch(self, epoch: int) -> list[str]:
         """What a person must hear after this epoch, counted from 0; each line with its figure."""

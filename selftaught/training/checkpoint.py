@@ -4,9 +4,10 @@
 checkpoints/<stage>/step-00000120/
     weights.safetensors     the task's parameters and buffers (centres and pruning included)
     optimizer.safetensors   the optimizer's state (Adam: moments and step counts)
-    state.json              step, the loop's running figures, SHA-256 of both files and of itself
+    average.safetensors     averaged weights and buffers, only where a stage has such
+    state.json              step, the loop's running figures, SHA-256 of these files and of itself
 checkpoints/best/
-    weights.safetensors     of the epoch that was validated best
+    weights.safetensors     of the epoch that was validated best, averaged where there is an average
     best.json               epoch, val_auroc, SHA-256 of the weights
 ```
 A checkpoint is written to a hidden folder, fsynced and renamed; the one before the previous is
@@ -20,8 +21,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,18 +48,23 @@ NAME = re.compile(r"step-\d{8}")
 # What a damaged file or disk gives when read; anything else may be gone the next time.
 DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 TENSORS = ("weights.safetensors", "optimizer.safetensors")
+AVERAGE = "average.safetensors"
 STATE = "state.json"
 BEST = "best.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a loop needs to go on: `step` optimizer steps are done."""
+    """What a loop needs to go on: `step` optimizer steps are done.
+
+    `average` holds those of the weights that are averaged, if any are.
+    """
 
     step: int
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     figures: dict[str, Any]
+    average: dict[str, Tensor] = field(default_factory=dict)
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -69,13 +75,13 @@ def _size(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def check_room(folder: Path, weights: Mapping[str, Tensor]) -> None:
+def check_room(folder: Path, *weights: Mapping[str, Tensor]) -> None:
     """Refuse to begin where not even the weights of one more checkpoint have room.
 
     Raises:
         MachineError: the disk is that full.
     """
-    size = _size(weights)
+    size = sum(map(_size, weights))
     if 0 <= free_bytes(folder) < size:
         raise disk_full(folder, size)
 
@@ -96,18 +102,20 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     final = folder / f"step-{checkpoint.step:08d}"
     if final.exists() and _is_whole(final):
         return final
-    size = _size(checkpoint.weights) + _size(checkpoint.optimizer)
+    tensors = dict(zip(TENSORS, (checkpoint.weights, checkpoint.optimizer), strict=True))
+    if checkpoint.average:
+        tensors[AVERAGE] = checkpoint.average
+    size = sum(map(_size, tensors.values()))
     with machine_errors(final, size):
         if final.exists():
             _put_aside(final)
-    tensors = zip(TENSORS, (checkpoint.weights, checkpoint.optimizer), strict=True)
     contents: dict[str, Content] = {
-        name: partial(save_file, _contiguous(content)) for name, content in tensors
+        name: partial(save_file, _contiguous(content)) for name, content in tensors.items()
     }
     state: dict[str, Any] = {"step": checkpoint.step, "figures": checkpoint.figures}
 
     def write_state(path: Path) -> None:
-        state["sha256"] = _digests(path.parent, state)
+        state["sha256"] = _digests(path.parent, state, tensors)
         path.write_text(json.dumps(state, indent=1), encoding="utf-8")
 
     write_folder(final, {**contents, STATE: write_state}, size=size)
@@ -137,9 +145,9 @@ def put_aside_after(folder: Path, step: int) -> None:
             _put_aside(path)
 
 
-def _digests(path: Path, state: dict[str, Any]) -> dict[str, str]:
+def _digests(path: Path, state: dict[str, Any], names: Iterable[str]) -> dict[str, str]:
     """Checksums of the tensor files and of what state.json itself says."""
-    found = {name: sha256(path / name) for name in TENSORS}
+    found = {name: sha256(path / name) for name in names}
     own = json.dumps([state["step"], state["figures"]])
     return {**found, STATE: hashlib.sha256(own.encode()).hexdigest()}
 
@@ -147,10 +155,15 @@ def _digests(path: Path, state: dict[str, Any]) -> dict[str, str]:
 def _verified(path: Path) -> dict[str, Any]:
     """state.json, where all checksums in it hold."""
     state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
-    for name, digest in _digests(path, state).items():
+    for name, digest in _digests(path, state, _names(state)).items():
         if digest != state["sha256"][name]:
             raise InputError(f"{path / name}: checksum differs from {STATE}: damaged file")
     return state
+
+
+def _names(state: Mapping[str, Any]) -> tuple[str, ...]:
+    """Tensor files of a checkpoint with this state.json."""
+    return (*TENSORS, AVERAGE) if AVERAGE in state["sha256"] else TENSORS
 
 
 def _is_whole(path: Path) -> bool:
@@ -170,9 +183,13 @@ def read(path: Path) -> Checkpoint:
     """
     try:
         state = _verified(path)
-        weights, optimizer = (load_file(path / name) for name in TENSORS)
+        weights, optimizer, *average = (load_file(path / name) for name in _names(state))
         return Checkpoint(
-            step=int(state["step"]), weights=weights, optimizer=optimizer, figures=state["figures"]
+            step=int(state["step"]),
+            weights=weights,
+            optimizer=optimizer,
+            figures=state["figures"],
+            average=average[0] if average else {},
         )
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         if isinstance(error, InputError):

@@ -19,6 +19,7 @@ from torch import Tensor
 from selftaught import distributed
 from selftaught.methods.task import loss_of
 from selftaught.training import checkpoint
+from selftaught.training.averaging import Averaged
 from selftaught.training.bad_numbers import report_bad_numbers
 from selftaught.training.compiling import compile_backbone
 from selftaught.training.config import EngineConfig
@@ -75,11 +76,12 @@ def train(
         StopRun: a signal arrived; the state was saved first.
     """
     plan, task, options = stage.schedule, engine.task, options or EngineConfig()
-    step, figures = restore(engine, stage, folder, reporter)
+    averaged = Averaged(task)
+    step, figures = restore(engine, averaged, stage, folder, reporter)
     if step == plan.steps:
         return
     if distributed.is_main():
-        checkpoint.check_room(folder, task.state_dict())
+        checkpoint.check_room(folder, task.state_dict(), averaged.state)
     reporter.start_bar(plan.stage, plan.steps, step)
     with Watch(engine, plan.stage, plan.steps, options, reporter) as watch:
         batches, saved_at, first = stage.batches(step), time.monotonic(), step
@@ -116,6 +118,7 @@ def train(
                 if any(word.skipped for word in words):
                     stage.share()
                 engine.step(plan.rate(step), player)
+            averaged.update(step)
             watch.done(step)
             step += 1
             stopping = max(int(word.stop) for word in words)
@@ -134,12 +137,12 @@ def train(
             if epoch_done:
                 figures["closing"] = task.close_epoch()
                 engine.sync_buffers()  # all ranks observe one model
-                stage.renew()
+                averaged.renew(stage)
                 figures["machines"] = watch.summary(words, True)
                 if step == plan.steps:
                     watch.report(figures["machines"])
             if any(word.save for word in words) or stopping or step == plan.steps:
-                save(engine, folder, step, figures)
+                save(engine, averaged, folder, step, figures)
                 saved_at = time.monotonic()
             if stopping:
                 raise StopRun(stopping)
@@ -148,9 +151,9 @@ def train(
             )
             if epoch_done:
                 try:
-                    finish_epoch(stage, reporter, step, figures)
+                    finish_epoch(stage, averaged, reporter, step, figures)
                 except StopRun:
-                    save(engine, folder, step, figures)
+                    save(engine, averaged, folder, step, figures)
                     raise
                 figures = new_figures()
                 watch.start_epoch()

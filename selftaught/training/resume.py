@@ -9,6 +9,7 @@ from torch import Tensor
 from selftaught import distributed
 from selftaught.errors import InputError
 from selftaught.training import checkpoint
+from selftaught.training.averaging import Averaged
 from selftaught.training.checkpoint import Checkpoint
 from selftaught.training.engine import Engine
 from selftaught.training.progress import Reporter
@@ -16,7 +17,7 @@ from selftaught.training.schedule import Stage
 
 
 def restore(
-    engine: Engine, stage: Stage, folder: Path, reporter: Reporter
+    engine: Engine, averaged: Averaged, stage: Stage, folder: Path, reporter: Reporter
 ) -> tuple[int, dict[str, Any]]:
     """Steps done and running figures of the newest whole checkpoint, which the task takes up.
 
@@ -39,20 +40,24 @@ def restore(
     if latest is not None:
         engine.task.load_state_dict(latest.weights)
         engine.task.after_load()
+        averaged.load(latest.average)
         engine.load_state(latest.optimizer)
         step, figures = latest.step, new_figures() | latest.figures
     reporter.forget_after(plan.stage, step)
     if step and step % plan.steps_per_epoch == 0:
         # A run killed between save and observation still owes the epoch's line.
         if not distributed.broadcast_object(reporter.has_epoch(plan.stage, plan.epoch(step))):
-            finish_epoch(stage, reporter, step, figures)
+            finish_epoch(stage, averaged, reporter, step, figures)
         figures = new_figures()
     return step, figures
 
 
-def save(engine: Engine, folder: Path, step: int, figures: dict[str, Any]) -> None:
+def save(
+    engine: Engine, averaged: Averaged, folder: Path, step: int, figures: dict[str, Any]
+) -> None:
     """Write a checkpoint of `step` done steps (rank 0 writes, all ranks take part)."""
     engine.sync_buffers()
+    averaged.share()
     engine.task.before_save()
     optimizer = engine.state()
     # Every rank goes on from what the first one saves, and the epoch's loss is the ranks' mean.
@@ -62,7 +67,13 @@ def save(engine: Engine, folder: Path, step: int, figures: dict[str, Any]) -> No
         weights: dict[str, Tensor] = engine.task.state_dict()
         checkpoint.save(
             folder,
-            Checkpoint(step=step, weights=weights, optimizer=optimizer, figures=figures),
+            Checkpoint(
+                step=step,
+                weights=weights,
+                optimizer=optimizer,
+                figures=figures,
+                average=averaged.state,
+            ),
         )
     distributed.barrier()
 
@@ -92,10 +103,13 @@ def _outputs_of_ranks(figures: Mapping[str, Any]) -> dict[str, dict[str, float]]
     }
 
 
-def finish_epoch(stage: Stage, reporter: Reporter, step: int, figures: dict[str, Any]) -> None:
-    """Observe the task after the epoch's last step, and write the epoch's line."""
+def finish_epoch(
+    stage: Stage, averaged: Averaged, reporter: Reporter, step: int, figures: dict[str, Any]
+) -> None:
+    """Observe the weights that score after the epoch's last step, and write the epoch's line."""
     plan, epoch = stage.schedule, stage.schedule.epoch(step)
-    observed = stage.observe_epoch(epoch, step)
+    with averaged.scoring():
+        observed = stage.observe_epoch(epoch, step)
     loss = figures["loss_sum"] / max(figures["loss_steps"], 1)
     mean = sum(distributed.gather_objects(loss)) / distributed.world_size()
     outputs, counts = _outputs_of_ranks(figures).values()

@@ -51,8 +51,11 @@ class Stage(Protocol):
     def observe_epoch(self, epoch: int, step: int) -> dict[str, Any]:
         """Figures of the task, which it does not change (validation, guards); after the save."""
 
-    def renew(self) -> None:
-        """Let the task change what needs the images, before the save of an epoch's end."""
+    def renew(self, *, scoring: bool = False) -> None:
+        """Let the task change what needs the images, before the save of an epoch's end.
+
+        `scoring`: it holds the weights that score, not those that train.
+        """
 
     @property
     def pending(self) -> bool:

@@ -14,6 +14,7 @@ from selftaught.methods import Task
 from selftaught.methods.task import score_images
 from selftaught.models.sync_norm import synchronise_norms
 from selftaught.training import checkpoint, guards
+from selftaught.training.averaging import recalibrate
 from selftaught.training.begin import Beginning
 from selftaught.training.checkpoint import Checkpoint
 from selftaught.training.config import STAGES, EngineConfig
@@ -185,8 +186,10 @@ class TrainingStage:
             strata=self.options.strata,
         )
 
-    def renew(self) -> None:
+    def renew(self, *, scoring: bool = False) -> None:
         """Let the task change what needs the images; costs nothing where it does not."""
+        if scoring and (images := self.options.recalibrate):
+            recalibrate(self.task, Beginning(self.run, self.role, self.task), images)
         if type(self.task).renew is not Task.renew:
             self.task.renew(Beginning(self.run, self.role, self.task))
 

@@ -107,7 +107,9 @@ def trained_task(run: Run, role: str, *, best: bool = False) -> Task:
 
 
 def finished_weights(run: Run, role: str) -> dict[str, Tensor]:
-    """The state that a finished stage left.
+    """The state that a finished stage left: its averaged weights, where it has such.
+
+    A later stage begins with them, and they score.
 
     Raises:
         InputError: it is not finished.
@@ -119,4 +121,4 @@ def finished_weights(run: Run, role: str) -> dict[str, Tensor]:
             "finetune": ("fine-tuning", "finetune"),
         }[role]
         raise InputError(f"{run.folder}: {doing} is not finished; run `selftaught {command}` first")
-    return latest.weights
+    return latest.weights | latest.average

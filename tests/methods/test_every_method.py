@@ -28,6 +28,9 @@ RUNS = {name: (name, {}) for name in NAMES} | {
         "relative",
         {"strata": "body_part", "centers": 1, "strata_weight": 2.0, "contamination": 0.2},
     ),
+    "moco, averaged": ("moco", {"momentum": 0.8, "queue": 11, "average": 0.9, "recalibrate": 10}),
+    "spheres, averaged": ("spheres", {"average": 0.9, "recalibrate": 10}),
+    "spheres, recalibrated": ("spheres", {"recalibrate": 10}),
     "svdd, soft": ("svdd", {"boundary": "soft", "warmup_epochs": 1, "nu": 0.3, "lr": 1e-2}),
 }
 
@@ -49,8 +52,10 @@ def weights_of_all(root, folder):
     with thin.patch():
         for run, (name, options) in RUNS.items():
             given = {"precision": "fp64", "epochs": 2 if options else 1, "optimizer": "sgd"}
-            checkpoint = runs.train(root, folder / run, name, **given, **options)
-            found[run] = {key: value.numpy() for key, value in checkpoint.weights.items()}
+            left = runs.train(root, folder / run, name, **given, **options)
+            average = {f"average of {key}": value for key, value in left.average.items()}
+            assert bool(average) == bool(options.keys() & {"average", "recalibrate"})
+            found[run] = {key: value.numpy() for key, value in (left.weights | average).items()}
     return found
 
 
@@ -93,7 +98,7 @@ def test_a_killed_run_ends_with_the_same_bits(root, whole, tmp_path, run):
         runs.train(root, tmp_path, name, on_event=kill, **options)
     again = runs.train(root, tmp_path, name, **options)
     assert again.step == whole(run).step
-    for kind in ("weights", "optimizer"):
+    for kind in ("weights", "optimizer", "average"):
         left, right = getattr(whole(run), kind), getattr(again, kind)
         assert left.keys() == right.keys()
         assert all(torch.equal(left[key], right[key]) for key in left)

@@ -192,7 +192,7 @@ class Differing(Line):
 def renewed(folder):
     task, seen = Differing(), []
     stage = Given(lambda step: {"views": torch.ones(2, 1)}, 2, epochs=2)
-    stage.renew = lambda: seen.append(float(task.mean))
+    stage.renew = lambda **_: seen.append(float(task.mean))
     learn(folder, task, stage)
     return seen
 

@@ -90,7 +90,7 @@ class Given:
     def observe_epoch(self, epoch, step):
         return {}
 
-    def renew(self):
+    def renew(self, *, scoring=False):
         pass
 
     def share(self):
