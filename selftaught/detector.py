@@ -1,7 +1,7 @@
 """What a user ends with: a trained model that scores radiographs."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,6 +17,7 @@ from selftaught.errors import InputError
 from selftaught.methods import Task
 from selftaught.methods.stored import built, expected
 from selftaught.methods.task import score_images
+from selftaught.models.bank import COLUMNS, Bank, By
 from selftaught.models.calibration import Calibration
 from selftaught.models.files import read_model
 from selftaught.models.preprocessing import Preprocessing
@@ -54,6 +55,8 @@ class Detector:
         preprocessing: what films go through.
         calibration: normal scores and threshold.
         training: facts about the training.
+        bank: what the model remembers of its training images; None in models of before.
+        by: which score `score` is: the method's own (model), or one that compares with the bank.
         device: where it computes.
         pipeline: who reads and prepares the files, as in `data.pipeline` of a run.
         image_size: S, in pixels.
@@ -66,6 +69,7 @@ class Detector:
         preprocessing: Preprocessing,
         calibration: Calibration,
         training: Mapping[str, Any] | None = None,
+        bank: Bank | None = None,
         *,
         device: torch.device | str | None = None,
         pipeline: Executor = "auto",
@@ -87,7 +91,8 @@ class Detector:
                 raise InputError(f"method {self.method} cannot score; allowed: one with a scorer")
             self.scorer = scorer.to(self.device).eval().requires_grad_(False)
         self.preprocessing, self.calibration = preprocessing, calibration
-        self.training = dict(training or {})
+        self.training, self.bank = dict(training or {}), bank
+        self.by: By = "model" if bank is None else bank.by
         self.pipeline: Executor = pipeline
         self.image_size = preprocessing.image_size
         self.input_range = preprocessing.input_range
@@ -122,7 +127,7 @@ class Detector:
             stored = read_model(folder, expected)
             task = built(stored)
             task.load_state_dict(stored.state)
-        parts = stored.preprocessing, stored.calibration, stored.training
+        parts = stored.preprocessing, stored.calibration, stored.training, stored.bank
         return cls(task, *parts, device=device, pipeline=pipeline)
 
     def score(
@@ -158,7 +163,9 @@ class Detector:
             InputError: an image cannot be read, and such are not skipped; or was prepared
                 otherwise than the training's.
         """
-        return self._columns(images, masks, body_parts, batch_size, bad_files)[0]["score"]
+        columns, _ = self._columns(images, masks, body_parts, batch_size, bad_files)
+        name = f"{self.by}_score"
+        return self._scores(columns, [] if self.by == "model" else [name])["score"]
 
     def embed(
         self,
@@ -204,12 +211,15 @@ class Detector:
             (int64, number of the nearest centre, where the method has centres), `percentile`
             (share of normal validation images that score no higher, 0-100; NaN if the model has
             none), `flagged` (Int8, 1 when the score is above the stored threshold; missing if the
-            model has none), then further columns of the method. With `bad_files` skip also
+            model has none), then `model_score` (the method's own), `ratio_score`,
+            `normality_score`, `knn_score` (float32; as far as the model remembers its training
+            images), and further columns of the method. With `bad_files` skip also
             `problem` (str: which file of a skipped image cannot be used, and why; "" for the
             others); all else of what was skipped is missing, and whole numbers are Int64.
         """
         images = _listed(images)
         out, problems = self._columns(images, masks, body_parts, batch_size, bad_files, progress)
+        out = self._scores(out, COLUMNS)
         named = {n: v.numpy() for n, v in out.items() if n not in FEATURES and v.ndim == 1}
         paths = [""] * len(images) if isinstance(images, Tensor) else [fspath(p) for p in images]
         columns: dict[str, Any] = {"path": pd.Series(paths, dtype=str), "score": named.pop("score")}
@@ -264,6 +274,17 @@ class Detector:
             made = self._run(blank, torch.ones_like(blank) if self.masks else None)
             out = {name: _missing(len(images), one) for name, one in made.items()}
         return out, problems
+
+    def _scores(self, out: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+        """The method's columns after those of the bank; `score` is the chosen one."""
+        scores = {"score": out["score"], "model_score": out["score"]}
+        if self.bank is not None:
+            read = ~out["h"].isnan().any(dim=1)  # the others were skipped
+            for name, values in self.bank(out["h"][read], names).items():
+                scores[name] = _missing(len(read), values)
+                scores[name][read] = values
+            scores["score"] = scores[f"{self.by}_score"]
+        return {**scores, **{name: one for name, one in out.items() if name not in scores}}
 
     def _run(self, batch: Tensor, masks: Tensor | None) -> dict[str, Tensor]:
         """What the scorer makes of images, on the CPU: float32, or int64."""

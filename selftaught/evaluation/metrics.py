@@ -16,7 +16,7 @@ from selftaught.evaluation.bootstrap import auroc_interval
 
 SPLITS = ("val", "test")
 LEVELS = (0.80, 0.90, 0.95)
-ABLATIONS = ("knn_score", "pretext_knn_score")
+ABLATIONS = ("model_score", "ratio_score", "normality_score", "knn_score", "pretext_knn_score")
 TRUE, FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
 # A study name such as "study1" repeats from patient to patient (MURA), so these complete it.
 STUDY_KEYS = ("patient", "group", "body_part")
@@ -30,9 +30,8 @@ def evaluate(scores: pd.DataFrame, *, seed: int, resamples: int = 1000) -> dict[
             left out), `score` (higher = more abnormal); optional `flagged` (above the stored
             threshold), `group` (resampled as a whole; without it every image is its own group),
             `body_part`, `study` (completed by `patient`, `group`, `body_part`), each in one
-            spelling (`data.manifest.spelling`), `knn_score`,
-            `pretext_knn_score`; `problem`: why an image could not be read and has no score, which
-            leaves it out and counts it.
+            spelling (`data.manifest.spelling`); other scores (`ABLATIONS`); `problem`: why an
+            image could not be read and has no score, which leaves it out and counts it.
         seed: seed of the bootstrap.
         resamples: bootstrap draws behind every interval.
 

@@ -13,6 +13,7 @@ from selftaught.evaluation.plots_training import training_pictures
 from selftaught.evaluation.run_files import RunFiles, flatten, read_run
 from selftaught.evaluation.tsne import tsne_pictures
 from selftaught.files import write_atomic
+from selftaught.models.bank import NAMES
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 # What spreadsheets take for a formula when a cell of the page is pasted into one.
@@ -107,8 +108,15 @@ def _seed(run: RunFiles) -> int:
     return seed if isinstance(seed, int) else 0
 
 
+def _score_by(run: RunFiles) -> str:
+    section = run.config.get("score")
+    return str(section.get("by", "model") if isinstance(section, dict) else "model")
+
+
 def _score_name(run: RunFiles) -> str:
-    """What the score of the run's method is; runs from before methods had one."""
+    """What the score of the run is; runs from before methods had one."""
+    if (by := _score_by(run)) in NAMES:
+        return NAMES[by]
     section = run.config.get("finetune")
     name = section.get("method") if isinstance(section, dict) else None
     try:
@@ -146,7 +154,7 @@ def _context(run: RunFiles, root: Path | None) -> dict[str, Any]:
         "warnings": summary.warnings(run),
         "problems": run.problems,
         "figures": summary.figure_table(metrics),
-        "ablations": summary.ablation_table(metrics, score_name),
+        "ablations": summary.ablation_table(metrics, score_name, _score_by(run)),
         "splits": summary.split_rows(run.split if run.split is not None else scores),
         "threshold": threshold,
         "curves": [picture for picture in curves if picture],

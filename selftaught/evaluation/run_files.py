@@ -12,8 +12,9 @@ import yaml
 
 from selftaught.data.images import bad_files as bad_files_list
 from selftaught.errors import InputError
+from selftaught.evaluation.metrics import ABLATIONS
 
-NUMBERS = ("label", "semi_label", "score", "center", "percentile", "knn_score", "pretext_knn_score")
+NUMBERS = ("label", "semi_label", "score", "center", "percentile", *ABLATIONS)
 LONGEST_LIST = 24
 NEXT_COMMAND = {"scores.csv": "selftaught score", "metrics.json": "selftaught evaluate"}
 

@@ -200,22 +200,26 @@ def figure_table(metrics: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
     return rows
 
 
-def ablation_table(metrics: dict[str, Any], score: str) -> list[tuple[str, list[str]]]:
-    """Rows that compare the score with nearest-neighbour scores; empty without those.
+def ablation_table(metrics: dict[str, Any], score: str, by: str) -> list[tuple[str, list[str]]]:
+    """Rows that compare the score with the other ones; empty without those.
 
     Args:
         metrics: content of `metrics.json`.
-        score: what the method's own score is.
+        score: what the score is.
+        by: which of `score.by` it is: its own column is left out.
     """
     blocks = [metrics.get(split) or {} for split in SPLITS]
     names = (
+        ("model_score", "The method's own score"),
+        ("ratio_score", "Nearest normal less nearest known abnormal training images"),
+        ("normality_score", "Mahalanobis distance from the normal training images"),
         ("knn_score", "Distance to the nearest normal training images"),
         ("pretext_knn_score", "The same with the encoder before fine-tuning"),
     )
     rows = [
         (name, [_with_interval(block.get(key) or {}) for block in blocks])
         for key, name in names
-        if any(block.get(key) for block in blocks)
+        if key != f"{by}_score" and any(block.get(key) for block in blocks)
     ]
     if not rows:
         return []

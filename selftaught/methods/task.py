@@ -18,7 +18,8 @@ from selftaught.models.network import Network
 FEATURES = ("h", "z")
 TAKEN = {
     *("path", "split", "label", "semi_label", "mask", "group", "patient", "body_part", "study"),
-    *("percentile", "flagged", "knn_score", "pretext_knn_score", "pretext_h", "problem", "row"),
+    *("percentile", "flagged", "model_score", "ratio_score", "normality_score", "knn_score"),
+    *("pretext_knn_score", "pretext_h", "problem", "row"),
 }
 
 Result = TypeVar("Result")
@@ -240,8 +241,8 @@ class Task(nn.Module):
         Called with images, and masks (B, 1, S, S) in [0, 1] where the task takes `masks`.
         Further outputs (B,) become columns of scores.csv, under names that are none of its own;
         `h` and `z` (B, ...), if there are such, are features, so that one pass gives them too.
-        Without features the columns of nearest neighbours stay empty. The scorer is tried on
-        blank images before the first step.
+        Without `h` the columns that compare an image with training images stay empty. The scorer is
+        tried on blank images before the first step.
         """
         return None
 
@@ -308,8 +309,8 @@ class System(NamedTuple):
         pretext: method of the first stage.
         finetune: method of the second.
         changes: settings of a run that differ from the preset, by dotted name.
-        score: column of scores.csv that is this row's score; rows that differ in it alone share
-            their runs.
+        score: column of scores.csv that is this row's score, `score` as the run's `score.by`
+            has it, `model_score` the method's own; rows that differ in it alone share their runs.
         note: what is as published here and what is not, and why; one or two sentences.
         extra: whether the row is not in the paper's table.
     """

@@ -1,5 +1,6 @@
 """Networks, what films and scores mean to a model, and the folder a trained one is kept in."""
 
+from selftaught.models.bank import Bank
 from selftaught.models.calibration import Calibration
 from selftaught.models.encoder import Encoder, EncoderConfig
 from selftaught.models.files import StoredModel, read_model, save_model
@@ -9,6 +10,7 @@ from selftaught.models.preprocessing import Preprocessing
 from selftaught.models.weights import load_encoder_weights
 
 __all__ = [
+    "Bank",
     "Calibration",
     "Embedder",
     "Encoder",

@@ -3,8 +3,9 @@
 ```
 model/
     weights.safetensors   the task's state
+    bank.safetensors      features of training images, where the method has features
     model.json            format, method, options, network, preprocessing, calibration, training,
-                          SHA-256s
+                          bank, SHA-256s
 ```
 Models of the first format, which spheres alone could have, are read too.
 """
@@ -24,13 +25,14 @@ from torch import Tensor, nn
 from selftaught.errors import InputError
 from selftaught.files import Content, standing, write_folder
 from selftaught.models import first_format
+from selftaught.models.bank import Bank
 from selftaught.models.calibration import Calibration
 from selftaught.models.network import Network
 from selftaught.models.preprocessing import Preprocessing
 from selftaught.models.weights import check_finite, check_tensors
 
 FORMAT = 2
-WEIGHTS, FACTS = "weights.safetensors", "model.json"
+WEIGHTS, BANK, FACTS = "weights.safetensors", "bank.safetensors", "model.json"
 HEADER_BYTES = 1 << 20
 FACTS_BYTES = 64 << 20
 WEIGHTS_BYTES = 8 << 30
@@ -59,6 +61,7 @@ class StoredModel:
         calibration: what a score means.
         training: facts about the training, as JSON values.
         state: of the task.
+        bank: what it remembers of its training images; None where nothing was stored.
     """
 
     path: Path
@@ -69,6 +72,7 @@ class StoredModel:
     calibration: Calibration
     training: dict[str, Any]
     state: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    bank: Bank | None = None
 
 
 def save_model(
@@ -77,6 +81,7 @@ def save_model(
     preprocessing: Preprocessing,
     calibration: Calibration,
     training: Mapping[str, Any] | None = None,
+    bank: Bank | None = None,
 ) -> Path:
     """Write a model folder in one step, replacing an earlier model there.
 
@@ -88,6 +93,7 @@ def save_model(
         preprocessing: what the training's films went through.
         calibration: what a score means.
         training: any facts, as JSON values.
+        bank: what the model remembers of its training images.
 
     Returns:
         `folder`.
@@ -113,7 +119,7 @@ def save_model(
         "network": task.network.facts(),
         "training": dict(training or {}),
     }
-    return _write(folder, facts, preprocessing, calibration, task.state_dict())
+    return _write(folder, facts, preprocessing, calibration, task.state_dict(), bank)
 
 
 def _write(
@@ -122,8 +128,12 @@ def _write(
     preprocessing: Preprocessing,
     calibration: Calibration,
     state: Mapping[str, Tensor],
+    bank: Bank | None = None,
 ) -> Path:
-    weights = _bytes(state)
+    parts = {WEIGHTS: _bytes(state)}
+    if bank is not None:
+        parts[BANK] = _bytes(bank.state_dict())
+        facts = {**facts, "bank": bank.facts()}
     document = {
         "format": FORMAT,
         **facts,
@@ -134,11 +144,12 @@ def _write(
         document = json.loads(json.dumps(document, allow_nan=False, default=_number))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder}: options and facts must be JSON values: {error}") from error
-    digest = hashlib.sha256(weights).hexdigest()
-    document["sha256"] = {WEIGHTS: digest, "facts": _digest(document)}
+    digests = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
+    document["sha256"] = {**digests, "facts": _digest(document)}
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-    contents: dict[str, Content] = {WEIGHTS: weights, FACTS: text}
-    return write_folder(Path(folder), contents, replaces=first_format.FILES, size=len(weights))
+    contents: dict[str, Content] = {**parts, FACTS: text}
+    size, older = sum(map(len, parts.values())), (*first_format.FILES, BANK)
+    return write_folder(Path(folder), contents, replaces=older, size=size)
 
 
 def _number(value: Any) -> Any:
@@ -193,6 +204,12 @@ def read_model(
         check_finite(state, where)
     else:
         check_tensors(state, wanted, where if len(names) == 1 else folder)
+    if stored.bank is not None:
+        needed, kept = stored.bank.state_dict(), folder / BANK
+        limit = sum(4 * tensor.numel() for tensor in needed.values()) + HEADER_BYTES
+        tensors = _read_tensors(kept, document["sha256"][BANK], min(limit, WEIGHTS_BYTES))
+        check_tensors(tensors, needed, kept)
+        stored.bank.load_state_dict(tensors, assign=True)
     return dataclasses.replace(stored, state=state)
 
 
@@ -214,6 +231,7 @@ def _stored(document: Mapping[str, Any], where: Path) -> StoredModel:
             preprocessing=Preprocessing.from_facts(document["preprocessing"]),
             calibration=Calibration.from_facts(document["calibration"]),
             training=dict(document["training"]),
+            bank=Bank.from_facts(document["bank"]) if "bank" in document else None,
         )
     except KeyError as error:
         raise InputError(f"{where}: lacks {error}") from error
@@ -250,7 +268,8 @@ def _read_facts(path: Path) -> dict[str, Any]:
     kind = document.get("format")
     if type(kind) is not int or kind not in written:
         raise InputError(f"{path}: format {kind!r}, must be {first_format.FORMAT} or {FORMAT}")
-    digests, names = document["sha256"], (*written[kind], "facts")
+    banks = (BANK,) if kind == FORMAT and "bank" in document else ()
+    digests, names = document["sha256"], (*written[kind], *banks, "facts")
     if not all(isinstance(digests.get(name), str) for name in names):
         raise InputError(f"{path}: sha256 must name {', '.join(names)}")
     try:

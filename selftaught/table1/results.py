@@ -221,10 +221,11 @@ def _training_figures(
         )
         batch = (config.get(stage) or {}).get("batch_size")
         figures |= {f"{stage}_{name}": value for name, value in _cost(epochs, batch).items()}
+    validated = f"{(config.get('score') or {}).get('by', 'model')}_score"
     curve = {
         epoch + 1: 100 * entry["val_auroc"]
         for epoch, entry in logs[0].get("finetune", {}).items()
-        if cell.score == "score" and isinstance(entry.get("val_auroc"), float)
+        if cell.score in ("score", validated) and isinstance(entry.get("val_auroc"), float)
     }
     figures["val_auroc_after_epoch_1"] = curve.get(1)
     figures["epochs_to_plateau"] = None

@@ -15,6 +15,7 @@ from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.split import SplitConfig
 from selftaught.errors import InputError, require
 from selftaught.methods import Options, load
+from selftaught.models.bank import By, check_scoring
 from selftaught.models.encoder import EncoderConfig
 
 LONGEST = 30 * 24 * 3600
@@ -192,17 +193,25 @@ class ScoreConfig:
     """Scoring.
 
     Args:
+        by: what `score` is: the method's own (model), or the column ratio_score, knn_score or
+            normality_score; other than model, each validation embeds the training images too.
         neighbours: k of the mean distance to the k nearest normal training images.
+        ratio_neighbours: the same of ratio_score, also to the known abnormal ones.
+        bank_limit: normal training images remembered at most, drawn at random from more.
         batch_size: images in a forward pass.
         flag_quantile: images above this quantile of normal validation scores are flagged.
     """
 
+    by: By = "model"
     neighbours: int = 100
+    ratio_neighbours: int = 5
+    bank_limit: int = 50_000
     batch_size: int = free(64)
     flag_quantile: float = 0.95
 
     def __post_init__(self) -> None:
-        require("neighbours", self.neighbours, "1 or more", self.neighbours >= 1)
+        check_scoring(self.by, self.neighbours, self.ratio_neighbours)
+        require("bank_limit", self.bank_limit, "1 or more", self.bank_limit >= 1)
         require("batch_size", self.batch_size, "1 or more", self.batch_size >= 1)
         quantile = self.flag_quantile
         require("flag_quantile", quantile, "between 0 and 1", 0 < quantile < 1)

@@ -25,8 +25,10 @@ def check_trained(task: Task) -> None:
 
 
 @torch.no_grad()
-def check_scorer(task: Task, device: torch.device, kind: torch.dtype = torch.float32) -> None:
-    """Try the scorer on two blank images.
+def check_scorer(
+    task: Task, device: torch.device, kind: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """What the scorer makes of two blank images.
 
     Raises:
         InputError: there is none, or its outputs are not as `Task.scorer` says.
@@ -39,9 +41,10 @@ def check_scorer(task: Task, device: torch.device, kind: torch.dtype = torch.flo
     modes = [(module, module.training) for one in (task, scorer) for module in one.modules()]
     scorer.eval()
     blank = torch.zeros(2, 1, size, size, device=device, dtype=kind)
-    score_images(scorer, blank, torch.ones_like(blank) if task.masks else None)
+    made = score_images(scorer, blank, torch.ones_like(blank) if task.masks else None)
     for module, mode in modes:
         module.training = mode
+    return made
 
 
 def check_finite(run: Run, scores: Tensor, rows: Rows) -> None:

@@ -15,34 +15,37 @@ from selftaught.errors import InputError
 from selftaught.files import write_atomic
 from selftaught.methods import Task
 from selftaught.methods.task import score_images
+from selftaught.models.bank import COLUMNS, Bank
 from selftaught.models.calibration import Calibration
 from selftaught.models.files import save_model
 from selftaught.models.preprocessing import Preprocessing
 from selftaught.search import knn_score
-from selftaught.semi_labels import KNOWN_ABNORMAL
 from selftaught.training import checkpoint, guards
+from selftaught.training.bank import compare, members, score_rows
 from selftaught.training.context import FINETUNE, PRETEXT, Run
-from selftaught.training.contract import check_finite
+from selftaught.training.contract import check_finite, check_scorer
 from selftaught.training.events import part
 from selftaught.training.inference import infer
 from selftaught.training.inputs import Images, Rows, open_evaluation, open_plain
 from selftaught.training.tasks import trained_task
 
+Known = tuple[Tensor, Bank | None]
 GROUPS = ("group", "patient", "body_part", "study")
 
 
-def write_models(run: Run, scores: Mapping[str, Tensor] | None = None) -> None:
+def write_models(run: Run, known: Mapping[str, Known] | None = None) -> None:
     """Write model-best/ (best validated epoch) and model/ (last epoch), where they are not there.
 
     Args:
         run: fine-tuning is finished.
-        scores: of the normal validation images by model, where they are known already.
+        known: by model, where it is known already: scores of the normal validation images, and
+            on rank 0 the bank.
     """
     with part(run.reporter.on_event, "model"):
-        _write_models(run, scores or {})
+        _write_models(run, known or {})
 
 
-def _write_models(run: Run, scores: Mapping[str, Tensor]) -> None:
+def _write_models(run: Run, known: Mapping[str, Known]) -> None:
     kinds = {"model": False}
     if distributed.broadcast_object(checkpoint.has_best(run.checkpoints("best"))):
         kinds = {"model-best": True, "model": False}
@@ -56,10 +59,8 @@ def _write_models(run: Run, scores: Mapping[str, Tensor]) -> None:
                 raise
             run.reporter.warn("finetune", f"{error}; model-best is not written")
             continue
-        normals = scores.get(name)
-        if normals is None:
-            normals = _normal_scores(run, task)
-        _write_model(run, run.folder / name, task, normals, "best" if best else "last")
+        facts = known[name] if name in known else _score_normals(run, task)
+        _write_model(run, run.folder / name, task, *facts, "best" if best else "last")
 
 
 def _normal_validation(images: Images) -> Rows:
@@ -68,31 +69,20 @@ def _normal_validation(images: Images) -> Rows:
     return rows[normal]
 
 
-def _normal_scores(run: Run, task: Task) -> Tensor:
-    """Scores (N,) of the normal validation images, as they will be scored."""
-    rows, scorer = _normal_validation(run.images), _scorer(run, task)
-    if not len(rows):
-        return torch.empty(0)
+def _score_normals(run: Run, task: Task) -> Known:
+    """Scores (N,) of the normal validation images, as they will be scored, and the bank."""
+    rows = _normal_validation(run.images)
+    features = "h" in check_scorer(task, run.device, run.kind)
+    if not features and not len(rows):
+        return torch.empty(0), None
     with open_evaluation(run.config, run.images, masks=task.masks) as pipeline:
-        outputs, read = infer(
-            run,
-            lambda images, masks: {"score": score_images(scorer, images, masks)["score"]},
-            [scorer],
-            pipeline,
-            rows,
-            name="model",
-        )
-    check_finite(run, outputs["score"], read)
-    return outputs["score"]
+        bank, outputs, _ = score_rows(run, task, pipeline, rows, name="model", bank=features)
+    return outputs["score"], bank
 
 
-def _scorer(run: Run, task: Task) -> torch.nn.Module:
-    scorer = task.scorer()
-    assert scorer is not None, "checked before the stage trained"
-    return scorer
-
-
-def _write_model(run: Run, path: Path, task: Task, normals: Tensor, epoch: str) -> None:
+def _write_model(
+    run: Run, path: Path, task: Task, normals: Tensor, bank: Bank | None, epoch: str
+) -> None:
     config, images = run.config, run.images
     if distributed.is_main():
         facts = {
@@ -113,6 +103,7 @@ def _write_model(run: Run, path: Path, task: Task, normals: Tensor, epoch: str) 
             ),
             Calibration.from_normals(normals.tolist(), config.score.flag_quantile),
             facts,
+            bank,
         )
         task.to(run.device)
     distributed.barrier()
@@ -125,11 +116,12 @@ def score(run: Run) -> None:
     task = trained_task(run, FINETUNE)
     outputs, rows = _embed(run, task, trained_task(run, PRETEXT))
     check_finite(run, outputs["score"], rows)
+    bank, outputs = compare(run, outputs, outputs.get("h"), rows)
     for problem in guards.check_scores(outputs["score"]):
         run.reporter.warn("score", problem)
     normal = np.isin(rows, _normal_validation(run.images))
     normals = outputs["score"][torch.from_numpy(normal)]
-    write_models(run, {"model": normals})
+    write_models(run, {"model": (normals, bank)})
     calibration = Calibration.from_normals(normals.tolist(), run.config.score.flag_quantile)
 
     def write() -> None:
@@ -150,7 +142,8 @@ def score(run: Run) -> None:
 
 def _embed(run: Run, task: Task, before: Task) -> tuple[dict[str, Tensor], Rows]:
     """The scorer's outputs and `pretext_h`, in one pass where both tasks see the same views."""
-    scorer = _scorer(run, task)
+    scorer = task.scorer()
+    assert scorer is not None, "checked before the stage trained"
 
     def scored_by(images: Tensor, masks: Tensor | None) -> dict[str, Tensor]:
         return score_images(scorer, images, masks)
@@ -192,16 +185,15 @@ def _table(
     table["center"] = outputs["center"].numpy() if "center" in outputs else pd.NA
     table["percentile"] = calibration.percentiles(scores)
     table["flagged"] = calibration.flagged(scores)
-    trained = np.isin(rows, run.images.training_rows(FINETUNE))
-    bank = torch.tensor(trained & (frame["semi_label"] != KNOWN_ABNORMAL).to_numpy())
-    for column, features in (("knn_score", "h"), ("pretext_knn_score", "pretext_h")):
-        h = outputs.get(features)
-        k = run.config.score.neighbours
-        table[column] = np.nan if h is None else knn_score(h, h[bank], k).numpy()
+    for column in ("model_score", *COLUMNS):
+        table[column] = outputs[column].numpy() if column in outputs else np.nan
+    h, bank = outputs.get("pretext_h"), torch.from_numpy(np.isin(rows, members(run)[0]))
+    missing, k = h is None or not bank.any(), run.config.score.neighbours
+    table["pretext_knn_score"] = np.nan if missing else knn_score(h, h[bank], k).numpy()
     for name in GROUPS:
         table[name] = frame[name]
     for name, values in outputs.items():
-        if values.ndim == 1 and name not in ("score", "center"):
+        if values.ndim == 1 and name not in table:
             table[name] = values.numpy()
     return _with_skipped(table, run.images)
 

@@ -11,15 +11,15 @@ from torch import Tensor
 from selftaught import distributed
 from selftaught.evaluation.metrics import auroc
 from selftaught.methods import Task
-from selftaught.methods.task import score_images
 from selftaught.models.sync_norm import synchronise_norms
 from selftaught.training import checkpoint, guards
 from selftaught.training.averaging import recalibrate
+from selftaught.training.bank import score_rows
 from selftaught.training.begin import Beginning
 from selftaught.training.checkpoint import Checkpoint
 from selftaught.training.config import STAGES, EngineConfig
 from selftaught.training.context import FINETUNE, Run
-from selftaught.training.contract import check_finite, check_scorer, check_trained
+from selftaught.training.contract import check_scorer, check_trained
 from selftaught.training.ddp import TorchEngine
 from selftaught.training.engine import Batch, Engine
 from selftaught.training.events import part
@@ -218,20 +218,22 @@ class TrainingStage:
         return figures
 
     def _validate(self, epoch: int, problems: list[str]) -> dict[str, float]:
-        """AUROC of the labelled validation images that can be read; the best epoch is kept."""
-        scorer = self.task.scorer()
-        if scorer is None or len(set(self.labels)) < 2:
+        """AUROC of the labelled validation images that can be read; the best epoch is kept.
+
+        Where the score compares with training images, these are embedded anew each time: a forward
+        pass of them all, some tenth of an epoch's work at one view an image.
+        """
+        if len(set(self.labels)) < 2:
             return {}
-        outputs, rows = infer(
+        _, outputs, rows = score_rows(
             self.run,
-            lambda images, masks: {"score": score_images(scorer, images, masks)["score"]},
-            [self.task, scorer],
+            self.task,
             self.validation,
             self.validation_rows,
             name="validation",
+            bank=self.run.config.score.by != "model",
         )
         scores = outputs["score"]
-        check_finite(self.run, scores, rows)
         problems += guards.check_scores(scores)
         labels = self.labels[np.isin(self.validation_rows, rows)]
         if len(set(labels)) < 2:

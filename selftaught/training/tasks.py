@@ -14,6 +14,7 @@ from selftaught.semi_labels import KNOWN_ABNORMAL
 from selftaught.training import checkpoint
 from selftaught.training.config import STAGES, Config
 from selftaught.training.context import Run
+from selftaught.training.contract import check_scorer
 from selftaught.training.inputs import Images, global_batch_size
 
 # A later stage draws fresh weights from a seed of its own: its head must not repeat the first.
@@ -78,6 +79,8 @@ def check_settings(config: Config, images: Images, roles: Iterable[str] = STAGES
             )
         labels = images.semi_label[images.training_rows(role)]
         known = int((labels == KNOWN_ABNORMAL).sum())
+        if role == list(STAGES)[-1]:
+            _check_score(config, task, labels)
         if task.known_share and not 0 < known < len(labels):
             raise InputError(
                 f"{role}.method {task.options.method!r} draws known abnormal images into each "
@@ -89,6 +92,24 @@ def check_settings(config: Config, images: Images, roles: Iterable[str] = STAGES
             text = str(error)
             raise InputError(text if "model." in text.split()[0] else f"{role}.{text}") from error
         total_steps(config, images, role)
+
+
+def _check_score(config: Config, task: Task, labels: Tensor) -> None:
+    """Refuse a score that compares with training images where none or no features can be had."""
+    by, method = config.score.by, task.options.method
+    if by == "model":
+        return
+    kind = next(task.parameters(), torch.empty(0)).dtype
+    if "h" not in check_scorer(task, torch.device("cpu"), kind):
+        raise InputError(
+            f"score.by is {by!r}, but method {method!r} has no features to compare; allowed: "
+            "model, or a finetune.method whose scorer gives h"
+        )
+    if not (labels != KNOWN_ABNORMAL).any():
+        raise InputError(
+            f"score.by is {by!r}, but all {len(labels)} training images are known to be abnormal; "
+            "allowed: model, or some others to compare with"
+        )
 
 
 def trained_task(run: Run, role: str, *, best: bool = False) -> Task:
