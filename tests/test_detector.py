@@ -258,7 +258,8 @@ def test_explain_tells_what_a_score_means(paths):
     calibration = Calibration(2.0, (1.0, 2.0, 2.0, 5.0))
     detector = known(calibration, score=[0.5, 1, 2, 3, 9], center=list(range(5)))
     table = detector.explain(paths)
-    assert list(table.columns) == ["path", "score", "center", "percentile", "flagged"]
+    first = ["path", "score", "center", "percentile", "flagged", "model_score"]
+    assert list(table.columns) == first
     assert table["path"].tolist() == [str(path) for path in paths]
     assert table["percentile"].tolist() == [0, 25, 75, 75, 100]
     assert table["flagged"].tolist() == [0, 0, 0, 1, 1]
@@ -269,7 +270,8 @@ def test_explain_tells_what_a_score_means(paths):
 def test_columns_come_from_the_method(paths, tmp_path):
     columns = {"score": [1.0, 2, 3, 4, 5], "sure": [True, False] * 3, "error": [0.5] * 5}
     table = known(Calibration(), **columns).explain(paths)
-    assert list(table.columns) == ["path", "score", "percentile", "flagged", "sure", "error"]
+    first = ["path", "score", "percentile", "flagged", "model_score"]
+    assert list(table.columns) == [*first, "sure", "error"]
     assert table["sure"].tolist() == [1, 0, 1, 0, 1] and table["error"].dtype == "float32"
     detector, given = known(Calibration(), **columns), [tmp_path / "gone.png", *paths[:2]]
     with pytest.warns(UserWarning, match="gone.png: is missing; it gets no score"):
@@ -286,6 +288,7 @@ def test_columns_come_from_the_method(paths, tmp_path):
         ({"score": [0.5] * 5, "label": [1] * 5}, "gave label; allowed: outputs of other names"),
         ({"score": [0.5] * 5, "row": [0.0] * 5}, "gave row; allowed: outputs of other names"),
         ({"score": [0.5] * 5, "percentile": [9.0] * 5}, "gave percentile"),
+        ({"score": [0.5] * 5, "ratio_score": [9.0] * 5}, "gave ratio_score"),
         ({"score": [[0.5]] * 5}, r"'score' gave \(5, 1\); allowed: \(B,\), here \(5,\)"),
         ({"score": [0.5] * 5, "other": [[1.0, 2.0]] * 5}, r"'other' gave \(5, 2\)"),
         ({"error": [0.5] * 5}, r"gave {'error': \(5,\)}; allowed: .*score"),

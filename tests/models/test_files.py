@@ -6,6 +6,7 @@ import pickle
 import random
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,14 +16,15 @@ from selftaught.data.augment import finetune_augment
 from selftaught.errors import InputError
 from selftaught.methods import options
 from selftaught.methods.stored import built
-from selftaught.models import Calibration, Preprocessing, files, read_model, save_model
+from selftaught.models import Bank, Calibration, Preprocessing, files, read_model, save_model
+from selftaught.models.bank import COLUMNS
 from tests.tiny import spheres
 
 FILMS = Preprocessing(image_size=32, masked=True, prepared={"size": 96, "bits": "8"})
 CALIBRATION = Calibration(1.2345678901234567, (1.0, 2.5, 3.0))
 TRAINING = {"seed": 1, "preset": "quick", "temperature": 1e-07, "remark": "Größe"}
 PARTS = FILMS, CALIBRATION, TRAINING
-NAMES = ("weights.safetensors", "model.json")
+NAMES = ("weights.safetensors", "model.json", "bank.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,12 @@ def task():
 
 @pytest.fixture
 def folder(tmp_path, task):
-    return save_model(tmp_path / "model", task, *PARTS)
+    return save_model(tmp_path / "model", task, *PARTS, bank())
+
+
+def bank(by="ratio"):
+    rows = torch.randn(12, 512, generator=torch.Generator().manual_seed(0))
+    return Bank.of(rows[:9], rows[9:], by=by, neighbours=4, drawn={"of": 20, "seed": 1})
 
 
 def rewrite(folder, content):
@@ -69,8 +76,40 @@ def test_round_trip(folder, task):
     assert stored.network == {**task.network.facts(), "head": [16, 8]}
     assert (stored.preprocessing, stored.calibration, stored.training) == PARTS
     x = torch.rand(2, 1, 32, 32)
-    loaded, live = Detector.load(folder, device="cpu"), Detector(task, *PARTS, device="cpu")
+    loaded, live = (
+        Detector.load(folder, device="cpu"),
+        Detector(task, *PARTS, bank(), device="cpu"),
+    )
+    assert loaded.explain(x).columns[5:].tolist() == ["model_score", *COLUMNS]
+    pd.testing.assert_frame_equal(loaded.explain(x), live.explain(x))
     assert torch.equal(loaded.score(x), live.score(x)) and loaded.training == TRAINING
+    assert loaded.by == "ratio" and stored.bank.facts() == bank().facts()
+
+
+def test_a_folder_without_a_bank_scores_by_the_model(folder, task):
+    x = torch.rand(2, 1, 32, 32)
+    own = Detector.load(folder, device="cpu").explain(x)["model_score"]
+    save_model(folder, task, *PARTS)
+    assert {path.name for path in folder.iterdir()} == set(NAMES[:2])
+    table = Detector.load(folder, device="cpu").explain(x)
+    assert table["score"].equals(own) and table["model_score"].equals(own)
+    assert not set(COLUMNS) & set(table.columns)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"by": "best"}, "by is 'best'; allowed: model, ratio"),
+        ({"neighbours": 0}, "bank.neighbours is 0; allowed: a whole number, 1 or more"),
+        ({"normals": 10.0}, "bank.normals is 10.0; allowed"),
+        ({"normals": 10}, "normals has shape .9, 512., the model needs .10, 512."),
+        ({"abnormal": 0}, "abnormal has shape"),
+        ({"drawn": 5}, "model.json: "),
+    ],
+)
+def test_wrong_facts_of_a_bank_are_refused(folder, changes, message):
+    rewrite_facts(folder, bank=changes)
+    refused(folder, match=message)
 
 
 def test_all_options_come_back(tmp_path):
@@ -137,7 +176,7 @@ def test_cut_files_are_refused(folder, name, share):
 def test_one_flipped_bit_is_found(folder, name):
     content, before = (folder / name).read_bytes(), read_model(folder)
     draw = random.Random(0)
-    for _ in range(8 if name == "weights.safetensors" else 100):
+    for _ in range(100 if name == "model.json" else 8):
         changed = bytearray(content)
         changed[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         (folder / name).write_bytes(changed)
@@ -342,7 +381,7 @@ def test_facts_that_are_left_out_are_named(folder, name):
     refused(folder, match=f"model.json: lacks '{name}'")
     document["sha256"] = {}
     path.write_text(json.dumps(document))
-    refused(folder, match="sha256 must name weights.safetensors, facts")
+    refused(folder, match="sha256 must name weights.safetensors, bank.safetensors, facts")
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "[" * 100_000, '{"a": NaN', "\ufeff{}", ""])
