@@ -37,13 +37,15 @@ def by_definition(h, normals, abnormal, k, ratio_k):
         one.double() / length.where(length > 0, 1)
         for one, length in zip((h, normals, abnormal), lengths, strict=True)
     )
-    fitted = LedoitWolf().fit(normals.double().numpy())
+    squared = LedoitWolf().fit(normals.double().numpy()).mahalanobis(h.double().numpy())
+    # An image at the mean has no logarithm; it gets that of the least float32.
+    squared = np.maximum(squared, float(np.finfo(np.float32).tiny) ** 2)
     ratio = nearest(n, u, ratio_k)
     if len(a):
         ratio -= nearest(n, a, ratio_k)
     return {
         "ratio_score": ratio,
-        "normality_score": torch.from_numpy(np.log(fitted.mahalanobis(h.double().numpy())) / 2),
+        "normality_score": torch.from_numpy(np.log(squared) / 2),
         "knn_score": nearest(h, normals, k),
     }
 
