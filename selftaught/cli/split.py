@@ -63,8 +63,10 @@ def main(arguments: Sequence[str]) -> None:
     lines, excess = report_leakage(used, checked.hashes, checked.hashed, config.leakage, out)
     if excess.any():
         frame = without_leaks(frame, rows[excess])
-        check_classes(frame, manifest.name)
+        check_classes(frame, manifest.name, config)
     write_split(frame, out)
     write_atomic(Path(f"{out}.txt"), format_table(frame) + "\n")
+    if config.folds:
+        lines = [f"val is fold {config.fold} of 0 to {config.folds - 1}; test is closed", *lines]
     print("\n".join([format_table(frame), *lines]))
     print(out)

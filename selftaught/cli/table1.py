@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selftaught.cli.parser import build_parser, parse
-from selftaught.cli.table_rows import manifest_digest, options_in, resolved, seeds_in
+from selftaught.cli.table_rows import draws, manifest_digest, options_in, resolved
 from selftaught.environment import launched
 from selftaught.errors import InputError, MachineError
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from selftaught.table1.worker import Means
     from selftaught.training.stop import Stopper
 
-PLANNING = ("systems", "seeds", "known_abnormal", "label_draws", "set")
-FLAGS = ("list", "dry", "collect")
+PLANNING = ("systems", "rows", "seeds", "known_abnormal", "label_draws", "cross", "folds", "set")
+FLAGS = ("list", "dry", "collect", "cross")
 
 
 def _parser() -> "ArgumentParser":
@@ -31,22 +31,32 @@ def _parser() -> "ArgumentParser":
     )
     add = parser.add_argument
     add("--out", type=str, required=True, help="folder of the table, to make or to go on with")
-    add("--systems", type=str, default="paper", help="all, paper, extras or names: ours,uni-modal")
+    add(
+        "--systems",
+        type=str,
+        default="paper",
+        help="all, paper, extras or names: ours,uni-modal; own = the rows of --rows",
+    )
+    add("--rows", type=str, default="", help="YAML file of rows of your own (docs/table1.md)")
     add("--seeds", type=str, default="1,11,111,1111", help="one run of each system for each")
     add(
         "--known_abnormal",
         type=str,
         default="",
-        help="label budgets: 0.025,0.05,0.10; with all and paper, those beside 0.05 are for ours "
-        "and ruff alone, as in the paper (default: split.known_abnormal, which is 0.05)",
+        help="label budgets: shares such as 0.025,0.05, or 10,20 images; with all and "
+        "paper, those beside 0.05 are for ours and ruff alone, as in the paper (default: "
+        "split.known_abnormal, which is 0.05)",
     )
     add("--label_draws", type=int, default=1, help="label draws that the seeds take in turn")
+    add("--folds", type=int, default=0, help="cross-validation; the test set stays closed")
+    add("--against", type=str, default="", help="row that all are compared with (default: ours)")
     add("--set", action="append", default=[], help="SYSTEM.option=value, for one system")
     add("--slots", type=str, default="auto", help="runs at a time; auto = one a GPU, or 1")
     add("--ranks", type=int, default=1, help="processes of each run, each with its own GPU")
     add("--retry", type=int, default=3, help="further attempts where a machine failed")
     add("--one", type=str, default="", help="run this cell of the plan alone: ours/b050/s0001")
     for name, text in (
+        ("cross", "each seed with each label draw, not in turn"),
         ("list", "print a shell line for each cell, for job arrays, and end"),
         ("dry", "print cells, steps and estimated hours, timed here, and end"),
         ("collect", "make the tables of what is there, and end"),
@@ -64,7 +74,7 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError("table1 starts its processes itself; allowed: --ranks, without a launcher")
     out = Path(options.out)
     if options.collect:
-        print(_collect(out))
+        print(_collect(out, options.against))
         return
     from selftaught.training.stop import Stopper
 
@@ -81,14 +91,14 @@ def main(arguments: Sequence[str]) -> None:
     if options.list:
         print("\n".join(_lines(out, options, cells)))
         return
-    _carry_out(out, cells, means, stopper, options.one)
+    _carry_out(out, cells, means, stopper, options)
 
 
 def _divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """This command's own words, and those of the runs."""
     own: list[str] = []
     common: list[str] = []
-    names = {*PLANNING, *FLAGS, "out", "slots", "ranks", "retry", "one"}
+    names = {*PLANNING, *FLAGS, "out", "slots", "ranks", "retry", "one", "against"}
     words = iter(arguments)
     for word in words:
         name, equals, _ = word.removeprefix("--").partition("=")
@@ -108,7 +118,7 @@ def _planned(
     out: Path, options: "Namespace", own: Sequence[str], common: Sequence[str], stopper: "Stopper"
 ) -> "list[Cell]":
     """The plan in a folder, with what is asked for added."""
-    from selftaught.table1 import plan, status
+    from selftaught.table1 import own_rows, plan, status
     from selftaught.table1.claim import alone
     from selftaught.table1.worker import wait_for
 
@@ -122,13 +132,8 @@ def _planned(
     rows, base, manifest = resolved(out, options, common)
     plan.claim_table(out, base, manifest)
     with alone(out / plan.WORK / "plan.claim", wait_for(stopper)):
-        plan.extend(
-            out,
-            rows,
-            seeds=seeds_in(options),
-            label_draws=options.label_draws,
-            manifest=manifest,
-        )
+        own_rows.keep(out, {name: row.system for name, row in rows.items() if row.own})
+        plan.extend(out, rows, **draws(options), manifest=manifest)
     return status.record(out, wait_for(stopper))
 
 
@@ -175,13 +180,7 @@ def _dry(
                 raise InputError("dry: the films are not prepared yet; allowed: a prepared set")
             place = Path(folder) / "table"
             plan.claim_table(place, base, manifest)
-            cells = plan.extend(
-                place,
-                rows,
-                seeds=seeds_in(options),
-                label_draws=options.label_draws,
-                manifest=manifest,
-            )
+            cells = plan.extend(place, rows, **draws(options), manifest=manifest)
         runs = {cell.run: cell for cell in reversed(cells)}  # the first row of each
         configs = {run: plan.settings_of(place, cell) for run, cell in runs.items()}
         left = [c for c in cells if runs[c.run] is c and not status.is_done(out / c.run)]
@@ -194,7 +193,11 @@ def _dry(
 
 
 def _carry_out(
-    out: Path, cells: "Sequence[Cell]", means: "Means", stopper: "Stopper", only: str
+    out: Path,
+    cells: "Sequence[Cell]",
+    means: "Means",
+    stopper: "Stopper",
+    options: "Namespace",
 ) -> None:
     """Run what is left, then make the tables.
 
@@ -207,7 +210,7 @@ def _carry_out(
     from selftaught.table1.worker import Worker, wait_for
     from selftaught.training.intake import use_prepared
 
-    wait, config = wait_for(stopper), plan.settings_of(out, cells[0])
+    only, wait, config = options.one, wait_for(stopper), plan.settings_of(out, cells[0])
     if any(cell.state != plan.DONE for cell in cells):  # the images may be gone afterwards
         plan.check_manifest(out, manifest_digest(config))
         with alone(out / plan.WORK / "prepare.claim", wait):
@@ -215,7 +218,7 @@ def _carry_out(
     cells = Worker(out, cells, means, stopper).work(only)
     if not only:
         with alone(out / plan.WORK / "collect.claim", wait):
-            print(_collect(out))
+            print(_collect(out, options.against))
     runs = {cell.run: cell for cell in cells if only in ("", cell.name)}
     failed = [cell for cell in runs.values() if cell.state == plan.FAILED]
     if failed:
@@ -227,7 +230,7 @@ def _carry_out(
         )
 
 
-def _collect(out: Path) -> Path:
+def _collect(out: Path, against: str) -> Path:
     from selftaught.table1.collect import collect
 
-    return collect(out)
+    return collect(out, against)

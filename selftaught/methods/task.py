@@ -313,6 +313,7 @@ class System(NamedTuple):
             has it, `model_score` the method's own; rows that differ in it alone share their runs.
         note: what is as published here and what is not, and why; one or two sentences.
         extra: whether the row is not in the paper's table.
+        against: row that it is compared with; "" = Ours.
     """
 
     title: str
@@ -322,3 +323,4 @@ class System(NamedTuple):
     score: str = "score"
     note: str = ""
     extra: bool = False
+    against: str = ""

@@ -51,6 +51,10 @@ def write_figures(out: Path, rows: Sequence[Row]) -> tuple[list[Picture], list[s
     Returns:
         The pictures, and a sentence for each that cannot be drawn.
     """
+    if any(row.cells[0].folds for row in rows):
+        return [], [
+            "Figures 7 to 9 are of single runs and of the test set: there are none of folds."
+        ]
     done = {row.name: row for row in rows if row.block == 0 and row.done}
     made = [
         _bars(out, [done[name] for name in BARS if name in done], adjusted=True),

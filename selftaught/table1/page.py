@@ -1,18 +1,18 @@
 """The page that compares the systems: table1.html, complete in itself."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selftaught import methods
 from selftaught.evaluation.plot_style import Picture
 from selftaught.evaluation.report import template
 from selftaught.evaluation.run_files import flatten
 from selftaught.evaluation.statistics import Replicates, stars
+from selftaught.methods import System
 from selftaught.table1.figures import STARS
 from selftaught.table1.results import RESAMPLES, Result
-from selftaught.table1.rows import BLOCKS, OURS, Row, row_line
+from selftaught.table1.rows import BLOCKS, OURS, WORDS, Row, row_line
 
 TEMPLATE = Path(__file__).with_name("table1_template.html")
 DASH = "\N{EN DASH}"
@@ -37,7 +37,11 @@ SPREADS = ("population_sd", "sample_sd", "t_low", "t_high")
 
 
 def render_page(
-    out: Path, rows: Sequence[Row], pictures: Sequence[Picture], problems: Sequence[str]
+    out: Path,
+    rows: Sequence[Row],
+    pictures: Sequence[Picture],
+    problems: Sequence[str],
+    systems: Mapping[str, System],
 ) -> str:
     """The HTML of the table; what came with the data is escaped, and nothing needs the network.
 
@@ -46,6 +50,7 @@ def render_page(
         rows: as `build_rows` gives them.
         pictures: the figures.
         problems: a sentence for each figure that is missing.
+        systems: all that there may be rows of.
     """
     cells = [cell for row in rows for cell in row.cells]
     done = [cell for cell in cells if cell.done]
@@ -56,6 +61,8 @@ def render_page(
     share = done[0].figures["test_abnormal_share"] if done else None
     return template(TEMPLATE).render(
         name=out.resolve().name,
+        folds=cells[0].folds,
+        base=_base(rows),
         headlines=_headlines(rows),
         done=len({cell.run for cell in done}),
         planned=len({cell.run for cell in cells}),
@@ -78,7 +85,7 @@ def render_page(
         cells=[_cell_line(cell, row) for row in rows for cell in row.cells],
         shown=shown,
         settings=dict(flatten(shown.config)) if shown else {},
-        changes=_changes(rows),
+        changes=_changes(rows, systems),
         versions=_versions(done),
     )  # fmt: skip
 
@@ -117,11 +124,26 @@ def _spread(spread: Replicates | None) -> str:
 
 
 def _difference(row: Row) -> tuple[str, str]:
-    """Ours minus a row in test AUROC: the mean, and the interval."""
+    """Its base minus a row in test AUROC: the mean, and the interval; of folds the row's gain."""
+    if row.cells[0].folds:
+        gain, low, high, least = row.gain
+        if gain is None:
+            return DASH, ""
+        ends = f"{low:+.2f} to {high:+.2f}, at least {least:+.2f}" if low is not None else ""
+        return f"{gain:+.2f}", ends
     if row.bootstrap is None:
         return DASH, ""
     mean, low, high = row.bootstrap
     return f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}"
+
+
+def _base(rows: Sequence[Row]) -> str:
+    """What rows are compared with, in words."""
+    bases = {row.against for row in rows} - {""}
+    titles = {row.title for row in rows if row.name in bases}
+    if bases <= {OURS}:
+        return "Ours"
+    return titles.pop() if len(bases) == 1 == len(titles) else "its base"
 
 
 def _blocks(rows: Sequence[Row], line: Callable[[Row], Any]) -> list[tuple[str, list]]:
@@ -145,12 +167,12 @@ def _footnotes(rows: Sequence[Row]) -> tuple[dict[str, int], list[str]]:
 
 def _line(row: Row, marks: dict[str, int]) -> dict[str, Any]:
     """A row of the main table."""
-    published = row.published
+    published, n = row.published, len(row.values(row.measured))
     return {
         "ours": row.name == OURS,
         "marks": [marks[note] for note in row.notes],
-        "n": f"{len(row.done)}" + (f" of {len(row.cells)}" if row.done != row.cells else ""),
-        "short": row.done != row.cells,
+        "n": f"{n}" + (f" of {row.planned}" if n < row.planned else ""),
+        "short": n < row.planned,
         "val": _spread(row.spread["val"]),
         "test": _spread(row.spread["test"]),
         "published_val": published and _plus_minus(published.val, published.val_plus_minus),
@@ -189,47 +211,55 @@ def _further_line(row: Row) -> list[str]:
 
 def _parts(cells: Sequence[Result]) -> dict[str, str]:
     """Body parts of the test sets, and their figures in cells.csv."""
-    prefix = "test_auroc_"
+    prefix = f"{cells[0].measured}_auroc_" if cells else "test_auroc_"
     found = {name for cell in cells for name in cell.figures if name.startswith(prefix)}
     found -= {f"{prefix}low", f"{prefix}high"}
     return {name.removeprefix(prefix): name for name in sorted(found)}
 
 
 def _headlines(rows: Sequence[Row]) -> list[str]:
-    """Rows that beat Ours come first; else that none does, or why nothing can be compared."""
-    ours = {(row.known_abnormal, row.pollution): row for row in rows if row.name == OURS}
+    """Rows that beat their base come first; else that none does, or why nothing is compared."""
+    named = {(row.name, row.known_abnormal, row.pollution): row for row in rows}
     lines, compared = [], 0
     for row in rows:
-        mine = ours.get((row.known_abnormal, row.pollution))
-        if mine is None or mine is row or mine.test is None or row.test is None:
+        mine = named.get((row.against, row.known_abnormal, row.pollution))
+        if mine is None or mine.level is None or row.level is None:
             continue
         compared += 1
-        if row.test <= mine.test:
+        if row.level <= mine.level:
             continue
         mean, interval = _difference(row)
-        facts = [f"n {len(row.done)} and {len(mine.done)}"]
-        if interval:
+        facts = [f"n {len(row.values(row.measured))} and {len(mine.values(row.measured))}"]
+        if interval and row.cells[0].folds:
+            facts.append(f"gain in {row.pairs} pairs {mean} ({interval})")
+        elif interval:
             facts.append(
-                f"Ours minus it over the same patients in {row.pairs} shared runs {mean} "
+                f"{mine.title} minus it over the same patients in {row.pairs} shared runs {mean} "
                 f"({interval})"
             )
         if row.welch_p_holm is not None:
             facts.append(f"Welch, adjusted: p {_p(row.welch_p_holm)}")
         lines.append(
-            f"{title(row)} has a higher mean test AUROC than {mine.title}: {row.test:.2f} "
-            f"against {mine.test:.2f} ({'; '.join(facts)})."
+            f"{title(row)} has a higher mean {WORDS[row.measured]} AUROC than {mine.title}: "
+            f"{row.level:.2f} against {mine.level:.2f} ({'; '.join(facts)})."
         )
     if lines:
         return lines
+    base = _base(rows)
     if not compared:
-        return ["Nothing can be compared with Ours yet: no finished run of it, or of any other."]
-    return [f"None of the {compared} other rows has a higher mean test AUROC than Ours."]
+        return [f"Nothing can be compared with {base} yet: no finished run of it, or of any other."]
+    words = WORDS[rows[0].measured]
+    return [f"None of the {compared} other rows has a higher mean {words} AUROC than {base}."]
+
+
+def _fold(cell: Result) -> str:
+    return f", fold {cell.fold}" if cell.folds else ""
 
 
 def _missing(cells: Sequence[Result]) -> list[str]:
     """A line for every cell without figures."""
     return [
-        f"{cell.title}, {100 * cell.known_abnormal:g}{NB}% known, seed {cell.seed}: "
+        f"{cell.title}, {100 * cell.known_abnormal:g}{NB}% known, seed {cell.seed}{_fold(cell)}: "
         f"{' '.join(cell.problem.split()) or cell.state}"
         for cell in cells
         if not cell.done
@@ -280,16 +310,16 @@ def _cell_line(cell: Result, row: Row) -> list[str]:
     figures = cell.figures
     low, high = figures.get("test_auroc_low"), figures.get("test_auroc_high")
     return [
-        title(row), str(cell.seed), str(cell.split_seed),
+        title(row), str(cell.seed), f"{cell.split_seed}{_fold(cell)}",
         _number(figures.get("val_auroc"), 2), _number(figures.get("test_auroc"), 2),
         DASH if low is None or high is None else f"{low:.2f} to {high:.2f}",
         _number(figures.get("hours"), 2), cell.run,
     ]  # fmt: skip
 
 
-def _changes(rows: Sequence[Row]) -> list[tuple[str, str]]:
+def _changes(rows: Sequence[Row], systems: Mapping[str, System]) -> list[tuple[str, str]]:
     """What each system sets beside its two methods."""
-    systems, lines = methods.systems(), {}
+    lines = {}
     for row in rows:
         if row.name in systems:
             one = systems[row.name]

@@ -1,10 +1,10 @@
-"""The plan of a table: one line for each row, label budget and seed, and the settings of each run.
+"""The plan of a table: one line for each row, label budget, seed and fold, and their settings.
 
 ```
 DIR/table1.json             what all cells share: the manifest's checksum and common settings
 DIR/plan.csv                one line for each (row, budget, seed); only ever added to
 DIR/settings/DIGEST.yaml    settings of a run, resolved: `selftaught run --config` takes them
-DIR/cells/ours/b050/s0001/  run folders
+DIR/cells/ours/b050/s0001/  run folders; with folds s0001-f0, s0001-f1, ...
 DIR/work/                   claims, failures and logs of the cells
 ```
 Lines whose settings are the same share one run, whatever column of its scores.csv is their score.
@@ -14,9 +14,10 @@ import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -39,7 +40,7 @@ KIND = "a table of `selftaught table1`"
 OTHER = {"manifest_sha256": "with another list of images in data.manifest"}
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
 # What may differ between the cells of a table beside the methods' options.
-VARIED = ("seed", "split.known_abnormal", "split.seed")
+VARIED = ("seed", "split.known_abnormal", "split.seed", "split.fold")
 # On what the split depends, and the first stage.
 SPLIT = ("data.", "prepare.", "split.")
 PRETEXT = (*SPLIT, "model.", "engine.", "seed", "pretext.")
@@ -52,7 +53,7 @@ class Cell:
     Attributes:
         row: name of the system.
         title: as the table prints it.
-        known_abnormal: label budget, a share.
+        known_abnormal: label budget, a share; from 1 on a number of images.
         seed: of the run.
         split_seed: of the split and its label draw.
         run: run folder, from the table's folder on.
@@ -63,6 +64,8 @@ class Cell:
         donor: run whose first stage this one takes, "" where it trains its own.
         state: waiting, running, done or failed.
         problem: why it failed, or failed last; "" where it did not.
+        folds: of the table's cross-validation; 0 where the test set is used.
+        fold: that validates.
     """
 
     row: str
@@ -78,11 +81,19 @@ class Cell:
     donor: str
     state: str = WAITING
     problem: str = ""
+    folds: int = 0
+    fold: int = 0
 
     @property
     def place(self) -> tuple[Any, ...]:
         """What a table has one cell for."""
-        return (self.row, self.known_abnormal, self.seed, self.split_seed, self.pollution)
+        draw = (self.seed, self.split_seed, self.folds, self.fold)
+        return (self.row, self.known_abnormal, *draw, self.pollution)
+
+    @property
+    def measured(self) -> str:
+        """The set that rows are compared on: validation where folds close the test set."""
+        return "val" if self.folds else "test"
 
     @property
     def name(self) -> str:
@@ -91,6 +102,7 @@ class Cell:
 
 
 KINDS = {name: kind for name, kind in get_type_hints(Cell).items() if kind in (str, int, float)}
+SINCE = {"folds": "0", "fold": "0"}  # columns that older plans do not have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +112,14 @@ class Planned:
     Attributes:
         system: the row.
         config: its settings; seeds and budget are replaced.
-        budgets: shares of known abnormal images.
+        budgets: shares, or numbers, of known abnormal images.
+        own: whether it is a row of the user's own.
     """
 
     system: System
     config: Config
     budgets: Sequence[float]
+    own: bool = False
 
 
 def read_plan(out: Path) -> list[Cell]:
@@ -118,7 +132,7 @@ def read_plan(out: Path) -> list[Cell]:
     try:
         with path.open(encoding="utf-8", newline="") as lines:
             cells = [
-                Cell(**{name: kind(line[name]) for name, kind in KINDS.items()})
+                Cell(**{name: kind((SINCE | line)[name]) for name, kind in KINDS.items()})
                 for line in csv.DictReader(lines, strict=True)
             ]
         places = Counter(cell.place for cell in cells)
@@ -229,6 +243,7 @@ def extend(
     seeds: Sequence[int],
     label_draws: int,
     manifest: str,
+    crossed: bool = False,
 ) -> list[Cell]:
     """Add what is asked for to the plan in a folder, and write the settings of its runs.
 
@@ -239,6 +254,7 @@ def extend(
         label_draws: different label draws among the replicates: the i-th has the split seed plus
             i modulo this.
         manifest: checksum of the list of images.
+        crossed: every seed with every draw, in place of in turn.
 
     Returns:
         The whole plan, as written.
@@ -254,43 +270,55 @@ def extend(
     for run, cell in {cell.run: cell for cell in planned}.items():
         donors.setdefault(digest(settings_of(out, cell), manifest, PRETEXT), run)
     for name, row in rows.items():
-        for budget in row.budgets:
-            for number, seed in enumerate(seeds):
-                config = _replicate(row.config, budget, seed, number % label_draws)
-                key = digest(config, manifest)
-                run = runs.setdefault(key, _run_name(name, config, row.config, runs.values()))
-                donor = ""
-                if config.pretext.epochs:
-                    donor = donors.setdefault(digest(config, manifest, PRETEXT), run)
-                cell = _cell(name, row.system, config, run, key, "" if donor == run else donor)
-                if cell.place not in there:
-                    planned.append(cell)
-                elif there[cell.place].digest != cell.digest:
-                    cell = there[cell.place]
-                    _refuse_other(out, cell, config)
-                # Where the images lie and how fast they are read may change at any time.
-                text = sealed(dataclasses.replace(config, out=str((out / run).absolute())))
-                path = settings_path(out, cell)
-                if not path.is_file() or path.read_text(encoding="utf-8") != text:
-                    write_atomic(path, text)
+        for config in _replicates(row, seeds, label_draws, crossed):
+            key = digest(config, manifest)
+            run = runs.setdefault(key, _run_name(name, config, row.config, runs.values()))
+            donor = ""
+            if config.pretext.epochs:
+                donor = donors.setdefault(digest(config, manifest, PRETEXT), run)
+            cell = _cell(name, row.system, config, run, key, "" if donor == run else donor)
+            if cell.place not in there:
+                planned.append(cell)
+            elif there[cell.place].digest != cell.digest:
+                cell = there[cell.place]
+                _refuse_other(out, cell, config)
+            # Where the images lie and how fast they are read may change at any time.
+            text = sealed(dataclasses.replace(config, out=str((out / run).absolute())))
+            path = settings_path(out, cell)
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                write_atomic(path, text)
     write_plan(out, planned)
     return planned
 
 
-def _replicate(config: Config, budget: float, seed: int, draw: int) -> Config:
-    split = config.split
-    split = dataclasses.replace(split, known_abnormal=budget, seed=split.seed + draw)
-    return dataclasses.replace(config, seed=seed, split=split)
+def _replicates(
+    row: Planned, seeds: Sequence[int], label_draws: int, crossed: bool
+) -> Iterator[Config]:
+    """The settings of all runs of a row."""
+    if crossed:
+        pairs = list(itertools.product(seeds, range(label_draws)))
+    else:
+        pairs = [(seed, number % label_draws) for number, seed in enumerate(seeds)]
+    split = row.config.split
+    for budget in row.budgets:
+        for seed, draw in pairs:
+            for fold in range(max(split.folds, 1)):
+                drawn = {"known_abnormal": budget, "seed": split.seed + draw, "fold": fold}
+                one = dataclasses.replace(split, **drawn)
+                yield dataclasses.replace(row.config, seed=seed, split=one)
 
 
 def _run_name(row: str, config: Config, base: Config, taken: Collection[str]) -> str:
-    share = 1000 * config.split.known_abnormal
-    whole = abs(share - round(share)) < 1e-9
-    budget = f"{round(share):03d}" if whole else f"{share:.10g}"
-    name = f"cells/{row}/b{budget}/s{config.seed:04d}"
+    known = config.split.known_abnormal
+    whole = abs(1000 * known - round(1000 * known)) < 1e-9
+    budget = f"b{round(1000 * known):03d}" if whole else f"b{1000 * known:.10g}"
+    if known >= 1:
+        budget = f"n{known:03.0f}"
+    name = f"cells/{row}/{budget}/s{config.seed:04d}"
+    fold = f"-f{config.split.fold}" if config.split.folds else ""
     # Taken: planned earlier, when split.seed was another.
-    first = config.split.seed == base.split.seed and name not in taken
-    return name if first else f"{name}-d{config.split.seed}"
+    first = config.split.seed == base.split.seed and name + fold not in taken
+    return name + fold if first else f"{name}-d{config.split.seed}{fold}"
 
 
 def _cell(name: str, system: System, config: Config, run: str, key: str, donor: str) -> Cell:
@@ -306,6 +334,8 @@ def _cell(name: str, system: System, config: Config, run: str, key: str, donor: 
         pollution=config.split.pollution,
         digest=key,
         donor=donor,
+        folds=config.split.folds,
+        fold=config.split.fold,
     )
 
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from selftaught import methods
 from selftaught.errors import InputError
 from selftaught.evaluation.bootstrap import auroc_resamples, percentile_interval
 from selftaught.evaluation.metrics import ABLATIONS, SPLITS, evaluate, scored_images, set_names
 from selftaught.evaluation.plots_training import epochs_of
 from selftaught.evaluation.run_files import read_log, read_mapping, read_table
 from selftaught.files import sha256
+from selftaught.methods import System
+from selftaught.table1 import own_rows
 from selftaught.table1.plan import (
     DONE,
     KINDS,
@@ -73,6 +74,11 @@ class Result(Cell):
         """Cells are compared where they share these: known abnormal share, pollution."""
         return self.known_abnormal, self.pollution
 
+    @property
+    def replicate(self) -> tuple[int, int]:
+        """Seed and draw; with folds, several cells are one replicate."""
+        return self.seed, self.split_seed
+
 
 def read_results(out: Path) -> list[Result]:
     """All cells of a plan, with figures where the run is done.
@@ -98,7 +104,7 @@ def read_results(out: Path) -> list[Result]:
             except InputError as error:
                 read[key] = {"problem": str(error)}
         cells.append(Result(**vars(cell) | read[key]))
-    _check_alike([cell for cell in cells if cell.done])
+    _check_alike([cell for cell in cells if cell.done], own_rows.systems(out))
     return cells
 
 
@@ -165,8 +171,9 @@ def _score_figures(path: Path, cell: Cell) -> tuple[dict[str, Any], dict[str, np
     table["group"] = table["group"].where(~alone, "\x1f" + table["path"])
     # Intervals come from the resamples below; one draw here is as good as none.
     metrics = evaluate(scores, seed=BOOTSTRAP_SEED, resamples=1)
-    if metrics["test"]["auroc"] is None:
-        raise InputError(f"{cell.run}: no test AUROC: {metrics['test']['reasons']['auroc']}")
+    if metrics[cell.measured]["auroc"] is None:
+        why = metrics[cell.measured]["reasons"]["auroc"]
+        raise InputError(f"{cell.run}: no {cell.measured} AUROC: {why}")
     figures: dict[str, Any] = {}
     resampled: dict[str, np.ndarray] = {}
     for split in SPLITS:
@@ -258,16 +265,15 @@ def _cost(epochs: Mapping[int, Mapping[str, Any]], batch: Any) -> dict[str, Any]
     }
 
 
-def _check_alike(cells: Iterable[Result]) -> None:
+def _check_alike(cells: Iterable[Result], systems: Mapping[str, System]) -> None:
     """Refuse a column whose cells differ in more than method and seed."""
     first: dict[tuple, Result] = {}
-    systems = methods.systems()
     for cell in cells:
         changes = systems[cell.row].changes if cell.row in systems else {}
         for fact, (setting, words) in ALIKE.items():
             if setting and any(f"{name}.".startswith(f"{setting}.") for name in changes):
                 continue  # the system's own, such as the image size of a GAN
-            seed = (cell.split_seed,) if fact in BY_SPLIT_SEED else ()
+            seed = (cell.split_seed, cell.fold) if fact in BY_SPLIT_SEED else ()
             other = first.setdefault((fact, cell.column, *seed), cell)
             mine, its = cell.figures[fact], other.figures[fact]
             if mine != its:

@@ -1,8 +1,8 @@
-"""The rows of the table: means, spreads and tests against Ours, beside what was published."""
+"""The rows of the table: means, spreads and tests against a base, beside what was published."""
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from selftaught import methods
+from selftaught.errors import InputError
 from selftaught.evaluation.bootstrap import percentile_interval
 from selftaught.evaluation.metrics import SPLITS
 from selftaught.evaluation.statistics import (
@@ -19,9 +19,11 @@ from selftaught.evaluation.statistics import (
     holm,
     paired_t_test,
     summarise,
+    t_interval,
     welch_from_summary,
     welch_test,
 )
+from selftaught.methods import System
 from selftaught.table1.results import Result
 
 OURS = "ours"
@@ -34,6 +36,8 @@ BLOCKS = (
     "Other shares of known abnormal images, and polluted sets",
     "Systems that are not in the paper",
 )
+GAIN = tuple(f"paired_gain{end}" for end in ("", "_low", "_high", "_least"))
+WORDS = {"val": "validation", "test": "test"}
 FIGURES = ("mean", "population_sd", "plus_minus", "sample_sd", "t_low", "t_high")
 
 
@@ -68,9 +72,13 @@ class Row:
         cells: all that the plan has for it.
         spread: figures over the replicates by set, in percent; None without any.
         published: the row of the paper; None if there is none.
-        welch, paired: tests of Ours against this row on test; None where there is none to make.
-        pairs: seeds that the paired t-test and the bootstrap could use.
-        bootstrap: mean over seeds of test AUROC of Ours minus this row's, and the ends of its
+        against: name of the base that this row is compared with, Ours unless a row names another;
+            "" where there is none.
+        welch, paired: tests of the base against this row; None where there is none to make.
+        pairs: replicates that the paired t-test and the bootstrap could use.
+        gain: this row minus its base, in percent points: mean over the pairs, its 95 % interval
+            (Student's t), and the least gain at one-sided 95 %.
+        bootstrap: mean over pairs of test AUROC of the base minus this row's, and the ends of its
             patient-clustered 95 % interval, in percent points.
         welch_p_holm, paired_p_holm: adjusted over the rows of the same column.
         notes: what is as published and what is not.
@@ -86,9 +94,11 @@ class Row:
     block: int = 0
     spread: dict[str, Replicates | None] = field(default_factory=dict)
     published: Published | None = None
+    against: str = ""
     welch: TTest | None = None
     paired: TTest | None = None
     pairs: int = 0
+    gain: tuple[float | None, ...] = (None,) * 4
     bootstrap: tuple[float, float, float] | None = None
     welch_p_holm: float | None = None
     paired_p_holm: float | None = None
@@ -101,15 +111,37 @@ class Row:
         return [cell for cell in self.cells if cell.done]
 
     @property
-    def test(self) -> float | None:
-        """Mean test AUROC in percent."""
-        spread = self.spread["test"]
+    def measured(self) -> str:
+        """The set that rows are compared on."""
+        return self.cells[0].measured
+
+    @property
+    def planned(self) -> int:
+        """Replicates of the plan."""
+        return len({cell.replicate for cell in self.cells})
+
+    def values(self, split: str) -> dict[tuple[int, int], float]:
+        """AUROC in percent by replicate; with folds their mean, once all of them are there."""
+        each: dict[tuple[int, int], list[float]] = {}
+        for cell in self.done:
+            each.setdefault(cell.replicate, []).append(cell.figures[f"{split}_auroc"])
+        whole = max(self.cells[0].folds, 1)
+        return {
+            key: float(np.mean(values)) if len(values) > 1 else values[0]
+            for key, values in each.items()
+            if len(values) == whole and None not in values
+        }
+
+    @property
+    def level(self) -> float | None:
+        """Mean AUROC in percent on the set that rows are compared on."""
+        spread = self.spread[self.measured]
         return spread.mean if spread else None
 
     @property
     def identical(self) -> bool:
         """Whether several replicates agree, and so are none."""
-        values = [cell.figures["test_auroc"] for cell in self.done]
+        values = list(self.values(self.measured).values())
         return len(values) > 1 and bool(np.ptp(values) <= IDENTICAL)
 
     def mean(self, figure: str) -> float | None:
@@ -153,27 +185,39 @@ def place(name: str) -> int:
     return _order().index(name) if name in _order() else len(_order())
 
 
-def build_rows(cells: Sequence[Result]) -> list[Row]:
-    """The table's rows in the order of the paper's table, each compared with Ours of its column.
+def build_rows(
+    cells: Sequence[Result], systems: Mapping[str, System], against: str = ""
+) -> list[Row]:
+    """The table's rows in the order of the paper's table, each compared with a row of its column.
 
     Args:
         cells: of a plan, as `read_results` gives them.
+        systems: all that there may be rows of.
+        against: row that all are compared with; "" = each with its own, which is mostly Ours.
+
+    Raises:
+        InputError: the plan has no such row.
     """
+    if against and against not in (names := list(dict.fromkeys(cell.row for cell in cells))):
+        raise InputError(f"against is {against!r}; allowed: a row of the plan: {', '.join(names)}")
     grouped: dict[tuple, list[Result]] = {}
     for cell in cells:
         grouped.setdefault((cell.row, *cell.column), []).append(cell)
-    published, systems = published_rows(), methods.systems()
+    published = published_rows()
     rows = []
     for (name, share, pollution), members in grouped.items():
         row = Row(
             name=name, title=members[0].title, known_abnormal=share, pollution=pollution,
             extra=bool(members[0].extra), cells=members,
         )  # fmt: skip
-        row.published = None if pollution else published.get((name, round(share, 6)))
+        own = systems[name].against if name in systems else ""
+        row.against = against or own or OURS
+        row.published = (
+            None if pollution or members[0].folds else published.get((name, round(share, 6)))
+        )
         for split in SPLITS:
-            values = [cell.figures[f"{split}_auroc"] for cell in row.done]
-            known = [value for value in values if value is not None]
-            row.spread[split] = summarise(known) if known else None
+            values = list(row.values(split).values())
+            row.spread[split] = summarise(values) if values else None
         noted = (systems[name].note if name in systems else "", getattr(row.published, "note", ""))
         row.notes = [note for note in noted if note]
         rows.append(row)
@@ -198,42 +242,58 @@ def _main_share(rows: Sequence[Row]) -> float:
 
 
 def _warnings(row: Row) -> list[str]:
-    lines = []
+    lines, words = [], WORDS[row.measured]
     if len(row.done) < len(row.cells):
         lines.append(f"{len(row.done)} of {len(row.cells)} runs have figures")
     if row.identical:
         lines.append(
-            f"identical: its {len(row.done)} replicates agree in test AUROC, so that their seeds "
-            "change nothing or one run stands in more than once; no test can use them"
+            f"identical: its {len(row.values(row.measured))} replicates agree in {words} AUROC, so "
+            "that their seeds change nothing or one run stands in more than once; no test can use "
+            "them"
         )
     return lines
 
 
 def _compare(rows: list[Row]) -> None:
-    """Tests of Ours against every other row of a column, the family of Holm."""
-    ours = next((row for row in rows if row.name == OURS), None)
-    if ours is None:
-        return
-    others = [row for row in rows if row is not ours]
-    mine = {(cell.seed, cell.split_seed): cell for cell in ours.done}
-    for row in others:
-        both = [(mine[key], cell) for cell in row.done
-                if (key := (cell.seed, cell.split_seed)) in mine]  # fmt: skip
-        row.pairs = len(both)
-        row.bootstrap = _bootstrap(both)
-        few = min(len(ours.done), len(row.done))
-        if few < 2 or ours.identical or row.identical:
-            continue
-        row.welch = welch_test(*([c.figures["test_auroc"] for c in r.done] for r in (ours, row)))
-        if few == 2:
-            row.warnings.append("its Welch p is from two replicates of a system")
-        if row.pairs >= LEAST_PAIRS:
-            pairs = [[cell.figures["test_auroc"] for cell in pair] for pair in both]
-            row.paired = paired_t_test(*zip(*pairs, strict=True))
+    """Tests of every row of a column against its base, the family of Holm."""
+    named = {row.name: row for row in rows}
+    for row in rows:
+        base = named.get(row.against)
+        if base is None or base is row:
+            row.against = ""
+        else:
+            _compare_with(base, row)
+    others = [row for row in rows if row.against]
     for kind in ("welch", "paired"):
         tests = [getattr(row, kind) for row in others]
         for row, p in zip(others, holm([test.p if test else None for test in tests]), strict=True):
             setattr(row, f"{kind}_p_holm", p)
+
+
+def _compare_with(base: Row, row: Row) -> None:
+    """Tests of a base against a row; with folds on validation, and none of the test set."""
+    its, mine = base.values(row.measured), row.values(row.measured)
+    both = [key for key in mine if key in its]
+    row.pairs = len(both)
+    first, second = ([values[key] for key in both] for values in (its, mine))
+    if both:
+        row.gain = (float(np.subtract(second, first).mean()), None, None, None)
+    if not row.cells[0].folds:
+        runs = [{cell.replicate: cell for cell in one.done} for one in (base, row)]
+        row.bootstrap = _bootstrap([(runs[0][key], runs[1][key]) for key in both])
+    few = min(len(its), len(mine))
+    if few < 2 or base.identical or row.identical:
+        return
+    if not row.cells[0].folds:
+        row.welch = welch_test(list(its.values()), list(mine.values()))
+        if few == 2:
+            row.warnings.append("its Welch p is from two replicates of a system")
+    if row.pairs >= LEAST_PAIRS:
+        row.paired = paired_t_test(first, second)
+        if row.paired.p is not None:
+            gains = np.subtract(second, first)
+            least, _ = t_interval(gains, 0.90)
+            row.gain = (float(gains.mean()), *t_interval(gains), least)
 
 
 def _bootstrap(pairs: Sequence[tuple[Result, Result]]) -> tuple[float, float, float] | None:
@@ -276,8 +336,9 @@ def row_line(row: Row) -> dict[str, Any]:
         "known_abnormal": row.known_abnormal,
         "pollution": row.pollution,
         "extra": int(row.extra),
-        "n": len(row.done),
-        "planned": len(row.cells),
+        "folds": row.cells[0].folds,
+        "n": len(row.values(row.measured)),
+        "planned": row.planned,
     }
     for split in SPLITS:
         values = zip(FIGURES, _figures(row.spread[split]), strict=True)
@@ -288,6 +349,8 @@ def row_line(row: Row) -> dict[str, Any]:
         for name, attribute in (("t", "t"), ("df", "degrees_of_freedom"), ("p", "p")):
             line[f"{kind}_{name}"] = getattr(test, attribute, None)
         line[f"{kind}_p_holm"] = getattr(row, f"{kind}_p_holm")
+    line["against"] = row.against
+    line |= dict(zip(GAIN, row.gain, strict=True))
     low_high = ("bootstrap_difference", "bootstrap_low", "bootstrap_high")
     line |= {"pairs": row.pairs, **dict(zip(low_high, row.bootstrap or (None,) * 3, strict=True))}
     line |= {name: row.mean(name) for name in ("hours", "steps")}
@@ -300,7 +363,9 @@ def published_part(row: Row) -> dict[str, Any]:
     """The columns of table1.csv that hold the paper's figures, and how ours lie to them."""
     facts = ("val", "val_plus_minus", "test", "test_plus_minus", "n")
     line = {f"published_{name}": getattr(row.published, name, None) for name in facts}
-    difference = row.test - row.published.test if row.published and row.test is not None else None
+    difference = None
+    if row.published and row.level is not None:
+        difference = row.level - row.published.test
     within = None
     if difference is not None and row.published:
         within = int(abs(difference) <= row.published.test_plus_minus)

@@ -232,7 +232,7 @@ def begin(config: Config, place: Path, manifest: Manifest, stopper: Stopper) -> 
     problems = _problems(used, checked)
     if excess.any():
         frame = without_leaks(frame, used[excess])
-        check_classes(frame, manifest.name)
+        check_classes(frame, manifest.name, config.split)
         images = _images(config, place, root, frame)
         check_settings(config, images)
         problems = [one for one in problems if one.sample in images.used]

@@ -89,6 +89,7 @@ class Table:
             "row": row, "title": title or row.capitalize(), "known_abnormal": 0.05, "seed": seed,
             "split_seed": 42, "run": folder, "score": "score", "extra": 0, "pollution": 0.0,
             "digest": "d", "donor": "", "state": "done" if run else "waiting", "problem": "",
+            "folds": 0, "fold": 0,
         } | more  # fmt: skip
         self.lines.append(line)
         if run and not (self.out / line["run"]).exists():

@@ -23,7 +23,7 @@ SEEDS = (1, 11, 111)
 
 def lines_of(out):
     """table1.csv by row, of a table that `collect` need not draw."""
-    return {row.name: row_line(row) for row in build_rows(read_results(out))}
+    return {row.name: row_line(row) for row in build_rows(read_results(out), methods.systems())}
 
 
 def test_the_printed_table_reproduces_the_tests_of_the_published_figures():
@@ -84,7 +84,7 @@ def test_holm_counts_the_rows_of_one_column(table):
         for row in ("ours", "ruff"):
             run = f"cells/{row}/b100/s{seed}"
             table.add(row, seed, 0.4, known_abnormal=0.1, run=run)
-    rows = build_rows(read_results(table.write()))
+    rows = build_rows(read_results(table.write()), methods.systems())
     assert [(row.name, row.known_abnormal, row.block) for row in rows] == [
         ("ours", 0.05, 0), ("supcon", 0.05, 0), ("ruff", 0.05, 0),
         ("ours", 0.10, 1), ("ruff", 0.10, 1), ("joint", 0.05, 2),
@@ -303,7 +303,7 @@ def test_the_headline_says_on_how_many_shared_runs_a_difference_is(table):
     for seed in SEEDS:
         table.add("ours", seed, 0.2)
     table.add("ruff", 1, 3.0)
-    rows = build_rows(read_results(table.write()))
+    rows = build_rows(read_results(table.write()), methods.systems())
     (line,) = _headlines(rows)
     assert "n 1 and 3; Ours minus it over the same patients in 1 shared runs" in line
 
@@ -339,7 +339,7 @@ def test_draws_with_other_test_sets_do_not_narrow_the_interval_of_a_difference(t
         np.ptp(np.percentile(a.resamples["test"] - b.resamples["test"], [2.5, 97.5]))
         for a, b in zip(ours, ruff, strict=True)
     ]
-    (row,) = [row for row in build_rows(cells) if row.name == "ruff"]
+    (row,) = [row for row in build_rows(cells, methods.systems()) if row.name == "ruff"]
     assert row.pairs == 4
     assert row.bootstrap[2] - row.bootstrap[1] == pytest.approx(np.mean(widths))
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from selftaught import methods
 from selftaught.evaluation import holm, stars, welch_test
 from selftaught.table1 import figures
 from selftaught.table1.collect import collect
@@ -16,7 +17,7 @@ SEEDS = (1, 2, 3)
 
 
 def draw(out):
-    rows = build_rows(read_results(out))
+    rows = build_rows(read_results(out), methods.systems())
     pictures, problems = write_figures(out, rows)
     return {row.name: row for row in rows}, pictures, problems
 

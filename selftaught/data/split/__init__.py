@@ -21,6 +21,10 @@ order.
    pollution comes from the far end of the abnormal order. A larger b or p takes normals off the end
    of the order only. What is kept for training but not drawn is `unused`.
 
+From 1 on, `known_abnormal` is a number of images that come on top of the P normals: b is 0 in the
+formulas, and the known abnormals are as many. With `labels` all, all abnormals kept for training
+are known, whatever b; the rest is as with b.
+
 Too few abnormals for b: all are known, with a warning. Too few for p: an error. No abnormal group:
 b counts as 0. A `semi_label` column replaces steps 2 and 3: groups with known images come first in
 the order, normals kept for training all train, of the abnormals those with a known image; outside
@@ -41,6 +45,13 @@ p (1 - a - b) S abnormals stay as unknown, the others become `unused` (scheme `p
 groups). Given `semi_label` cells are kept as they are, blank ones being 0, and then no abnormal
 image is taken out.
 
+**Folds** (`folds` above 0, scheme `default`) leave the test set of the usual split `unused`,
+whether manifest or `seed` names it, and what the manifest leaves without a set. Of the rest,
+groups of each kind are dealt, in an order of their own, to the fold that has the fewest labelled
+images of the kind; `fold` is val, the others train. Labels are drawn as in a manifest with a
+split, in an order of draw of the fold's own. So every labelled image of the rest is in val once,
+and groups without any label train in each fold.
+
 **A blank label** is never counted as normal. Such an image follows its group; in train it is
 unknown (`unlabelled="train"`), unknown and seen by pre-training alone (`"pretext"`, right where
 many of them may be abnormal), or `unused`; in val and test it is left out of evaluation.
@@ -55,6 +66,7 @@ from selftaught.data.manifest import Manifest
 from selftaught.data.manifest.check import SETS, near_name
 from selftaught.data.split.config import SplitConfig, SplitWarning
 from selftaught.data.split.default import draw_default
+from selftaught.data.split.folds import draw_fold
 from selftaught.data.split.given import keep_split
 from selftaught.data.split.groups import TRAIN, UNUSED, group_images, truth_of
 from selftaught.data.split.paper import draw_paper
@@ -100,12 +112,23 @@ def make_split(manifest: Manifest, config: SplitConfig) -> pd.DataFrame:
     given = None
     if table["semi_label"].notna().any():
         given = table["semi_label"].fillna(UNKNOWN).to_numpy(np.int8)
+        if config.labels == "all":
+            raise InputError(
+                f"split.labels is 'all'; allowed: budget, as {manifest.name} gives semi_label"
+            )
         if config.pollution:
             raise InputError(
                 f"split.pollution is {config.pollution:g}; allowed: 0, as {manifest.name} gives "
                 "semi_label"
             )
-    if (table["split"] != "").any():
+    if config.folds:
+        if given is not None:
+            raise InputError(
+                f"split.folds is {config.folds}; allowed: 0, as {manifest.name} gives semi_label "
+                "and each fold draws its own"
+            )
+        sets, semi = draw_fold(manifest, groups, truth, config)
+    elif (table["split"] != "").any():
         sets, semi = keep_split(manifest, groups, truth, given, config)
     else:
         draw = draw_paper if config.scheme == "paper" else draw_default
@@ -118,16 +141,17 @@ def make_split(manifest: Manifest, config: SplitConfig) -> pd.DataFrame:
         group=pd.Series(groups.names[groups.codes], dtype="str"),
     )
     frame = frame[[*FIRST, *(column for column in frame.columns if column not in FIRST)]]
-    check_classes(frame, manifest.name)
+    check_classes(frame, manifest.name, config)
     return frame
 
 
-def check_classes(frame: pd.DataFrame, name: str) -> None:
+def check_classes(frame: pd.DataFrame, name: str, config: SplitConfig) -> None:
     """Warn about sets without abnormal images.
 
     Args:
         frame: a split.
         name: the manifest, as the user calls it.
+        config: its settings.
 
     Raises:
         InputError: a set has no normal image.
@@ -135,10 +159,10 @@ def check_classes(frame: pd.DataFrame, name: str) -> None:
     table = split_table(frame)
     if table.loc["train", ["normal", "unlabelled"]].sum() == 0:
         raise InputError(f"{name}: train has no normal image; allowed: at least one")
-    for which in ("val", "test"):
+    for which in config.evaluated:
         if table.loc[which, "normal"] == 0:
             raise InputError(f"{name}: {which} has no image labelled 0; allowed: at least one")
-    lacking = [which for which in ("val", "test") if table.loc[which, "abnormal"] == 0]
+    lacking = [which for which in config.evaluated if table.loc[which, "abnormal"] == 0]
     if lacking:
         warnings.warn(
             f"{name}: {' and '.join(lacking)} without abnormal images: AUROC is undefined there",

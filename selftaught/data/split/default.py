@@ -36,7 +36,7 @@ def draw_default(
     known_rows = np.zeros(len(truth), bool) if given is None else given != UNKNOWN
     first = np.bincount(groups.codes[known_rows], minlength=len(groups.names)) > 0
     sets = np.full(len(groups.names), UNUSED, np.int8)
-    normal, abnormal = _evaluation_first(groups, first, config, sets)
+    normal, abnormal = evaluation_first(groups, first, config, sets)
     sets[groups.all_blank] = TRAIN
     if given is not None:
         sets[normal] = TRAIN
@@ -48,7 +48,7 @@ def draw_default(
     return Assignment(sets[groups.codes], semi.astype(np.int8))
 
 
-def _evaluation_first(
+def evaluation_first(
     groups: Groups, first: np.ndarray, config: SplitConfig, sets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fill val and test; return the ranked normal and abnormal groups left for training."""

@@ -41,12 +41,7 @@ def keep_split(
     Raises:
         InputError: a group crosses sets, train or test is empty, or pollution cannot be met.
     """
-    codes = {name: code for code, name in enumerate(SETS)} | {"": UNUSED}
-    sets = manifest.table["split"].map(codes).to_numpy(np.int8).copy()
-    _no_crossing(manifest, groups, sets)
-    for code in (TRAIN, TEST):
-        if not (sets == code).any():
-            raise InputError(f"{manifest.name}: column split has no row {show(SETS[code])}")
+    sets = given_sets(manifest, groups)
     if not (sets == VAL).any():
         _draw_validation(groups, truth, given, config, sets)
         warnings.warn(
@@ -59,7 +54,22 @@ def keep_split(
         sets[(sets == TRAIN) & (truth < 0)] = UNUSED
     if given is not None:
         return Assignment(sets, given)
-    return _labels(groups, truth, config, sets)
+    return draw_labels(groups, truth, config, sets, config.seed)
+
+
+def given_sets(manifest: Manifest, groups: Groups) -> np.ndarray:
+    """(N,) int8, the manifest's own sets.
+
+    Raises:
+        InputError: a group crosses sets, or train or test is empty.
+    """
+    codes = {name: code for code, name in enumerate(SETS)} | {"": UNUSED}
+    sets = manifest.table["split"].map(codes).to_numpy(np.int8).copy()
+    _no_crossing(manifest, groups, sets)
+    for code in (TRAIN, TEST):
+        if not (sets == code).any():
+            raise InputError(f"{manifest.name}: column split has no row {show(SETS[code])}")
+    return sets
 
 
 def _no_crossing(manifest: Manifest, groups: Groups, sets: np.ndarray) -> None:
@@ -98,8 +108,21 @@ def _draw_validation(
         sets[np.isin(groups.codes, chosen) & (sets == TRAIN)] = VAL
 
 
-def _labels(groups: Groups, truth: np.ndarray, config: SplitConfig, sets: np.ndarray) -> Assignment:
-    """Draw the label budgets within the given training set; the abnormal rest becomes unused."""
+def draw_labels(
+    groups: Groups, truth: np.ndarray, config: SplitConfig, sets: np.ndarray, seed: int | str
+) -> Assignment:
+    """Draw the label budgets within a training set; the abnormal rest becomes unused.
+
+    Args:
+        groups: of the manifest.
+        truth: (N,) labels, -1 blank.
+        config: the settings.
+        sets: (N,) int8, of which train is drawn from.
+        seed: of the draw.
+
+    Raises:
+        InputError: too few abnormal images for the pollution.
+    """
     trains = sets == TRAIN
     counts = [
         np.bincount(groups.codes[trains & (truth == label)], minlength=len(groups.names))
@@ -108,9 +131,7 @@ def _labels(groups: Groups, truth: np.ndarray, config: SplitConfig, sets: np.nda
     if config.scheme == "paper":
         counts = [np.minimum(count, 1) for count in counts]
     none = np.zeros(len(groups.names), bool)
-    normal, abnormal = (
-        ranked(groups, np.flatnonzero(count), config.seed, none) for count in counts[:2]
-    )
+    normal, abnormal = (ranked(groups, np.flatnonzero(count), seed, none) for count in counts[:2])
     budget = shares(config, len(abnormal) > 0)
     nominal = (counts[0].sum() + counts[2].sum()) / budget.other
     known = np.zeros((2, len(groups.names)), bool)

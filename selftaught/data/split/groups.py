@@ -113,7 +113,7 @@ def group_images(manifest: Manifest, config: SplitConfig) -> Groups:
     return Groups(np.asarray(unique, object), codes.astype(np.int64), *counts)
 
 
-def ranked(groups: Groups, members: np.ndarray, seed: int, first: np.ndarray) -> np.ndarray:
+def ranked(groups: Groups, members: np.ndarray, seed: int | str, first: np.ndarray) -> np.ndarray:
     """Put groups into the order of draw, a hash of (seed, name): adding data moves nobody else.
 
     Args:

@@ -24,8 +24,11 @@ class Shares(NamedTuple):
 
 
 def shares(config: SplitConfig, any_abnormal: bool) -> Shares:
-    """The shares a, b and p (1 - a - b) of the training set; b is 0 without abnormal images."""
-    b = config.known_abnormal if any_abnormal else 0.0
+    """The shares a, b and p (1 - a - b) of the training set.
+
+    b is 0 without abnormal images, and where these are counted: they come on top.
+    """
+    b = config.known_abnormal if any_abnormal and config.known_abnormal < 1 else 0.0
     return Shares(config.known_normal, b, config.pollution * (1.0 - config.known_normal - b))
 
 
@@ -51,8 +54,11 @@ def abnormal_draw(
     Raises:
         InputError: too few abnormal images are left for `split.pollution`.
     """
-    wanted = budget.known_abnormal * nominal
-    known = nearest_prefix(sizes, wanted, int(budget.known_abnormal > 0))
+    if config.labels == "all":
+        return len(sizes), 0
+    counted = config.known_abnormal >= 1
+    wanted = config.known_abnormal if counted else budget.known_abnormal * nominal
+    known = nearest_prefix(sizes, wanted, int(wanted > 0))
     if wanted > sizes.sum() + 0.5:
         warnings.warn(
             f"split.known_abnormal {config.known_abnormal:g} asks for {wanted:.0f} abnormal "
