@@ -335,6 +335,15 @@ SYSTEMS = {
         "cross-entropy of one linear layer on z in place of the centres.",
         extra=True,
     ),
+    "classifier-all-labels": System(
+        "Classifier (BCE), our pretext, all labels",
+        pretext="ntxent",
+        finetune="classifier",
+        changes={"split.labels": "all"},
+        note="A reference, no rival: as the classifier, but it reads the label of every abnormal "
+        "image kept for training, not those of the budget alone, and so trains on more images.",
+        extra=True,
+    ),
     "hypersphere-classifier": System(
         "Hypersphere classifier, our pretext",
         pretext="ntxent",

@@ -1,26 +1,38 @@
-"""Features of a frozen encoder, and their nearest neighbours. Nothing is trained."""
+"""Features of a frozen encoder with neighbours, a Gaussian or a linear classifier behind them."""
 
+import math
 from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from selftaught.data.augment import Augment, finetune_augment
-from selftaught.errors import require
-from selftaught.methods.begin import normal_rows, sample, take_encoder
-from selftaught.methods.task import Rows, Start, System, Task
+from selftaught.errors import InputError, require
+from selftaught.methods.begin import sample, take_encoder
+from selftaught.methods.task import Options, Rows, Start, System, Task
 from selftaught.methods.weights import WeightsOptions
 from selftaught.models.encoder import Encoder
 from selftaught.models.network import Network
 from selftaught.search import knn_score
-from selftaught.semi_labels import KNOWN_ABNORMAL
+from selftaught.semi_labels import KNOWN_ABNORMAL, KNOWN_NORMAL
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenOptions(WeightsOptions):
-    """Features that are not trained further."""
+    """Features that are not trained further.
+
+    Args:
+        normals: who counts as normal: all images not known to be abnormal, or the known ones.
+    """
 
     augment: Augment = field(default_factory=finetune_augment)
+    normals: Literal["all", "known"] = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fine = self.normals in ("all", "known")
+        require("normals", self.normals, "all, known", fine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +53,41 @@ class NeighboursOptions(FrozenOptions):
         require("memory", self.memory, "1 or more", self.memory >= 1)
 
 
-class Frozen(Task):
-    """The encoder of the stage before, and what is remembered of images not known abnormal."""
+@dataclass(frozen=True, kw_only=True)
+class LogisticOptions(FrozenOptions):
+    """Logistic regression on standardised features.
 
+    Args:
+        inverse_regularisation: scikit-learn's C: weight of the losses against half the squared
+            norm of the coefficients.
+    """
+
+    inverse_regularisation: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        inverse = self.inverse_regularisation
+        require("inverse_regularisation", inverse, "above 0", 0 < inverse < math.inf)
+
+
+class Frozen(Task):
+    """The encoder of the stage before, and what is remembered of images that count as normal."""
+
+    Options: ClassVar[type[Options]] = FrozenOptions
     options: FrozenOptions
 
     def __init__(self, options: FrozenOptions, network: Network) -> None:
         super().__init__(options, network)
         self.encoder = network.embedder().encoder
+        self.mirrored = False  # whether features are those of the mirror image
 
     def check(self, labels: Tensor) -> None:
-        """Refuse training images that are all known to be abnormal."""
+        """Refuse training images of which none counts as normal."""
+        if self.options.normals == "known" and not (labels == KNOWN_NORMAL).any():
+            raise ValueError(
+                "normals is 'known', but no training image is known to be normal; allowed: all, or "
+                "split.known_normal above 0"
+            )
         if not (labels != KNOWN_ABNORMAL).any():
             raise ValueError(
                 f"method is {self.options.method!r}, but all training images are known to be "
@@ -63,15 +99,31 @@ class Frozen(Task):
         take_encoder(self.options.method, start, self.encoder)
         self.eval()
         with torch.no_grad():
-            self.remember(start, normal_rows(start))
+            labels = start.labels.numpy()[start.rows]
+            known = self.options.normals == "known"
+            counts = labels == KNOWN_NORMAL if known else labels != KNOWN_ABNORMAL
+            self.remember(start, start.rows[counts])
 
     def remember(self, start: Start, rows: Rows) -> None:
-        """Fill the buffers from images not known to be abnormal."""
+        """Fill the buffers from images that count as normal."""
         raise NotImplementedError
+
+    def both_views(self, start: Start, rows: Rows) -> Tensor:
+        """H (2 N, W) in float64 of plain images, then of their mirror images; none = refused.
+
+        Left and right limbs are one kind, and a frozen encoder does not know that.
+        """
+        plain = start.features(rows).double()
+        if not len(plain):
+            raise InputError(f"{self.options.method}: no training image of a kind can be read")
+        self.mirrored = True
+        mirror = start.features(rows).double()
+        self.mirrored = False
+        return torch.cat([plain, mirror])
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """H of images, twice: there is no head."""
-        h = self.encoder(images)
+        h = self.encoder(images.flip(-1) if self.mirrored else images)
         return h, h
 
     def backbone(self) -> nn.Module:
@@ -123,8 +175,155 @@ class NeighboursScorer(nn.Module):
         return {"score": knn_score(h, self.memory, self.neighbours).to(h.device), "h": h}
 
 
-TASKS = {"knn": Neighbours}
-IMAGENET = {"model.input_norm": "imagenet", "model.batch_norm": "affine"}
+class Linear(Frozen):
+    """Logistic regression of known abnormal against normal images, classes balanced.
+
+    Features of plain and mirror images are standardised by the mean and deviation of all of them,
+    fitted by scikit-learn on rank 0, and the standardisation is folded into the linear layer.
+    """
+
+    Options = LogisticOptions
+    score_name = "logit of the classifier"
+    options: LogisticOptions
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, options: LogisticOptions, network: Network) -> None:
+        super().__init__(options, network)
+        self.register_buffer("weight", torch.zeros(self.encoder.width))
+        self.register_buffer("bias", torch.zeros(()))
+
+    def check(self, labels: Tensor) -> None:
+        """Refuse a training set without a known abnormal image."""
+        super().check(labels)
+        if not (labels == KNOWN_ABNORMAL).any():
+            raise ValueError(
+                f"method is {self.options.method!r}, but no training image is known to be "
+                "abnormal; allowed: split.known_abnormal above 0"
+            )
+
+    def remember(self, start: Start, rows: Rows) -> None:
+        """Fit the linear layer."""
+        abnormal = start.rows[start.labels.numpy()[start.rows] == KNOWN_ABNORMAL]
+        kinds = [self.both_views(start, one) for one in (rows, abnormal)]
+        inverse = self.options.inverse_regularisation
+        weight, bias = start.alone(lambda: fit_logistic(*kinds, inverse))
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+
+    def scorer(self) -> nn.Module:
+        """The logit that an image is abnormal."""
+        return LinearScorer(self.encoder, self.weight, self.bias)
+
+
+def fit_logistic(normal: Tensor, abnormal: Tensor, inverse: float) -> tuple[Tensor, Tensor]:
+    """Weight (W,) and bias of a logit of features as they are, float64.
+
+    Args:
+        normal: features (N, W), float64.
+        abnormal: features (M, W), float64.
+        inverse: of the regularisation of standardised features.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    features = torch.cat([normal, abnormal])
+    mean, deviation = standardisation(features)
+    labels = torch.arange(len(features)) >= len(normal)
+    model = LogisticRegression(C=inverse, class_weight="balanced", max_iter=10_000, tol=1e-8)
+    model.fit(((features - mean) / deviation).numpy(), labels.numpy())
+    weight = torch.from_numpy(model.coef_[0]) / deviation
+    return weight, float(model.intercept_[0]) - weight @ mean
+
+
+def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and population deviation (W,) of features (N, W); 1 where nothing varies."""
+    deviation = features.std(0, correction=0)
+    return features.mean(0), torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+
+
+class LinearScorer(nn.Module):
+    """Images -> logit of a linear layer on their features."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, encoder: Encoder, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """`score` (B,), and the features `h`."""
+        h = self.encoder(images)
+        return {"score": h.to(self.weight) @ self.weight + self.bias, "h": h}
+
+
+class Mahalanobis(Frozen):
+    """Distance to the mean of normal images under their covariance, shrunk by Ledoit and Wolf.
+
+    Of standardised features of plain and mirror images (Ledoit and Wolf 2004; scikit-learn). No
+    label of an abnormal image is used but to leave it out.
+    """
+
+    score_name = "Mahalanobis distance to normal images"
+    mean: Tensor
+    root: Tensor
+
+    def __init__(self, options: FrozenOptions, network: Network) -> None:
+        super().__init__(options, network)
+        width = self.encoder.width
+        self.register_buffer("mean", torch.zeros(width))
+        # Columns whose inner products with x - mean are uncorrelated, of variance 1.
+        self.register_buffer("root", torch.zeros(width, width))
+
+    def remember(self, start: Start, rows: Rows) -> None:
+        """Fit mean and covariance."""
+        features = self.both_views(start, rows)
+        mean, root = start.alone(lambda: fit_gaussian(features))
+        self.mean.copy_(mean)
+        self.root.copy_(root)
+
+    def scorer(self) -> nn.Module:
+        """The distance."""
+        return MahalanobisScorer(self.encoder, self.mean, self.root)
+
+
+def fit_gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (W,), and R (W, W) with R R' the precision of features (N, W) as they are, float64."""
+    from sklearn.covariance import LedoitWolf
+
+    mean, deviation = standardisation(features)
+    model = LedoitWolf(assume_centered=True).fit(((features - mean) / deviation).numpy())
+    # Where no feature varies, neither does the estimate: the distance is 0 or that of a change.
+    covariance = torch.from_numpy(model.covariance_)
+    covariance += torch.finfo(covariance.dtype).eps * torch.eye(len(covariance))
+    lower = torch.linalg.cholesky(covariance)
+    root = torch.linalg.solve_triangular(lower, torch.diag(1 / deviation), upper=False)
+    return mean, root.T.contiguous()
+
+
+class MahalanobisScorer(nn.Module):
+    """Images -> Mahalanobis distance of their features."""
+
+    mean: Tensor
+    root: Tensor
+
+    def __init__(self, encoder: Encoder, mean: Tensor, root: Tensor) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("mean", mean)
+        self.register_buffer("root", root)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """`score` (B,), and the features `h`."""
+        h = self.encoder(images)
+        return {"score": ((h.to(self.mean) - self.mean) @ self.root).norm(dim=1), "h": h}
+
+
+TASKS = {"knn": Neighbours, "logistic": Linear, "mahalanobis": Mahalanobis}
+IMAGENET: dict[str, Any] = {"model.input_norm": "imagenet", "model.batch_norm": "affine"}
+_BOTH = "Needs model.weights; the encoder is not trained. Features of plain and mirror images, "
 SYSTEMS = {
     "frozen-knn": System(
         "k-NN on ImageNet features",
@@ -132,6 +331,22 @@ SYSTEMS = {
         finetune="knn",
         changes=IMAGENET,
         note="Needs model.weights; nothing is trained. Mean distance to 100 training images.",
+        extra=True,
+    ),
+    "frozen-logistic": System(
+        "Logistic regression on ImageNet features",
+        pretext="imagenet",
+        finetune="logistic",
+        changes=IMAGENET,
+        note=_BOTH + "standardised; scikit-learn with C 0.01 and balanced classes.",
+        extra=True,
+    ),
+    "frozen-mahalanobis": System(
+        "Mahalanobis distance on ImageNet features",
+        pretext="imagenet",
+        finetune="mahalanobis",
+        changes=IMAGENET,
+        note=_BOTH + "standardised; covariance of Ledoit and Wolf. No abnormal label is used.",
         extra=True,
     ),
 }

@@ -31,6 +31,8 @@ RUNS = {name: (name, {}) for name in NAMES} | {
     "moco, averaged": ("moco", {"momentum": 0.8, "queue": 11, "average": 0.9, "recalibrate": 10}),
     "spheres, averaged": ("spheres", {"average": 0.9, "recalibrate": 10}),
     "spheres, recalibrated": ("spheres", {"recalibrate": 10}),
+    "logistic, known": ("logistic", {"normals": "known", "inverse_regularisation": 1.0}),
+    "mahalanobis, known": ("mahalanobis", {"normals": "known"}),
     "svdd, soft": ("svdd", {"boundary": "soft", "warmup_epochs": 1, "nu": 0.3, "lr": 1e-2}),
 }
 

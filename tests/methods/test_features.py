@@ -3,12 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.covariance import LedoitWolf
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from selftaught import methods
 from selftaught.errors import InputError
+from selftaught.methods.features import fit_gaussian, fit_logistic
 from selftaught.methods.patches import Patches, coreset
 from selftaught.models.encoder import EncoderConfig
 from selftaught.models.network import Network
@@ -216,7 +221,7 @@ def test_masks_that_cover_no_patch_are_refused_in_one_line(name):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["knn", "padim", "patchcore"])
+@pytest.mark.parametrize("name", ["knn", "padim", "patchcore", "logistic", "mahalanobis"])
 def test_what_is_remembered_is_saved_and_scores_the_same(name):
     task, start = begun(name)
     again = methods.load(name)(task.options, task.network).double()
@@ -226,7 +231,7 @@ def test_what_is_remembered_is_saved_and_scores_the_same(name):
     assert sum(p.numel() for p in task.parameters()) == parameters
 
 
-@pytest.mark.parametrize("name", ["knn", "padim", "patchcore"])
+@pytest.mark.parametrize("name", ["knn", "padim", "patchcore", "logistic", "mahalanobis"])
 def test_known_abnormal_images_alone_are_refused(name):
     task = methods.load(name)(methods.options(name), Network(image_size=SIZE))
     with pytest.raises(ValueError, match="all training images are known to be abnormal; allowed"):
@@ -244,3 +249,67 @@ def test_a_coreset_is_the_greedy_one():
     twice = torch.cat([points[:3]] * 4)
     assert sorted(row % 3 for row in coreset(twice, 12).tolist()) == [0, 1, 2]
     assert len(coreset(points[:4], 9)) == 4
+
+
+def both_views(task, start, rows):
+    images = start.images[torch.from_numpy(rows)]
+    with torch.no_grad():
+        views = [task.encoder(one) for one in (images, images.flip(-1))]
+    return torch.cat(views).numpy()
+
+
+def of_kind(start, *labels):
+    return ROWS[np.isin(start.labels.numpy()[ROWS], labels)]
+
+
+@pytest.mark.parametrize(("normals", "labels"), [("all", (0, 1)), ("known", (1,))])
+def test_logistic_scores_are_those_of_scikit_learn(normals, labels):
+    task, start = begun("logistic", normals=normals, inverse_regularisation=0.3)
+    kinds = [both_views(task, start, of_kind(start, *one)) for one in (labels, (-1,))]
+    target = np.repeat([0, 1], [len(one) for one in kinds])
+    model = LogisticRegression(C=0.3, class_weight="balanced", max_iter=10_000, tol=1e-8)
+    truth = make_pipeline(StandardScaler(), model).fit(np.concatenate(kinds), target)
+    h = task.features(start.images)[0].detach().numpy()
+    np.testing.assert_allclose(scored(task, start), truth.decision_function(h), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("normals", "labels"), [("all", (0, 1)), ("known", (1,))])
+def test_mahalanobis_distances_are_those_of_scikit_learn(normals, labels):
+    task, start = begun("mahalanobis", normals=normals)
+    scaler = StandardScaler()
+    features = scaler.fit_transform(both_views(task, start, of_kind(start, *labels)))
+    model = LedoitWolf(assume_centered=True).fit(features)
+    h = task.features(start.images)[0].detach().numpy()
+    squared = model.mahalanobis(scaler.transform(h))
+    np.testing.assert_allclose(scored(task, start), np.sqrt(squared), rtol=1e-6)
+
+
+def test_neighbours_of_known_normal_images_alone():
+    task, start = begun("knn", normals="known", neighbours=1)
+    score = scored(task, start)
+    known = of_kind(start, 1)
+    assert int(task.count) == len(known)
+    assert score[known].max() < 1e-6 < np.delete(score, known).min()
+
+
+def test_a_constant_feature_says_nothing():
+    normal, abnormal = torch.randn(2, 30, 4, generator=torch.Generator().manual_seed(0)).double()
+    normal[:, 1] = abnormal[:, 1] = 7.0
+    weight, bias = fit_logistic(normal, abnormal, 1.0)
+    assert weight[1] == 0 and torch.isfinite(bias)
+    mean, root = fit_gaussian(normal)
+    assert torch.isfinite(root).all() and mean[1] == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "labels", "line"),
+    [
+        ("logistic", {}, [0, 1], "no training image is known to be abnormal; allowed: split"),
+        ("logistic", {"normals": "known"}, [-1, 0], "normals is 'known', but no training image"),
+        ("mahalanobis", {"normals": "known"}, [0, -1], "allowed: all, or split.known_normal"),
+    ],
+)
+def test_a_training_set_without_a_kind_is_refused(name, options, labels, line):
+    task = methods.load(name)(methods.options(name, **options), Network(image_size=SIZE))
+    with pytest.raises(ValueError, match=line):
+        task.check(torch.tensor(labels))
