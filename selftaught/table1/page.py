@@ -94,10 +94,15 @@ def title(row: Row) -> str:
     """A row's title, with its share of known abnormal images and pollution where not the main."""
     words = []
     if row.block == 1:
-        words.append(f"{100 * row.known_abnormal:g}{NB}% known abnormal")
+        words.append(f"{_budget(row.known_abnormal)} known abnormal")
     if row.pollution:
         words.append(f"{100 * row.pollution:g}{NB}% pollution")
     return f"{row.title} ({', '.join(words)})" if words else row.title
+
+
+def _budget(known: float) -> str:
+    """A share of the training images, or a number of images."""
+    return f"{known:,.0f}{NB}images" if known >= 1 else f"{100 * known:g}{NB}%"
 
 
 def _number(value: float | None, digits: int = 1) -> str:
@@ -259,7 +264,7 @@ def _fold(cell: Result) -> str:
 def _missing(cells: Sequence[Result]) -> list[str]:
     """A line for every cell without figures."""
     return [
-        f"{cell.title}, {100 * cell.known_abnormal:g}{NB}% known, seed {cell.seed}{_fold(cell)}: "
+        f"{cell.title}, {_budget(cell.known_abnormal)} known, seed {cell.seed}{_fold(cell)}: "
         f"{' '.join(cell.problem.split()) or cell.state}"
         for cell in cells
         if not cell.done
@@ -286,7 +291,7 @@ def _families(rows: Sequence[Row]) -> list[str]:
         )
         polluted = f", {100 * column[1]:g}{NB}% pollution" if column[1] else ""
         lines.append(
-            f"{100 * column[0]:g}{NB}% known abnormal{polluted}: {welch} Welch tests, "
+            f"{_budget(column[0])} known abnormal{polluted}: {welch} Welch tests, "
             f"{paired} paired tests"
         )
     return lines

@@ -160,3 +160,41 @@ def test_workers_that_begin_a_table_in_the_same_moment_all_do(tmp_path):
 def begin(out, config, barrier):
     barrier.wait()
     claim_table(out, config, "m")
+
+
+def test_each_fold_is_a_run_with_a_split_and_a_first_stage_of_its_own(tmp_path):
+    out, cells = make(tmp_path, ["ours", "uni-modal"], [1, 11], split={"folds": 3})
+    assert [cell.name for cell in cells[:4]] == [
+        "ours/b050/s0001-f0", "ours/b050/s0001-f1", "ours/b050/s0001-f2", "ours/b050/s0011-f0",
+    ]  # fmt: skip
+    assert len({cell.run for cell in cells}) == len(cells) == 12
+    for cell in cells:
+        split = settings_of(out, cell).split
+        assert (split.folds, split.fold) == (cell.folds, cell.fold) == (3, int(cell.run[-1]))
+        # The same images train in the same fold alone.
+        expected = "" if cell.row == "ours" else f"cells/ours/{cell.name.split('/', 1)[1]}"
+        assert cell.donor == expected
+    assert read_plan(out) == cells == add(out, ["ours"], [1], split={"folds": 3})
+    base = rows(["ours"])["ours"].config
+    with pytest.raises(InputError, match="split.folds 3, now 0"):
+        claim_table(out, base, "m")
+
+
+def test_crossed_seeds_have_every_draw(tmp_path):
+    out, _ = make(tmp_path, ["ours"], [1])
+    cells = extend(out, rows(["ours"]), seeds=[1, 11], label_draws=3, manifest="m", crossed=True)
+    pairs = [(cell.seed, cell.split_seed) for cell in cells]
+    assert pairs == [(seed, draw) for seed in (1, 11) for draw in (42, 43, 44)]
+
+
+def test_a_budget_may_be_a_number_of_images(tmp_path):
+    _, (cell,) = make(tmp_path, ["ours"], [1], budgets=(20,))
+    assert cell.run == "cells/ours/n020/s0001" and cell.known_abnormal == 20
+
+
+def test_a_plan_from_before_folds_is_read(tmp_path):
+    out, cells = make(tmp_path, ["ours"], [1, 11])
+    lines = (out / "plan.csv").read_text().splitlines()
+    assert lines[0].endswith("problem,folds,fold")
+    (out / "plan.csv").write_text("\n".join(line.rsplit(",", 2)[0] for line in lines) + "\n")
+    assert read_plan(out) == cells
