@@ -205,10 +205,10 @@ def read_model(
     else:
         check_tensors(state, wanted, where if len(names) == 1 else folder)
     if stored.bank is not None:
-        needed, kept = stored.bank.state_dict(), folder / BANK
-        limit = sum(4 * tensor.numel() for tensor in needed.values()) + HEADER_BYTES
+        blank, kept = stored.bank.state_dict(), folder / BANK
+        limit = sum(4 * tensor.numel() for tensor in blank.values()) + HEADER_BYTES
         tensors = _read_tensors(kept, document["sha256"][BANK], min(limit, WEIGHTS_BYTES))
-        check_tensors(tensors, needed, kept)
+        check_tensors(tensors, blank, kept)
         stored.bank.load_state_dict(tensors, assign=True)
     return dataclasses.replace(stored, state=state)
 

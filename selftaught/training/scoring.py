@@ -188,8 +188,10 @@ def _table(
     for column in ("model_score", *COLUMNS):
         table[column] = outputs[column].numpy() if column in outputs else np.nan
     h, bank = outputs.get("pretext_h"), torch.from_numpy(np.isin(rows, members(run)[0]))
-    missing, k = h is None or not bank.any(), run.config.score.neighbours
-    table["pretext_knn_score"] = np.nan if missing else knn_score(h, h[bank], k).numpy()
+    table["pretext_knn_score"] = np.nan
+    if h is not None and bank.any():
+        scores = knn_score(h, h[bank], run.config.score.neighbours)
+        table["pretext_knn_score"] = scores.numpy()
     for name in GROUPS:
         table[name] = frame[name]
     for name, values in outputs.items():

@@ -1,6 +1,7 @@
 """What is the score, by `score.by`: validation, scores.csv, both models and what they mean."""
 
 import json
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,10 @@ from sklearn.metrics import roc_auc_score
 from selftaught.cli.main import main
 from selftaught.cli.options import read_config
 from selftaught.detector import Detector
+from selftaught.evaluation.metrics import auroc
 from selftaught.models import read_model
 from selftaught.models.bank import COLUMNS
+from selftaught.training import stage
 from selftaught.training.run import PARTS, run
 from tests import thin
 from tests.ranks import run_ranks
@@ -150,15 +153,19 @@ def test_a_run_killed_in_validation_goes_on_with_the_same_scores(manifest, tmp_p
 
 def test_two_ranks_have_the_scores_of_one(manifest, tmp_path):
     one = work(manifest, tmp_path / "one", **EXACT)
-    run_ranks(2, _on_a_rank, manifest, tmp_path / "two")
+    seen = run_ranks(2, _on_a_rank, manifest, tmp_path / "two")
     ours, theirs = (pd.read_csv(place / "scores.csv") for place in (tmp_path / "two", one))
     for name in ("score", "percentile", *ALL):
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6, atol=1e-6, err_msg=name)
-    assert validated(tmp_path / "two") == pytest.approx(validated(one))
+    # Every rank has the same scores, not the one alone that computes and writes them.
+    assert seen[0] == seen[1] == validated(tmp_path / "two") == pytest.approx(validated(one))
 
 
 def _on_a_rank(manifest, out):
-    work(manifest, out, **EXACT)
+    seen = []
+    with mock.patch.object(stage, "auroc", lambda *given: seen.append(auroc(*given)) or seen[-1]):
+        work(manifest, out, **EXACT)
+    return seen
 
 
 @pytest.mark.parametrize(
