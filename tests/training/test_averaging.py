@@ -1,5 +1,6 @@
 """Averaged weights: what they are, what uses them, and that the raw ones train on as if alone."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -411,3 +412,42 @@ def test_scoring_ends_with_the_raw_weights_whatever_happens():
     assert (averaged.state["norm.running_mean"] == 5).all()
     assert not averaged.state["first.weight"].any()
     assert averaging.Averaged(Normed()).state == {}
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"kind": "deepspeed", "zero_stage": 0},
+        {"kind": "deepspeed", "zero_stage": 2, "accumulate": 2},
+        {"precision": "bf16", "accumulate": 2},
+    ],
+)
+def test_every_engine_averages_what_it_learnt_and_goes_on(tmp_path, engine):
+    found, states = [], []
+
+    def hear(at):
+        def step(event, **facts):
+            if event == "step" and facts["step"] == at:
+                raise Killed
+            if event == "step" and at is None:
+                states.append({k: v.clone() for k, v in facts["engine"].task.state_dict().items()})
+
+        return step
+
+    for place, stops in (("whole", [None]), ("killed", [4, 9])):
+        for at in stops:
+            task = Normed(average=DECAY)
+            stage = Watching(task)
+            stage.schedule = dataclasses.replace(
+                stage.schedule, accumulate=engine.get("accumulate", 1)
+            )
+            with pytest.raises(Killed) if at == 4 else contextlib.nullcontext():
+                learn(tmp_path / place, task, stage, on_event=hear(at), **engine)
+        found.append(checkpoint.newest(tmp_path / place / "c")[0])
+    assert same(found[0].weights, found[1].weights) and same(found[0].average, found[1].average)
+    name = "first.weight"
+    plain = states[0][name].double()
+    for number, state in enumerate([*states[1:], found[0].weights]):
+        plain = kept(number) * plain + (1 - kept(number)) * state[name]
+    torch.testing.assert_close(found[0].average[name].double(), plain, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(plain, found[0].weights[name].double(), rtol=1e-3)
