@@ -131,7 +131,8 @@ class Relative(Task):
         z = self.embedder(batch["views"][:, 0])[1]
         pulls, abnormal = self.prototypes(z), batch["semi_label"] == KNOWN_ABNORMAL
         score = pulls.score()
-        losses, rest = bce(score, abnormal), 0.0
+        losses = bce(score, abnormal)
+        rest: Tensor | float = 0.0
         if pi := self.options.contamination:
             # Weighted so that the mean over the batch is (1 - f) (mean_u l - pi mean_a l).
             normal = torch.where(abnormal, -pi / self.odds[1], 1.0) * functional.softplus(score)

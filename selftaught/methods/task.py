@@ -95,9 +95,12 @@ class Start(Protocol):
     """What training offers a task that begins; the same on every rank, which all call alike."""
 
     seed: int  # of the run
-    batch_size: int  # of the global batches
     rows: Rows  # of the training images
     labels: Tensor  # (images in the split table,) int64: -1 known abnormal, +1 known normal, 0
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a global batch."""
 
     def weights(self) -> Mapping[str, Tensor]:
         """State of the stage before, on the CPU; empty in the first stage."""
