@@ -251,3 +251,26 @@ def test_the_command_and_its_lines_run_by_hand_give_the_same_table(manifest, tmp
     for cell in read_plan(tmp_path / "a"):
         scores = [(tmp_path / name / cell.run / "scores.csv").read_bytes() for name in ("a", "b")]
         assert cell.state == "done" and scores[0] == scores[1]
+
+
+def test_rows_of_a_file_are_planned_in_folds_and_kept(manifest, tmp_path, capsys):
+    out, rows = tmp_path / "t", tmp_path / "rows.yaml"
+    rows.write_text(
+        "a: {system: ours, title: A, set: {finetune.lr: 0.5}}\n"
+        "b: {system: a, score: knn_score}\n"
+        "c: {system: a, set: {finetune.centres: 3}}\n"
+    )
+    more = ("--rows", rows, "--folds", "2", "--seeds", "1", "--list")
+    refused(capsys, words(manifest, out, "--systems", "c", *more), "finetune.centres", "is c")
+    assert main(words(manifest, out, "--systems", "a,b", *more)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines] == ["a/b150/s0001-f0", "a/b150/s0001-f1"]
+    cells = read_plan(out)
+    assert [(cell.row, cell.score, cell.fold) for cell in cells] == [
+        ("a", "score", 0), ("a", "score", 1), ("b", "knn_score", 0), ("b", "knn_score", 1),
+    ]  # fmt: skip
+    assert settings_of(out, cells[1]).finetune.lr == 0.5
+    # Other seeds need the table's options, but not the file.
+    again = words(manifest, out, "--systems", "b", "--folds", "2", "--seeds", "11", "--list")
+    assert main(again) == 0 and len(read_plan(out)) == 6
+    refused(capsys, words(manifest, out, "--systems", "b", "--seeds", "1"), "split.folds 2, now 0")

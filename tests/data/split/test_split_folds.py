@@ -148,3 +148,54 @@ def test_as_many_groups_as_folds_are_enough():
     for frame in folds_of(tiny(9, 9, split=["train"] * 14 + ["test"] * 4), SplitConfig(folds=5)):
         val = frame[frame["split"] == "val"]
         assert set(val["label"]) == {0, 1}
+
+
+@pytest.mark.parametrize("own_sets", [False, True])
+@pytest.mark.parametrize("folds", [0, 4])
+def test_a_number_of_known_abnormal_images_is_that_many(own_sets, folds):
+    manifest = random_clinic(8, patients=400)
+    manifest = with_sets(manifest, 8) if own_sets else manifest
+    frames = [
+        quiet_split(manifest, SplitConfig(known_abnormal=count, folds=folds))
+        for count in (10, 40, 80)
+    ]
+    for frame, count in zip(frames, (10, 40, 80), strict=True):
+        assert abs((frame["semi_label"] == -1).sum() - count) <= largest_group(frame) / 2
+        assert paths(frame, split="train", label=0) == paths(frames[0], split="train", label=0)
+        assert paths(frame, split="val") == paths(frames[0], split="val")
+    known = [paths(frame, semi_label=-1) for frame in frames]
+    assert known[0] < known[1] < known[2]
+
+
+@pytest.mark.parametrize("own_sets", [False, True])
+@pytest.mark.parametrize("folds", [0, 4])
+def test_all_labels_are_those_of_the_training_part(own_sets, folds):
+    manifest = random_clinic(9, patients=200)
+    manifest = with_sets(manifest, 9) if own_sets else manifest
+    usual = quiet_split(manifest, SplitConfig(folds=folds))
+    opened = quiet_split(manifest, SplitConfig(folds=folds, labels="all"))
+    for name in ("val", "test"):
+        assert paths(opened, split=name) == paths(usual, split=name)
+    train = opened[opened["split"] == "train"]
+    abnormal = train[train["label"] == 1]
+    assert len(abnormal) > 3 * (usual["semi_label"] == -1).sum()
+    assert (abnormal["semi_label"] == -1).all()
+    if own_sets or folds:
+        left = opened[(opened["split"] == "unused") & (opened["label"] == 1)]
+        closed = paths(manifest.table, split="") | paths(manifest.table, split="test")
+        assert paths(left) <= (closed or paths(quiet_split(manifest, SplitConfig()), split="test"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"labels": "some"}, "split.labels is 'some'; allowed: budget, all"),
+        ({"labels": "all", "pollution": 0.1}, "split.labels is 'all'; allowed: budget with"),
+        ({"labels": "all", "scheme": "paper"}, "split.labels is 'all'; allowed: budget with"),
+        ({"known_abnormal": 10.5}, "split.known_abnormal is 10.5; allowed"),
+        ({"known_abnormal": float("inf")}, "split.known_abnormal is inf; allowed"),
+    ],
+)
+def test_budgets_out_of_range_are_refused(change, said):
+    with pytest.raises(InputError, match=said):
+        SplitConfig(**change)
