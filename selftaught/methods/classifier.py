@@ -19,7 +19,9 @@ from selftaught.data.plan import known_in_batch
 from selftaught.errors import require
 from selftaught.methods import noise
 from selftaught.methods.begin import take_encoder
-from selftaught.methods.task import Options, Start, System, Task
+from selftaught.methods.task import Start, System
+from selftaught.methods.tuned import Tuned, TunedOptions
+from selftaught.models.encoder import Encoder
 from selftaught.models.network import Network
 from selftaught.semi_labels import KNOWN_ABNORMAL, KNOWN_NORMAL, UNKNOWN
 
@@ -29,7 +31,7 @@ LEAST_RADIUS = 1e-6  # the logarithm of a hypersphere's loss has a pole at 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierOptions(Options):
+class ClassifierOptions(TunedOptions):
     """Known abnormal images against the others, on the network of the multi-centre method.
 
     Args:
@@ -84,7 +86,7 @@ class SupervisedOptions(ClassifierOptions):
     features: Literal["h", "z"] = "h"
 
 
-class Classifier(Task):
+class Classifier(Tuned):
     """A score that is high for known abnormal images and low for the others.
 
     Rows that do not count go through the network like all others and weigh nothing, so that every
@@ -92,7 +94,7 @@ class Classifier(Task):
     kind, so that neither ranks nor micro-batches change it, nor a batch of one kind alone.
     """
 
-    Options: ClassVar[type[Options]] = ClassifierOptions
+    Options: ClassVar[type[ClassifierOptions]] = ClassifierOptions
     score_name = "score of the classifier"
     options: ClassifierOptions
     weights: Tensor
@@ -105,6 +107,7 @@ class Classifier(Task):
         self.logit = options.loss == "bce"
         if self.logit and self.known_share:
             self.register_buffer("odds", torch.ones(2))
+        self.settle()
 
     def check(self, labels: Tensor) -> None:
         """Refuse a training set without one of the kinds."""
@@ -141,7 +144,7 @@ class Classifier(Task):
 
     def forward(self, batch: dict[str, Any], player: str = "all") -> dict[str, Tensor]:
         """Mean loss of a batch."""
-        score, labels = self.net(batch["views"][:, 0])["score"], batch["semi_label"]
+        score, labels = self.net.score(self.embed(batch)[1]), batch["semi_label"]
         abnormal = labels == KNOWN_ABNORMAL
         if self.logit:
             losses = bce(score, abnormal)
@@ -156,9 +159,9 @@ class Classifier(Task):
         outputs = self.net(images)
         return outputs["h"], outputs["z"]
 
-    def backbone(self) -> nn.Module:
-        """The encoder."""
-        return self.net.encoder
+    def parts(self) -> tuple[Encoder, nn.Module]:
+        """Encoder and head of the network."""
+        return self.net.encoder, self.net.head
 
     def scorer(self) -> nn.Module:
         """The logit and its probability, the distance to the origin, or DevNet's score."""
@@ -199,9 +202,12 @@ class Scorer(nn.Module):
         """`score` (B,), float32 also where the network computes in bf16, and `h` and `z`."""
         h = self.encoder(images)
         z = self.head(h)
+        return {"score": self.score(z), "h": h, "z": z}
+
+    def score(self, z: Tensor) -> Tensor:
+        """Score (B,) of what the head makes of images."""
         wide = z.to(torch.promote_types(z.dtype, torch.float32))
-        score = (wide * self.weight).sum(1) + self.bias if self.linear else radius(wide)
-        return {"score": score, "h": h, "z": z}
+        return (wide * self.weight).sum(1) + self.bias if self.linear else radius(wide)
 
 
 class Probability(nn.Module):

@@ -49,6 +49,7 @@ class MapEmbedder(nn.Module):
 
     def __init__(self, encoder: Encoder, branch: nn.Sequential | None = None) -> None:
         super().__init__()
+        encoder.need_layers("of autoencoders")
         self.encoder, self.branch = encoder, branch
 
     def parts(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

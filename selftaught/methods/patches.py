@@ -74,6 +74,7 @@ class Patches(nn.Module):
 
     def __init__(self, encoder: Encoder, image_size: int) -> None:
         super().__init__()
+        encoder.need_layers("of patches")
         self.encoder = encoder
         self.side = -(-image_size // (8 if encoder.config.stem == "imagenet" else 2))
         self.width = encoder.width // 4 + encoder.width // 2

@@ -14,7 +14,9 @@ from selftaught.errors import InputError, require
 from selftaught.losses import mad_loss_with_assignment, nearest_center
 from selftaught.losses.spheres import Assignment
 from selftaught.methods.begin import away_from_zero, normal_rows, take_encoder
-from selftaught.methods.task import Options, Start, Task
+from selftaught.methods.task import Start
+from selftaught.methods.tuned import Tuned, TunedOptions
+from selftaught.models.encoder import Encoder
 from selftaught.models.heads import Embedder
 from selftaught.models.network import Network
 from selftaught.search import kmeans
@@ -24,7 +26,7 @@ RESTARTS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpheresOptions(Options):
+class SpheresOptions(TunedOptions):
     """Multi-centre semi-supervised fine-tuning (paper, Eq. 2).
 
     Args:
@@ -68,7 +70,7 @@ class SpheresOptions(Options):
         require("batch_size", self.batch_size, "2 or more with share above 0", fine)
 
 
-class Spheres(Task):
+class Spheres(Tuned):
     """Images not known to be abnormal near their nearest centre, known abnormal ones far away.
 
     The centres never move. Images not known to be abnormal are counted at their nearest centre;
@@ -89,6 +91,11 @@ class Spheres(Task):
         self.register_buffer("centers", torch.zeros(k, width))
         self.register_buffer("active", torch.ones(k, dtype=torch.bool))
         self.register_buffer("counts", torch.zeros(k, dtype=torch.int64))
+        self.settle()
+
+    def parts(self) -> tuple[Encoder, nn.Module]:
+        """Encoder and head of the embedder."""
+        return self.embedder.encoder, self.embedder.head
 
     def check(self, labels: Tensor) -> None:
         """Refuse more centres than images that are not known to be abnormal."""
@@ -122,7 +129,7 @@ class Spheres(Task):
 
     def forward(self, batch: dict[str, Any], player: str = "all") -> dict[str, Tensor]:
         """Eq. 2 of a batch; counts the batch's images per centre while training."""
-        z = self.embedder(batch["views"][:, 0])[1]
+        z = self.embed(batch)[1]
         nearest = mad_loss_with_assignment(
             z,
             self.centers,
@@ -145,10 +152,6 @@ class Spheres(Task):
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """H and z of images."""
         return self.embedder(images)
-
-    def backbone(self) -> nn.Module:
-        """The encoder."""
-        return self.embedder.encoder
 
     def scorer(self) -> nn.Module:
         """Distance to the nearest centre that is left."""

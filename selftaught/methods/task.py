@@ -125,7 +125,8 @@ class Task(nn.Module):
     same shape in [0, 1], or None; `semi_label` (B,) int64, -1 known abnormal, +1 known normal,
     0 unknown; `ids` (B,) int64; `epoch` and `step`, whole numbers counted from 0. In training, and
     where the options name `strata`, `stratum` (B,) int64 too: an image's number in
-    `network.strata`, or -1.
+    `network.strata`, or -1. Where a part of the task is `frozen`, training batches hold its
+    `features` (B, W) in place of views and masks.
 
     Parameters are touched in `forward` alone. Noise of a task's own is a function of seed, epoch
     and ids, so that neither a resume nor the number of ranks changes a result.
@@ -209,6 +210,17 @@ class Task(nn.Module):
     def parameters_of(self, player: str) -> Iterable[Parameter]:
         """What the optimizer of `player` moves."""
         return self.parameters()
+
+    def scales(self) -> Mapping[Parameter, float]:
+        """Parameters that move at a share of the learning rate, and this share."""
+        return {}
+
+    def frozen(self) -> nn.Module | None:
+        """The part, images (B, 1, S, S) -> features (B, W), that is held still; None: no part is.
+
+        Its features of every training image and of its mirror image are computed once and kept.
+        """
+        return None
 
     def close_epoch(self) -> dict[str, float]:
         """Change between epochs; return figures of the epoch."""

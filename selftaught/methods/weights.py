@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from selftaught.data.augment import Augment, pretext_augment
 from selftaught.methods.begin import fill_statistics
 from selftaught.methods.task import Options, Start, System, Task
+from selftaught.models import bodies
 from selftaught.models.network import Network
-from selftaught.models.weights import load_encoder_weights
+from selftaught.models.weights import load_encoder_weights, wheel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,25 +56,49 @@ class Untrained(Task):
 
 
 class ImageNet(Untrained):
-    """An encoder from `model.weights`, a ResNet state dict on this disk; nothing is downloaded."""
+    """An encoder from `model.weights`, a state dict on this disk; nothing is downloaded.
+
+    wheel are the ImageNet weights of efficientnet_lite0 that extra `pretrained` installs; auto, and
+    nothing for that network, are the same, or random weights where it is not installed. A network
+    in a file of `model.architecture` has its weights there.
+    """
 
     needs_weights = True
 
+    @property
+    def source(self) -> Path | Literal["wheel", ""]:
+        """Where the weights come from, "" = nowhere."""
+        given, encoder = self.network.weights, self.network.encoder
+        if given == "auto" or (not given and encoder.architecture == bodies.LITE):
+            return "wheel" if encoder.architecture == bodies.LITE and wheel() else ""
+        return "wheel" if given == "wheel" else Path(given) if given else ""
+
     def check(self, labels: Tensor) -> None:
         """Refuse a file that is missing or does not fit."""
-        path = self.network.weights
-        if not path:
+        given, architecture = self.network.weights, self.network.encoder.architecture
+        own = bodies.is_file(architecture) or architecture == bodies.LITE
+        if not given and not own:
             raise ValueError(
-                "model.weights is ''; allowed: a ResNet state dict on this disk, as "
+                "model.weights is ''; allowed: a state dict of the network on this disk, as "
                 "pretext.method is imagenet"
             )
-        if not Path(path).is_file():
-            raise ValueError(f"model.weights: {path}: no such file")
-        load_encoder_weights(self.embedder.encoder, Path(path))
+        source = self.source
+        if isinstance(source, Path) and not source.is_file():
+            raise ValueError(f"model.weights: {source}: no such file")
+        if source:
+            load_encoder_weights(self.embedder.encoder, source)
 
     def begin(self, start: Start) -> None:
         """Read the weights."""
-        load_encoder_weights(self.embedder.encoder, Path(self.network.weights))
+        if self.source:
+            load_encoder_weights(self.embedder.encoder, self.source)
+        elif not bodies.is_file(self.network.encoder.architecture):
+            super().begin(start)
+            start.note(
+                f"no weights of {self.network.encoder.architecture} are installed: the encoder "
+                f"starts from random ones, which cost accuracy where labels are few; remedy: "
+                f"{bodies.INSTALL} (17 MB), or model.weights FILE"
+            )
 
 
 TASKS = {"imagenet": ImageNet, "none": Untrained}

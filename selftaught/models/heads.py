@@ -49,6 +49,7 @@ class Embedder(nn.Module):
         head: Sequence[int] = EMBEDDING_WIDTHS,
         *,
         bias: bool = True,
+        image_size: int = 224,
     ) -> None:
         """Build with fresh weights from torch's global generator.
 
@@ -56,12 +57,13 @@ class Embedder(nn.Module):
             encoder_config: the encoder.
             head: widths of the head after the encoder's own.
             bias: whether the head's layers have biases.
+            image_size: as for `Encoder`.
 
         Raises:
             ValueError: no width, or one below 1.
         """
         super().__init__()
-        self.encoder = Encoder(encoder_config)
+        self.encoder = Encoder(encoder_config, image_size)
         self.head = ProjectionHead((self.encoder.width, *head), bias=bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,6 +78,7 @@ def build_embedder(
     *,
     head: Sequence[int] = EMBEDDING_WIDTHS,
     bias: bool = True,
+    image_size: int = 224,
 ) -> Embedder:
     """Embedder whose weights depend on `seed` alone; no global generator moves.
 
@@ -84,9 +87,10 @@ def build_embedder(
         seed: of the weights.
         head: as for `Embedder`.
         bias: as for `Embedder`.
+        image_size: as for `Encoder`.
 
     Returns:
         The embedder, in training mode, on the CPU; without memory inside `torch.device("meta")`.
     """
     with fresh_weights(seed):
-        return Embedder(config, head, bias=bias)
+        return Embedder(config, head, bias=bias, image_size=image_size)

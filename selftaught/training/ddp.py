@@ -59,9 +59,14 @@ class TorchEngine:
                 **_no_buffer_broadcast(),  # type: ignore[arg-type]
             )
         self.numbers = optim.numbers(task.parameters())
-        self.parameters = {
-            player: [p for p in task.parameters_of(player) if p.requires_grad]
+        scales = task.scales()
+        groups = {
+            player: optim.groups((p for p in task.parameters_of(player) if p.requires_grad), scales)
             for player in task.players
+        }
+        self.parameters = {
+            player: [p for group in some for p in group["params"]]
+            for player, some in groups.items()
         }
         owned = [p for parameters in self.parameters.values() for p in parameters]
         if len(set(owned)) < len(owned):
@@ -71,8 +76,8 @@ class TorchEngine:
                 "has its own"
             )
         self.optimizers = {
-            player: optim.make_optimizer(optimizer, parameters, weight_decay, task.betas)
-            for player, parameters in self.parameters.items()
+            player: optim.make_optimizer(optimizer, some, weight_decay, task.betas)
+            for player, some in groups.items()
         }
 
     def forward(self, batch: Batch, player: str = "all") -> dict[str, Tensor]:
@@ -102,8 +107,7 @@ class TorchEngine:
             norm = self.gradient_norm(player) if self.norm is None else self.norm
             clip_grads_with_norm_(self.parameters[player], self.clip, norm)
         optimizer = self.optimizers[player]
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        optim.set_rate(optimizer, lr)
         optimizer.step()
         # Also what another player's backward pass left behind.
         self.task.zero_grad(set_to_none=True)

@@ -96,7 +96,7 @@ class DeepSpeedEngine:
         zero_stage: 0 = all state on every rank, 1 = optimizer state divided, 2 = gradients too.
 
     Raises:
-        InputError: deepspeed is not installed, or the task has several players.
+        InputError: deepspeed is not installed, or the task has several players or rates.
     """
 
     def __init__(
@@ -114,6 +114,11 @@ class DeepSpeedEngine:
             raise InputError(
                 f"engine.kind is 'deepspeed', but {type(task).__name__} has {len(task.players)} "
                 "optimizers that take turns; allowed: ddp"
+            )
+        if task.scales():
+            raise InputError(
+                f"engine.kind is 'deepspeed', which moves all parameters at one rate, but "
+                f"{type(task).__name__} has several; allowed: ddp"
             )
         self.task = task
         self.device = next(task.parameters()).device

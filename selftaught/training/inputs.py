@@ -23,6 +23,7 @@ from selftaught.semi_labels import KNOWN_ABNORMAL
 from selftaught.training.bad_files import BadFiles
 from selftaught.training.config import Config, DataConfig
 from selftaught.training.engine import Batch
+from selftaught.training.frozen import FeatureBatch, Features
 
 # A column that tells sets or labels apart would show what is hidden.
 NO_STRATA = ("path", "split", "label", "semi_label", "mask")
@@ -147,7 +148,7 @@ class Images:
         """
         skipping = None
         if self.config.bad_files == "skip":
-            others = None if training is None else partial(self._stand_ins, stage, training)
+            others = None if training is None else partial(self.stand_ins, stage, training)
             skipping = Skipping(others)
         paths, covers = self.files(np.arange(len(self.frame)))
         workers = self.config.workers
@@ -169,7 +170,8 @@ class Images:
             skipping=skipping,
         )
 
-    def _stand_ins(self, stage: str, training: Rows, epoch: int, sample: int) -> list[int]:
+    def stand_ins(self, stage: str, training: Rows, epoch: int, sample: int) -> list[int]:
+        """Ids of `training` to take, in turn, in the place of one that cannot be read."""
         known = self.frame["semi_label"].to_numpy()
         alike = training[(known[training] == known[sample]) & (training != sample)]
         pool = alike if len(alike) else training
@@ -204,7 +206,7 @@ def _device() -> torch.device:
 
 def training_batches(
     images: Images,
-    pipeline: Pipeline,
+    pipeline: Pipeline | Features,
     rows: Rows,
     *,
     stage: str,
@@ -222,7 +224,7 @@ def training_batches(
 
     Args:
         images: labels and seed.
-        pipeline: executes the plan.
+        pipeline: executes the plan, or has the features of its views.
         rows: training rows.
         stage: names the order of samples.
         batch_size: of the global batch; divisible by ranks times `accumulate`.
@@ -256,7 +258,7 @@ def training_batches(
         images.note(stage, step, batch.problems)
         # The published stages saw inputs 255 times apart; ours declare a range and keep to it.
         # On a GPU this would wait for the step before.
-        if batch.views.device.type == "cpu":
+        if isinstance(batch, ImageBatch) and batch.views.device.type == "cpu":
             least, most = (float(value) for value in batch.views.aminmax())
             # NaN passes: the loop stops over it and names the file.
             if least < low or most > high:
@@ -270,13 +272,13 @@ def training_batches(
 
 
 def on_device(
-    batch: ImageBatch, semi_label: Tensor, device: torch.device, kind: torch.dtype
+    batch: ImageBatch | FeatureBatch, semi_label: Tensor, device: torch.device, kind: torch.dtype
 ) -> Batch:
     """A batch as tasks take it, at epoch and step 0; its ids stay on the host."""
-    masks = None if batch.masks is None else batch.masks.to(device, kind, non_blocking=True)
+    given = {k: v for k, v in batch._asdict().items() if k in ("views", "masks", "features")}
+    moved = {k: v if v is None else v.to(device, kind, non_blocking=True) for k, v in given.items()}
     return {
-        "views": batch.views.to(device, kind, non_blocking=True),
-        "masks": masks,
+        **moved,
         "semi_label": semi_label[batch.ids].to(device, non_blocking=True),
         "ids": batch.ids,
         "epoch": 0,

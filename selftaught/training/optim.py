@@ -64,15 +64,15 @@ class Lars(torch.optim.Optimizer):
 
 def make_optimizer(
     name: Name,
-    parameters: list[Parameter],
+    parameters: Sequence[Parameter] | Sequence[dict[str, Any]],
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.Optimizer:
-    """The optimizer `name`; the loop writes its learning rate at every step.
+    """The optimizer `name`; `set_rate` writes its learning rate at every step.
 
     Args:
         name: adam (the paper's), sgd or lars, both with momentum 0.9.
-        parameters: what it moves.
+        parameters: what it moves, or its `groups`.
         weight_decay: coupled L2.
         betas: of adam.
 
@@ -88,6 +88,27 @@ def make_optimizer(
     raise ValueError(f"optimizer is {name!r}; allowed: adam, sgd, lars")
 
 
+def groups(
+    parameters: Iterable[Parameter], scales: Mapping[Parameter, float]
+) -> list[dict[str, Any]]:
+    """Parameters by the share of the learning rate that they move at, 1 first.
+
+    Args:
+        parameters: those of one optimizer; each group keeps their order.
+        scales: the shares that are not 1.
+    """
+    by_scale: dict[float, list[Parameter]] = {}
+    for parameter in parameters:
+        by_scale.setdefault(scales.get(parameter, 1.0), []).append(parameter)
+    return [{"params": by_scale[one], "scale": one} for one in sorted(by_scale, reverse=True)]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Write a step's learning rate, of which each group has its share."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("scale", 1.0)
+
+
 def numbers(parameters: Iterable[Parameter]) -> dict[Parameter, int]:
     """The number of each trained parameter, which names its state in checkpoints."""
     return {p: number for number, p in enumerate(p for p in parameters if p.requires_grad)}
@@ -99,7 +120,7 @@ def state_of(
     """Optimizer state, keys `<parameter number>.<name>`.
 
     Args:
-        optimizer: of one parameter group.
+        optimizer: any.
         names: numbers of its parameters; None: as they come.
     """
     return {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from selftaught import distributed
+from selftaught.data.pipeline import Pipeline
 from selftaught.evaluation.metrics import auroc
 from selftaught.methods import Task
 from selftaught.models.sync_norm import synchronise_norms
@@ -23,6 +24,7 @@ from selftaught.training.contract import check_scorer, check_trained
 from selftaught.training.ddp import TorchEngine
 from selftaught.training.engine import Batch, Engine
 from selftaught.training.events import part
+from selftaught.training.frozen import Features
 from selftaught.training.inference import infer
 from selftaught.training.inputs import (
     Rows,
@@ -31,6 +33,7 @@ from selftaught.training.inputs import (
     open_plain,
     training_batches,
 )
+from selftaught.training.kept_features import kept_features
 from selftaught.training.loop import train
 from selftaught.training.resume import new_figures
 from selftaught.training.schedule import Schedule
@@ -147,9 +150,12 @@ class TrainingStage:
         # The last stage scores; it is validated on what it will be scored on.
         self.scores = role == list(STAGES)[-1] and task.scorer() is not None
         augmented = self.scores and run.config.data.evaluation_views == "augmented"
-        self.training_views = images.open(
-            role, options.augment, task.views, training=self.rows, masks=task.masks
-        )
+        # Where a part is held still, its features stand for the views.
+        self.training_views: Pipeline | None = None
+        if task.frozen() is None:
+            self.training_views = images.open(
+                role, options.augment, task.views, training=self.rows, masks=task.masks
+            )
         self.plain_views = open_plain(images, options.augment, masks=task.masks)
         self.validation = self.plain_views
         if augmented:
@@ -163,16 +169,20 @@ class TrainingStage:
     def close(self) -> None:
         """Stop the loader threads."""
         for pipeline in (self.training_views, self.plain_views, self.validation):
-            pipeline.close()
+            if pipeline is not None:
+                pipeline.close()
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """This rank's batches from `first_step` on."""
         if first_step == 0 and (z := self._plain_features()) is not None:
             spread = guards.spread(z)
             self.run.reporter.log(kind="note", stage=self.role, epoch=0, step=0, spread=spread)
+        views: Pipeline | Features | None = self.training_views
+        if views is None:
+            views = kept_features(self.run, self.role, self.task, self.plain_views)
         return training_batches(
             self.run.images,
-            self.training_views,
+            views,
             self.rows,
             stage=self.role,
             batch_size=self.batch_size,

@@ -106,7 +106,7 @@ class Watch:
 
     def begin(self, batch: Batch, step: int) -> None:
         """Count the arithmetic of the first batch's shape, met at the 0-based `step`."""
-        self.flops = count_flops(self.task, batch["views"])
+        self.flops = count_flops(self.task, batch["views"]) if "views" in batch else 0
         if not self.flops:
             return
         peak = self.options.peak_tflops
