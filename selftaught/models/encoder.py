@@ -1,8 +1,10 @@
 """Encoder for one-channel images, to the features that are pooled over places."""
 
+import dataclasses
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -62,6 +64,18 @@ class EncoderConfig:
     def residual(self) -> bool:
         """Whether it is a torchvision ResNet, whose layers are known."""
         return self.architecture in bodies.RESNETS
+
+
+def identified(config: EncoderConfig) -> EncoderConfig:
+    """The same encoder; one in a file by its absolute path and its SHA-256.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if not bodies.is_file(config.architecture):
+        return config
+    path = Path(config.architecture).absolute()
+    return dataclasses.replace(config, architecture=str(path), digest=bodies.file_digest(path))
 
 
 def norm_of(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

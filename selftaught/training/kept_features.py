@@ -31,7 +31,7 @@ from selftaught.training.frozen import Features
 from selftaught.training.inference import infer
 from selftaught.training.inputs import Rows
 
-PART = 1024  # images in a file: what a killed run computes again
+PART = 256  # images in a file: what a killed run computes again
 
 
 def kept_features(run: Run, role: str, task: Task, pipeline: Pipeline) -> Features:

@@ -9,6 +9,7 @@ from selftaught import methods
 from selftaught.data.plan import steps_per_epoch
 from selftaught.errors import InputError
 from selftaught.methods import Task
+from selftaught.models.encoder import identified
 from selftaught.models.network import Network
 from selftaught.semi_labels import KNOWN_ABNORMAL
 from selftaught.training import checkpoint
@@ -25,7 +26,7 @@ def new_task(config: Config, images: Images, role: str) -> Task:
     """The task of a stage with fresh weights, on the CPU."""
     options = getattr(config, role)
     network = Network(
-        encoder=config.model.encoder,
+        encoder=identified(config.model.encoder),
         head=tuple(config.model.head),
         image_size=config.data.image_size,
         images=len(images.training_rows(role)),

@@ -33,6 +33,8 @@ RUNS = {name: (name, {}) for name in NAMES} | {
     "spheres, recalibrated": ("spheres", {"recalibrate": 10}),
     "logistic, known": ("logistic", {"normals": "known", "inverse_regularisation": 1.0}),
     "mahalanobis, known": ("mahalanobis", {"normals": "known"}),
+    "spheres, held encoder": ("spheres", {"encoder": "head", "lr": 1e-2, "dropout": 0.5}),
+    "classifier, slow encoder": ("classifier", {"encoder": "all", "lr": 1e-2, "dropout": 0.5}),
     "svdd, soft": ("svdd", {"boundary": "soft", "warmup_epochs": 1, "nu": 0.3, "lr": 1e-2}),
 }
 
