@@ -24,14 +24,16 @@ from selftaught.errors import require
 from selftaught.losses.means import mean_above_zero
 from selftaught.methods.begin import take_encoder
 from selftaught.methods.classifier import ClassifierOptions, Probability, bce, odds
-from selftaught.methods.task import Options, Start, System, Task
+from selftaught.methods.task import Start, System
+from selftaught.methods.tuned import Tuned, TunedOptions
+from selftaught.models.encoder import Encoder
 from selftaught.models.heads import Embedder
 from selftaught.models.network import Network
 from selftaught.semi_labels import KNOWN_ABNORMAL
 
 
 @dataclass(frozen=True, kw_only=True)
-class RelativeOptions(Options):
+class RelativeOptions(TunedOptions):
     """Relative distance to fixed prototypes.
 
     Args:
@@ -76,7 +78,7 @@ class RelativeOptions(Options):
         require("contamination", pi, "0 or more, below 1", 0 <= pi < 1)
 
 
-class Relative(Task):
+class Relative(Tuned):
     """Images not known to be abnormal nearer to a normal prototype than to the abnormal one.
 
     Every global batch holds the same number of known abnormal images, so that the mean over its
@@ -95,6 +97,7 @@ class Relative(Task):
         # Which micro-batches, each clamped by itself, would change.
         self.whole_batch = options.contamination > 0
         self.register_buffer("odds", torch.ones(2))
+        self.settle()
 
     def check(self, labels: Tensor) -> None:
         """Refuse more prototypes than the embedding has room for, and strata that do not fit."""
@@ -128,7 +131,7 @@ class Relative(Task):
 
     def forward(self, batch: dict[str, Any], player: str = "all") -> dict[str, Tensor]:
         """Mean cross-entropy of a batch's scores, and of its declared strata."""
-        z = self.embedder(batch["views"][:, 0])[1]
+        z = self.embed(batch)[1]
         pulls, abnormal = self.prototypes(z), batch["semi_label"] == KNOWN_ABNORMAL
         score = pulls.score()
         losses = bce(score, abnormal)
@@ -149,9 +152,9 @@ class Relative(Task):
         """H and z of images."""
         return self.embedder(images)
 
-    def backbone(self) -> nn.Module:
-        """The encoder."""
-        return self.embedder.encoder
+    def parts(self) -> tuple[Encoder, nn.Module]:
+        """Encoder and head of the embedder."""
+        return self.embedder.encoder, self.embedder.head
 
     def scorer(self) -> nn.Module:
         """The relative distance, and the probability that it stands for."""

@@ -40,6 +40,9 @@ class TunedOptions(Options):
         require("encoder", self.encoder, ", ".join(ways), self.encoder in ways)
         fine = math.isfinite(self.dropout) and 0 <= self.dropout < 1
         require("dropout", self.dropout, "0 to below 1", fine)
+        fine = self.encoder == "full" or not self.recalibrate
+        allowed = "0 with encoder head, all or auto, which keep their batch statistics"
+        require("recalibrate", self.recalibrate, allowed, fine)
 
 
 class Tuned(Task):

@@ -77,7 +77,7 @@ def test_auto_holds_the_encoder_where_images_are_few():
     assert ways == ["head", "all"]
 
 
-@pytest.mark.parametrize("name", ["spheres", "soel", "classifier", "supervised"])
+@pytest.mark.parametrize("name", ["spheres", "soel", "classifier", "supervised", "relative"])
 def test_features_stand_for_the_views_they_are_of(name):
     made = task(name, encoder="head", alpha=0.1)
     made.begin(starts.Start(made, 32))
@@ -86,6 +86,11 @@ def test_features_stand_for_the_views_they_are_of(name):
         features = made.frozen()(views["views"][:, 0])
     kept = {k: v for k, v in views.items() if k not in ("views", "masks")} | {"features": features}
     torch.testing.assert_close(made(kept)["loss"], made(views)["loss"])
+
+
+def test_batch_statistics_that_are_kept_are_not_recalibrated():
+    with pytest.raises(ValueError, match="recalibrate is 8; allowed: 0 with encoder head"):
+        methods.options("spheres", encoder="head", recalibrate=8)
 
 
 def test_dropout_is_a_function_of_seed_epoch_and_image_and_keeps_the_mean():
