@@ -17,6 +17,7 @@ from selftaught.data.images import dicom_display, dicom_pixels
 from selftaught.data.images.dicom_elements import Elements, Header, read_elements
 from selftaught.data.images.dicom_pixels import BIG, DEFLATED, EXPLICIT, GREY, Description, describe
 from selftaught.data.images.limits import BadImage
+from selftaught.errors import MachineError
 
 PREAMBLE = 132
 # How much is inflated at a time.
@@ -106,7 +107,7 @@ def _reasons(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (BadImage, MemoryError, ImportError):
+    except (BadImage, MachineError, MemoryError, ImportError):
         raise
     except Exception as error:
         if getattr(error, "errno", None) is not None:

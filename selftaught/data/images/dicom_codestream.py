@@ -13,6 +13,7 @@ import numpy as np
 
 from selftaught.data.images import jpeg, lossless_jpeg
 from selftaught.data.images.limits import BadImage
+from selftaught.errors import MachineError
 
 J2K_BEGIN = b"\xff\x4f\xff\x51"
 APP14 = 0xEE
@@ -146,7 +147,7 @@ def first(
     for plugin in plugins:
         try:
             return undo(frame, plugin)
-        except MemoryError:
+        except (MemoryError, MachineError):
             raise
         except Exception as error:
             last = error

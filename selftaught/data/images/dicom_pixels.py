@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from selftaught.data.images import dicom_codestream
+from selftaught.data.images import decoder_process, dicom_codestream
 from selftaught.data.images.dicom_elements import ITEM, SEQUENCE_END, UNDEFINED, Elements, Header
 from selftaught.data.images.dicom_values import BLANK, group, integer, numbers, word
 from selftaught.data.images.limits import BadImage, check_size
@@ -298,8 +298,6 @@ def _undo(
 ) -> tuple[np.ndarray, str]:
     """Decode by pydicom, which is given every number and looks for none; samples and their kind."""
     from pydicom.encaps import encapsulate
-    from pydicom.pixels import get_decoder
-    from pydicom.uid import UID
 
     options: dict[str, Any] = {
         "rows": pixels.rows,
@@ -317,7 +315,4 @@ def _undo(
     if syntax not in dicom_codestream.SIGN_CODED:
         options["correct_unused_bits"] = False
     source = encapsulate([data]) if plugin else data
-    values, described = get_decoder(UID(syntax)).as_array(
-        source, index=0, validate=False, raw=True, decoding_plugin=plugin, **options
-    )
-    return values, str(described["photometric_interpretation"])
+    return decoder_process.decode(decoder_process.Request(syntax, source, plugin, options))
