@@ -14,12 +14,16 @@ import numpy as np
 import pandas as pd
 
 from selftaught.data.manifest import check
+from selftaught.data.manifest.archive import unpacked
 from selftaught.data.manifest.disk import Spelling, files_exist
+from selftaught.data.manifest.films import is_directory
 from selftaught.data.manifest.folder import class_folders, own_list, read_classes, read_films
 from selftaught.data.manifest.mura import is_mura, read_mura
 from selftaught.data.manifest.read import Source, read_csv, read_parquet
 from selftaught.data.manifest.spelling import one_spelling
 from selftaught.errors import InputError
+
+KINDS = ".csv, .parquet, a folder, a ZIP of one, or a CD's DICOMDIR"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +86,8 @@ def read_manifest(
         source: a `.csv` or `.parquet` file; a folder that holds `manifest.csv`; a folder with
             `normal/` and `abnormal/`; or the MURA-v1.1 folder. A MURA label is read from the
             study folder's name, `study` becomes patient/part/study because study names repeat,
-            and the official split is dropped: `split` stays blank.
+            and the official split is dropped: `split` stays blank. A DICOMDIR stands for its
+            folder, and a `.zip` for the folder in it, which is unpacked beside it (`archive`).
         allow_outside: accept paths that are absolute, hold `..` or lead out by a symbolic link.
         check_files: also check that every image and mask exists and, unless `allow_outside`,
             that no symbolic link leads out of the folder. Without it folders are listed at most.
@@ -96,18 +101,20 @@ def read_manifest(
         InputError: the source is missing, unreadable, or a row of it is wrong.
     """
     path = Path(source).absolute()
+    if path.suffix.lower() == ".zip" and path.is_file():
+        path = unpacked(path)
+    if is_directory(path):  # of a CD; what it lists is below its folder
+        path = path.parent
     if path.is_dir():
         read = _read_folder(path, unlabelled)
     elif not path.exists():
-        raise InputError(f"{source}: no such file or folder; allowed: CSV, parquet or a folder")
+        raise InputError(f"{source}: no such file or folder; allowed: {KINDS}")
     elif path.suffix.lower() == ".csv":
         read = read_csv(path)
     elif path.suffix.lower() in (".parquet", ".pq"):
         read = read_parquet(path)
     else:
-        raise InputError(
-            f"{source}: file type {path.suffix!r}; allowed: .csv, .parquet or a folder"
-        )
+        raise InputError(f"{source}: file type {path.suffix!r}; allowed: {KINDS}")
     return _checked(read, allow_outside, check_files, missing)
 
 

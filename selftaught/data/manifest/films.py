@@ -108,6 +108,11 @@ def is_system(name: str) -> bool:
     return name.casefold() in SYSTEM or name.casefold().startswith(SYSTEM_STARTS)
 
 
+def is_directory(path: Path) -> bool:
+    """Whether a path is that of a CD's list of its files, by its name."""
+    return identity(path.name) in ("dicomdir", "dicomdir.") and path.is_file()
+
+
 def _entries(root: Path, under: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Everything below a folder that is not a folder to enter, and not a system's."""
     folders = [under]
@@ -152,7 +157,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
         return "" if suffix in DICOM else "links to nothing, pipes or devices"
     if name.lower().endswith(COPIES):
         return "copies of other programs"
-    if identity(name) in ("dicomdir", "dicomdir."):
+    if is_directory(Path(entry.path)):
         return "DICOMDIR"
     return _kind_by_content(entry.path, suffix)
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from selftaught.data.manifest.films import is_directory
 from selftaught.data.manifest.folder import own_list
 from selftaught.data.manifest.mura import is_mura
 from selftaught.errors import InputError
@@ -13,6 +14,7 @@ def check_apart(source: Path, out: Path) -> None:
     Raises:
         InputError: `out` lies inside; its contact sheets would be films at the next start.
     """
+    source = source.parent if is_directory(source) else source
     if not source.is_dir() or is_mura(source) or own_list(source) is not None:
         return
     if out.resolve().is_relative_to(source.resolve()):
