@@ -205,9 +205,9 @@ class Linear(Frozen):
     def remember(self, start: Start, rows: Rows) -> None:
         """Fit the linear layer."""
         abnormal = start.rows[start.labels.numpy()[start.rows] == KNOWN_ABNORMAL]
-        kinds = [self.both_views(start, one) for one in (rows, abnormal)]
+        normal, known = (self.both_views(start, one) for one in (rows, abnormal))
         inverse = self.options.inverse_regularisation
-        weight, bias = start.alone(lambda: fit_logistic(*kinds, inverse))
+        weight, bias = start.alone(lambda: fit_logistic(normal, known, inverse))
         self.weight.copy_(weight)
         self.bias.copy_(bias)
 

@@ -211,7 +211,7 @@ class Task(nn.Module):
         """What the optimizer of `player` moves."""
         return self.parameters()
 
-    def scales(self) -> Mapping[Parameter, float]:
+    def rates(self) -> Mapping[Parameter, float]:
         """Parameters that move at a share of the learning rate, and this share."""
         return {}
 

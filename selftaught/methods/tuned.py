@@ -85,7 +85,7 @@ class Tuned(Task):
         """The encoder, where only the head is trained."""
         return self.backbone() if self.way == "head" else None
 
-    def scales(self) -> Mapping[Parameter, float]:
+    def rates(self) -> Mapping[Parameter, float]:
         """A tenth of the rate for the encoder, where all is trained."""
         return dict.fromkeys(self.backbone().parameters(), SLOW) if self.way == "all" else {}
 

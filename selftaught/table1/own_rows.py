@@ -42,7 +42,7 @@ def read_rows(path: Path) -> dict[str, System]:
     Raises:
         InputError: it is missing or not as above; names the row.
     """
-    known, rows = methods.systems(), {}
+    known, rows = methods.systems(), dict[str, System]()
     for name, facts in read_yaml(path).items():
         where = f"{path.name}: row {name!r}"
         if not (isinstance(name, str) and NAME.fullmatch(name)) or name in known:

@@ -303,8 +303,9 @@ def _replicates(
     for budget in row.budgets:
         for seed, draw in pairs:
             for fold in range(max(split.folds, 1)):
-                drawn = {"known_abnormal": budget, "seed": split.seed + draw, "fold": fold}
-                one = dataclasses.replace(split, **drawn)
+                one = dataclasses.replace(
+                    split, known_abnormal=budget, seed=split.seed + draw, fold=fold
+                )
                 yield dataclasses.replace(row.config, seed=seed, split=one)
 
 

@@ -59,9 +59,9 @@ class TorchEngine:
                 **_no_buffer_broadcast(),  # type: ignore[arg-type]
             )
         self.numbers = optim.numbers(task.parameters())
-        scales = task.scales()
+        shares = task.rates()
         groups = {
-            player: optim.groups((p for p in task.parameters_of(player) if p.requires_grad), scales)
+            player: optim.groups((p for p in task.parameters_of(player) if p.requires_grad), shares)
             for player in task.players
         }
         self.parameters = {

@@ -115,7 +115,7 @@ class DeepSpeedEngine:
                 f"engine.kind is 'deepspeed', but {type(task).__name__} has {len(task.players)} "
                 "optimizers that take turns; allowed: ddp"
             )
-        if task.scales():
+        if task.rates():
             raise InputError(
                 f"engine.kind is 'deepspeed', which moves all parameters at one rate, but "
                 f"{type(task).__name__} has several; allowed: ddp"

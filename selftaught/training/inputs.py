@@ -254,7 +254,8 @@ def training_batches(
     semi_label, stratum = images.semi_label, images.strata(stage, strata)[1]
     low, high = input_range
     per_epoch = steps_per_epoch(len(rows), batch_size, drop_last=True)
-    for step, batch in enumerate(pipeline.batches(requests()), first_step):
+    batches: Iterator[ImageBatch | FeatureBatch] = iter(pipeline.batches(requests()))
+    for step, batch in enumerate(batches, first_step):
         images.note(stage, step, batch.problems)
         # The published stages saw inputs 255 times apart; ours declare a range and keep to it.
         # On a GPU this would wait for the step before.

@@ -31,7 +31,7 @@ class Lars(torch.optim.Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Parameter],
+        parameters: Iterable[Parameter] | Iterable[dict[str, Any]],
         *,
         lr: float,
         momentum: float = MOMENTUM,

@@ -190,8 +190,8 @@ def _table(
     h, bank = outputs.get("pretext_h"), torch.from_numpy(np.isin(rows, members(run)[0]))
     table["pretext_knn_score"] = np.nan
     if h is not None and bank.any():
-        scores = knn_score(h, h[bank], run.config.score.neighbours)
-        table["pretext_knn_score"] = scores.numpy()
+        near = knn_score(h, h[bank], run.config.score.neighbours)
+        table["pretext_knn_score"] = near.numpy()
     for name in GROUPS:
         table[name] = frame[name]
     for name, values in outputs.items():

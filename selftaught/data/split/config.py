@@ -80,14 +80,15 @@ class SplitConfig:
             raise InputError(f"split.folds is {folds}; allowed with split.scheme paper: 0")
         if not isinstance(self.group, str) or not self.group:
             raise InputError(f"split.group is {self.group!r}; allowed: a column of the manifest")
-        for name, value, allowed in (
+        choices: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             ("scheme", self.scheme, SCHEMES),
             ("unlabelled", self.unlabelled, UNLABELLED),
             ("leakage", self.leakage, LEAKAGE),
             ("labels", self.labels, LABELS),
-        ):
-            if value not in allowed:
-                raise InputError(f"split.{name} is {value!r}; allowed: {', '.join(allowed)}")
+        )
+        for name, value, names in choices:
+            if value not in names:
+                raise InputError(f"split.{name} is {value!r}; allowed: {', '.join(names)}")
         if self.labels == "all" and (self.scheme == "paper" or self.pollution):
             raise InputError(
                 "split.labels is 'all'; allowed: budget with split.scheme paper or split.pollution"
