@@ -31,10 +31,11 @@ class Layer(torch.nn.Module):
 
     def __init__(self, inputs, width=WIDTH):
         super().__init__()
-        self.layer = torch.nn.Linear(inputs, width, dtype=torch.float64)
+        self.encoder = torch.nn.Identity()
+        self.head = torch.nn.Linear(inputs, width, dtype=torch.float64)
 
     def forward(self, x):
-        return x, self.layer(x)
+        return x, self.head(x)
 
 
 def task_of(inputs, names=(), **options):
@@ -144,14 +145,14 @@ def test_one_centre_without_a_floor_is_logistic_regression():
     x, labels = ordinary()
     task = task_of(5, floor=0.0, radius=1.5, temperature=0.7)
     task(batch_of(x, labels))["loss"].backward()
-    weight = task.embedder.layer.weight.detach().clone().requires_grad_()
-    bias = task.embedder.layer.bias.detach()
+    weight = task.embedder.head.weight.detach().clone().requires_grad_()
+    bias = task.embedder.head.bias.detach()
     z = x @ weight.T + bias
     logit = 2 * 1.5 / 0.7 * (z[:, 1] - z[:, 0])
     loss = functional.binary_cross_entropy_with_logits(logit, (labels == -1).double())
     loss.backward()
     torch.testing.assert_close(task(batch_of(x, labels))["loss"], loss)
-    torch.testing.assert_close(task.embedder.layer.weight.grad, weight.grad)
+    torch.testing.assert_close(task.embedder.head.weight.grad, weight.grad)
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5])
@@ -159,7 +160,7 @@ def test_a_constant_costs_the_shares_entropy_and_is_left_at_once(share):
     x, _ = ordinary()
     labels = torch.where(torch.arange(16) < 16 * share, -1, 0)
     task = task_of(5, floor=0.0, share=share)
-    layer = task.embedder.layer
+    layer = task.embedder.head
     with torch.no_grad():
         layer.weight.zero_()
         layer.bias.copy_(torch.arange(WIDTH))
@@ -205,7 +206,7 @@ def test_contamination_takes_hidden_images_off_as_far_as_it_can(pi, clamped):
     task.odds.copy_(torch.tensor([4 / 12, 4 / 12]))
     with torch.no_grad():  # known abnormal images score high
         x[labels == -1] += 0.5 * torch.sign(
-            task.embedder.layer.weight[1] - task.embedder.layer.weight[0]
+            task.embedder.head.weight[1] - task.embedder.head.weight[0]
         )
     wanted, normal = contaminated(task, x, labels, pi, 0.25)
     assert (normal < 0) == clamped
@@ -278,7 +279,7 @@ def test_the_probability_of_a_learnt_logit_is_how_often_it_is_true(name, options
     copies = torch.repeat_interleave(torch.arange(len(labels)), (6 * weights).round().long())
     layer = Layer(3)
     if name == "classifier":
-        task.net.encoder, task.net.head = torch.nn.Identity(), layer.layer
+        task.net.encoder, task.net.head = layer.encoder, layer.head
     else:
         task.embedder = layer
     images = torch.eye(3, dtype=torch.float64)
