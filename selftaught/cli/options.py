@@ -13,13 +13,13 @@ from selftaught import methods
 from selftaught.cli.parser import build_parser, in_file_of, parse
 from selftaught.data.augment import Preset
 from selftaught.errors import InputError
+from selftaught.files import read_yaml
 from selftaught.training.config import (
     STAGES,
     Config,
     build,
     flatten,
     preset_overrides,
-    read_yaml,
 )
 
 

@@ -71,7 +71,10 @@ def resolved(
             "data.manifest: missing, but needed; `selftaught table1 --help` explains"
             + more * (out / PLAN).is_file()
         )
-    if wants_prepared(base) and not base.data.pack:  # one for all runs, not one in each
+    # One for all runs, not one in each.
+    if not base.data.features:
+        common = [*common, "--data.features", str((out / "features").absolute())]
+    if wants_prepared(base) and not base.data.pack:
         pack = ["--data.pack", str((out / "prepared").absolute())]
         common, base = [*common, *pack], read_config("table1", "", [*shared, *pack, *place])
         base = _settled(base, out)

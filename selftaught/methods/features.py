@@ -79,7 +79,6 @@ class Frozen(Task):
     def __init__(self, options: FrozenOptions, network: Network) -> None:
         super().__init__(options, network)
         self.encoder = network.embedder().encoder
-        self.mirrored = False  # whether features are those of the mirror image
 
     def check(self, labels: Tensor) -> None:
         """Refuse training images of which none counts as normal."""
@@ -116,15 +115,16 @@ class Frozen(Task):
         plain = start.features(rows).double()
         if not len(plain):
             raise InputError(f"{self.options.method}: no training image of a kind can be read")
-        self.mirrored = True
-        mirror = start.features(rows).double()
-        self.mirrored = False
-        return torch.cat([plain, mirror])
+        return torch.cat([plain, start.features(rows, mirrored=True).double()])
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """H of images, twice: there is no head."""
-        h = self.encoder(images.flip(-1) if self.mirrored else images)
+        h = self.encoder(images)
         return h, h
+
+    def frozen(self) -> nn.Module | None:
+        """The encoder."""
+        return self.encoder
 
     def backbone(self) -> nn.Module:
         """The encoder."""

@@ -108,6 +108,9 @@ class OfPatches(Frozen):
 
     masks = True
 
+    def frozen(self) -> None:
+        """None is kept: patches are features of inner layers, not of the whole encoder."""
+
     def patches(self) -> Patches:
         """Features of places, by the task's own encoder."""
         return Patches(self.encoder, self.network.image_size)

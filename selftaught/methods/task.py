@@ -108,8 +108,11 @@ class Start(Protocol):
     def batches(self, rows: Rows, *, random: bool = False) -> Iterator[dict[str, Any]]:
         """All of `rows`, on every rank, as batches of one view: plain, or a random one of each."""
 
-    def features(self, rows: Rows, *, random: bool = False) -> Tensor:
-        """Z (N, D) of the task's `features` in eval mode, of the rows that can be read."""
+    def features(self, rows: Rows, *, random: bool = False, mirrored: bool = False) -> Tensor:
+        """Z (N, D) of the task's `features` in eval mode, of the rows that can be read.
+
+        Of plain views, of random ones, or of the mirror images of plain ones.
+        """
 
     def alone(self, work: Callable[[], Result]) -> Result:
         """Let rank 0 do `work`; its result on all ranks."""
@@ -125,8 +128,8 @@ class Task(nn.Module):
     same shape in [0, 1], or None; `semi_label` (B,) int64, -1 known abnormal, +1 known normal,
     0 unknown; `ids` (B,) int64; `epoch` and `step`, whole numbers counted from 0. In training, and
     where the options name `strata`, `stratum` (B,) int64 too: an image's number in
-    `network.strata`, or -1. Where a part of the task is `frozen`, training batches hold its
-    `features` (B, W) in place of views and masks.
+    `network.strata`, or -1. Where the task's encoder is `frozen`, views are its features (B, V, W),
+    which an encoder gives back as they are.
 
     Parameters are touched in `forward` alone. Noise of a task's own is a function of seed, epoch
     and ids, so that neither a resume nor the number of ranks changes a result.
@@ -216,9 +219,10 @@ class Task(nn.Module):
         return {}
 
     def frozen(self) -> nn.Module | None:
-        """The part, images (B, 1, S, S) -> features (B, W), that is held still; None: no part is.
+        """The encoder, images (B, 1, S, S) -> features (B, W), that is held still; None: none is.
 
-        Its features of every training image and of its mirror image are computed once and kept.
+        Images go through it once, plain and mirrored; their features are kept, and stand for them
+        in training, validation and scores.
         """
         return None
 

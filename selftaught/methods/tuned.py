@@ -90,9 +90,9 @@ class Tuned(Task):
         return dict.fromkeys(self.backbone().parameters(), SLOW) if self.way == "all" else {}
 
     def embed(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """H (B, W) and z (B, D) of a batch's `features`, or of the first of its `views`."""
+        """H (B, W) and z (B, D) of the first of a batch's views."""
         encoder, head = self.parts()
-        h = batch["features"] if "features" in batch else encoder(batch["views"][:, 0])
+        h = encoder(batch["views"][:, 0])
         share = self.options.dropout
         if self.training and share:
             drawn = noise.uniform(self.network.seed, batch["epoch"], batch["ids"], h.shape[1:])

@@ -187,7 +187,12 @@ class Encoder(nn.Module):
         return output
 
     def forward(self, x: Tensor) -> Tensor:
-        """Average-pooled features h (B, width) of `x` (B, 1, H, W); raises like `feature_map`."""
+        """Average-pooled features h (B, width) of `x` (B, 1, H, W); raises like `feature_map`.
+
+        Features (B, width) of images that have passed before are given back as they are.
+        """
+        if x.ndim == 2 and x.shape[1] == self.width:
+            return x
         output = self._output(x)
         return output if output.ndim == 2 else self.pool(output).flatten(1)
 

@@ -20,9 +20,9 @@ from typing import Any
 
 from selftaught import methods
 from selftaught.errors import InputError
-from selftaught.files import write_atomic
+from selftaught.files import read_yaml, write_atomic
 from selftaught.methods import System
-from selftaught.training.config import STAGES, flatten, read_yaml
+from selftaught.training.config import STAGES, flatten
 
 KEPT = "rows.json"
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")

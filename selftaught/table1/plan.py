@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from selftaught.errors import InputError
-from selftaught.files import claim_folder, write_atomic
+from selftaught.files import claim_folder, read_yaml, write_atomic
 from selftaught.methods import System
 from selftaught.training.config import (
     STAGES,
     Config,
     build,
-    read_yaml,
     resume_policies,
     settings,
 )

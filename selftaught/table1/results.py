@@ -14,7 +14,7 @@ from selftaught.evaluation.bootstrap import auroc_resamples, percentile_interval
 from selftaught.evaluation.metrics import ABLATIONS, SPLITS, evaluate, scored_images, set_names
 from selftaught.evaluation.plots_training import epochs_of
 from selftaught.evaluation.run_files import read_log, read_mapping, read_table
-from selftaught.files import sha256
+from selftaught.files import read_yaml, sha256
 from selftaught.methods import System
 from selftaught.table1 import own_rows
 from selftaught.table1.plan import (
@@ -29,7 +29,7 @@ from selftaught.table1.plan import (
     settings_of,
     settings_path,
 )
-from selftaught.training.config import build, read_yaml
+from selftaught.training.config import build
 
 RESAMPLES, BOOTSTRAP_SEED = 2000, 0
 NEEDED = ("scores.csv", "metrics.json", "config.yaml", "split.csv")

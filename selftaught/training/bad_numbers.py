@@ -44,7 +44,7 @@ def report_bad_numbers(
         MachineError: always.
     """
     ids = torch.cat([one["ids"] for one in micro])
-    views = torch.cat([one["features" if "features" in one else "views"] for one in micro])
+    views = torch.cat([one["views"] for one in micro])
     wrong = ~torch.isfinite(views).flatten(1).all(1).cpu()
     grade = PIXELS if wrong.any() else LOSS if not math.isfinite(loss) else 0
     bad, what = (ids[wrong], "pixels of files") if grade == PIXELS else (ids, "files")

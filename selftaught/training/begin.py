@@ -1,6 +1,7 @@
 """What a task is offered at its start: weights of the stage before, views and features of rows."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from selftaught.training.context import Run
 from selftaught.training.engine import Batch
 from selftaught.training.inference import infer
 from selftaught.training.inputs import Rows, global_batch_size, on_device
+from selftaught.training.kept_features import open_views
 from selftaught.training.tasks import finished_weights
 
 Result = TypeVar("Result")
@@ -41,25 +43,25 @@ class Beginning:
         before = list(STAGES)[: list(STAGES).index(self.role)]
         return finished_weights(self.run, before[-1]) if before else {}
 
-    def _open(self, random: bool) -> Pipeline:
+    def _open(self, rows: Rows, random: bool, mirrored: bool = False) -> Pipeline:
         augment = self.run.options(self.role).augment
-        return self.run.images.open(
-            "centers", augment if random else plain(augment), views=1, masks=self.task.masks
-        )
+        if not random:
+            augment = replace(plain(augment), horizontal_flip=float(mirrored))
+        return open_views(self.run, self.task, "centers", augment, rows)
 
     def batches(self, rows: Rows, *, random: bool = False) -> Iterator[Batch]:
         """Batches of all rows, on every rank, on the device."""
         chunks = np.array_split(rows, range(BATCH, len(rows), BATCH))
-        with self._open(random) as pipeline:
+        with self._open(rows, random) as pipeline:
             for batch in pipeline.batches((0, chunk) for chunk in chunks):
                 self.run.images.note("begin", None, batch.problems)
                 if len(batch.ids):
                     yield on_device(batch, self.labels, self.run.device, self.run.kind)
         self.run.images.share()
 
-    def features(self, rows: Rows, *, random: bool = False) -> Tensor:
+    def features(self, rows: Rows, *, random: bool = False, mirrored: bool = False) -> Tensor:
         """Z (N, D) of rows in eval mode, on the CPU."""
-        with self._open(random) as pipeline:
+        with self._open(rows, random, mirrored) as pipeline:
             outputs, _ = infer(
                 self.run,
                 lambda images, _: {"z": self.task.features(images)[1]},  # type: ignore[index]

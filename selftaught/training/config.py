@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import yaml
@@ -65,6 +64,8 @@ class DataConfig:
         bad_limit: largest share of the images that may be skipped.
         cache_gib: memory for decoded images, in GiB; what does not fit is decoded every epoch.
         evaluation_views: plain = deterministic, augmented = one random view per image as published.
+        features: folder that keeps what an encoder that is held still gives for each image, for any
+            number of runs; empty = OUT/features.
     """
 
     manifest: str = free("")  # compared by content
@@ -79,6 +80,7 @@ class DataConfig:
     bad_limit: float = free(0.01)
     cache_gib: float = free(2.0)
     evaluation_views: Literal["plain", "augmented"] = "plain"
+    features: str = free("")
 
     def __post_init__(self) -> None:
         size, workers, limit = self.image_size, self.workers, self.bad_limit
@@ -385,20 +387,3 @@ def _policies(values: Any, prefix: str, policy: str) -> dict[str, str]:
         )
         out |= inner
     return out
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file, safely.
-
-    Raises:
-        InputError: the file is missing, is not YAML or is no mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; --config takes a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not a YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds {type(content).__name__}; allowed: a mapping of options")
-    return content

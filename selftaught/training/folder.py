@@ -13,12 +13,11 @@ import torch
 
 from selftaught import __version__, distributed
 from selftaught.errors import InputError, MachineError
-from selftaught.files import machine_errors, sha256, write_atomic
+from selftaught.files import machine_errors, read_yaml, sha256, write_atomic
 from selftaught.training.config import (
     Config,
     build,
     dump,
-    read_yaml,
     resume_policies,
     settings,
 )

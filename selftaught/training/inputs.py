@@ -21,9 +21,8 @@ from selftaught.errors import InputError
 from selftaught.methods.task import Rows
 from selftaught.semi_labels import KNOWN_ABNORMAL
 from selftaught.training.bad_files import BadFiles
-from selftaught.training.config import Config, DataConfig
+from selftaught.training.config import DataConfig
 from selftaught.training.engine import Batch
-from selftaught.training.frozen import FeatureBatch, Features
 
 # A column that tells sets or labels apart would show what is hidden.
 NO_STRATA = ("path", "split", "label", "semi_label", "mask")
@@ -206,7 +205,7 @@ def _device() -> torch.device:
 
 def training_batches(
     images: Images,
-    pipeline: Pipeline | Features,
+    pipeline: Pipeline,
     rows: Rows,
     *,
     stage: str,
@@ -224,7 +223,7 @@ def training_batches(
 
     Args:
         images: labels and seed.
-        pipeline: executes the plan, or has the features of its views.
+        pipeline: executes the plan.
         rows: training rows.
         stage: names the order of samples.
         batch_size: of the global batch; divisible by ranks times `accumulate`.
@@ -254,12 +253,12 @@ def training_batches(
     semi_label, stratum = images.semi_label, images.strata(stage, strata)[1]
     low, high = input_range
     per_epoch = steps_per_epoch(len(rows), batch_size, drop_last=True)
-    batches: Iterator[ImageBatch | FeatureBatch] = iter(pipeline.batches(requests()))
-    for step, batch in enumerate(batches, first_step):
+    for step, batch in enumerate(pipeline.batches(requests()), first_step):
         images.note(stage, step, batch.problems)
         # The published stages saw inputs 255 times apart; ours declare a range and keep to it.
         # On a GPU this would wait for the step before.
-        if isinstance(batch, ImageBatch) and batch.views.device.type == "cpu":
+        # Features in the place of views have no range.
+        if batch.views.ndim == 5 and batch.views.device.type == "cpu":
             least, most = (float(value) for value in batch.views.aminmax())
             # NaN passes: the loop stops over it and names the file.
             if least < low or most > high:
@@ -273,13 +272,13 @@ def training_batches(
 
 
 def on_device(
-    batch: ImageBatch | FeatureBatch, semi_label: Tensor, device: torch.device, kind: torch.dtype
+    batch: ImageBatch, semi_label: Tensor, device: torch.device, kind: torch.dtype
 ) -> Batch:
     """A batch as tasks take it, at epoch and step 0; its ids stay on the host."""
-    given = {k: v for k, v in batch._asdict().items() if k in ("views", "masks", "features")}
-    moved = {k: v if v is None else v.to(device, kind, non_blocking=True) for k, v in given.items()}
+    masks = None if batch.masks is None else batch.masks.to(device, kind, non_blocking=True)
     return {
-        **moved,
+        "views": batch.views.to(device, kind, non_blocking=True),
+        "masks": masks,
         "semi_label": semi_label[batch.ids].to(device, non_blocking=True),
         "ids": batch.ids,
         "epoch": 0,
@@ -314,11 +313,3 @@ def global_batch_size(option: str, batch_size: int, samples: int, accumulate: in
 def open_plain(images: Images, augment: Augment, *, masks: bool = False) -> Pipeline:
     """One deterministic view per image, prepared and scaled as `augment` says."""
     return images.open("plain", plain(augment), views=1, masks=masks)
-
-
-def open_evaluation(config: Config, images: Images, *, masks: bool = False) -> Pipeline:
-    """Images as evaluation sees them: plain, or one random view of each in preset paper."""
-    augment = config.finetune.augment
-    if config.data.evaluation_views == "plain":
-        augment = plain(augment)
-    return images.open("evaluation", augment, views=1, masks=masks)

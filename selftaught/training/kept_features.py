@@ -1,136 +1,263 @@
-"""A frozen part's features of the training images, computed once and kept in the run folder.
+"""Features of an encoder that is held still: each image passes it once, for any number of runs.
 
 ```
-features/STAGE-DIGEST/
-    00000.safetensors   row (N,), plain (N, W), mirrored (N, W) of up to PART training images
+features/DIGEST/
+    plain-KEY.safetensors      image (N, 32) uint8, h (N, W) of up to PART images
+    mirrored-KEY.safetensors   the same of their mirror images
 ```
-The digest is that of the weights and of all that a view depends on.
+The digest is that of the weights and of all that a view depends on; `image` is that of an image's
+path, its bytes and its mask's, KEY that of the file's images. Files are only added, so that runs
+may share the folder, on several machines too.
 """
 
 import dataclasses
 import hashlib
-import shutil
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from selftaught import distributed
-from selftaught.data.pipeline import Pipeline
-from selftaught.data.plan import plain
+from selftaught.data.images.stamps import read_stamps, stamp, stamp_name
+from selftaught.data.pipeline import ImageBatch, Pipeline, Request
+from selftaught.data.plan import PARAMETERS, Augment, draw, plain
 from selftaught.errors import InputError
 from selftaught.files import write_atomic
 from selftaught.methods import Task
 from selftaught.training.context import Run
-from selftaught.training.frozen import Features
 from selftaught.training.inference import infer
-from selftaught.training.inputs import Rows
+from selftaught.training.inputs import Rows, open_plain
+from selftaught.training.intake import SOURCES
 
 PART = 256  # images in a file: what a killed run computes again
+MIRROR = PARAMETERS.index("horizontal_flip")
+PLAIN, MIRRORED = "plain", "mirrored"
 
 
-def kept_features(run: Run, role: str, task: Task, pipeline: Pipeline) -> Features:
-    """Features of a stage's training images by `task.frozen()`, computed where they are not there.
-
-    All ranks take part. In memory, on every rank, are N x W numbers, twice where views are
-    mirrored: 200 MB for 20,000 images and 1,280 features.
+def open_views(
+    run: Run,
+    task: Task,
+    stage: str,
+    augment: Augment,
+    rows: Rows,
+    *,
+    views: int = 1,
+    training: bool = False,
+) -> Pipeline:
+    """Views of images as a task takes them: their kept features where its encoder is frozen.
 
     Args:
-        run: the run.
-        role: the stage.
-        task: with the weights that it trains from.
-        pipeline: plain views.
+        run: the images.
+        task: with the weights it has by now; all ranks call alike.
+        stage: names the stream of random numbers.
+        augment: how a view is drawn.
+        rows: (N,) row numbers that may be asked for.
+        views: of an image; features have one.
+        training: whether another image stands in for one that cannot be read.
+
+    Raises:
+        InputError, StopRun: as `KeptViews` does.
+    """
+    module = task.frozen()
+    if module is None:
+        return run.images.open(
+            stage, augment, views, training=rows if training else None, masks=task.masks
+        )
+    return KeptViews(run, stage, module, augment, rows, training=training)
+
+
+def open_evaluation(run: Run, task: Task, rows: Rows) -> Pipeline:
+    """Images as evaluation sees them: plain, or one random view of each in preset paper."""
+    augment = run.config.finetune.augment
+    if run.config.data.evaluation_views == "plain":
+        return open_views(run, task, "evaluation", plain(augment), rows)
+    return run.images.open("evaluation", augment, views=1, masks=task.masks)
+
+
+class KeptViews:
+    """A pipeline whose views are features (B, 1, W), plain or mirrored as images would be.
+
+    An `Encoder` passes features through, so that they stand for images wherever it comes first.
+
+    Args:
+        run: says where features are kept, and whose seed draws the mirror.
+        stage: names the stream of random numbers.
+        module: the encoder, with the weights that it keeps.
+        augment: draws the mirror; all else in it has no effect.
+        rows: (N,) row numbers that may be asked for. What is not kept of them is computed now, by
+            all ranks together; in memory, on every rank, are N x W numbers, twice where views are
+            mirrored: 200 MB for 20,000 images and 1,280 features.
+        training: whether another image stands in for one that cannot be read, as in training.
 
     Raises:
         InputError: an image cannot be read, or where such are skipped, too many.
-        StopRun: a signal arrived; the parts that are finished are kept.
+        StopRun: a signal arrived; what was computed is kept.
     """
-    module = task.frozen()
-    assert module is not None, "the stage asks only where a part is frozen"
-    augment, rows = run.options(role).augment, run.images.training_rows(role)
-    mirror = augment.horizontal_flip > 0
-    folder = _folder(run, role, module, rows)
-    names = ["row", "plain", "mirrored"] if mirror else ["row", "plain"]
-    parts = []
-    for number, some in enumerate(np.array_split(rows, range(PART, len(rows), PART))):
-        path = folder / f"{number:05d}.safetensors"
-        there = distributed.is_main() and _read(path, names) is not None
-        if distributed.broadcast_object(there):
-            part = _read(path, names)
-            if part is None:
-                raise InputError(
-                    f"{path}: rank 0 can read it, rank {distributed.rank()} cannot; the run "
-                    "folder must be on a file system that all nodes share"
-                )
-        else:
-            part = _computed(run, module, pipeline, some, mirror)
-            if distributed.is_main():
-                write_atomic(path, partial(save_file, part))
-            distributed.barrier()
-        parts.append(part)
-    kept = {name: torch.cat([part[name] for part in parts]) for name in names}
-    images = run.images
-    return Features(
-        kept,
-        augment=augment,
-        seed=images.seed,
-        stage=role,
-        others=partial(images.stand_ins, role, rows),
+
+    def __init__(
+        self,
+        run: Run,
+        stage: str,
+        module: nn.Module,
+        augment: Augment,
+        rows: Rows,
+        *,
+        training: bool = False,
+    ) -> None:
+        self.augment, self.seed, self.stage = augment, run.images.seed, stage
+        self.others: Callable[[int, int], list[int]] = lambda epoch, row: []
+        if training:
+            self.others = partial(run.images.stand_ins, stage, rows)
+        share, rows = augment.horizontal_flip, np.unique(rows)
+        self.plain, read = _features(run, module, augment, rows, PLAIN)
+        self.mirrored = self.plain
+        if share > 0:
+            self.mirrored, too = _features(run, module, augment, rows, MIRRORED)
+            read &= too
+        self.rows, self.readable = rows, set(rows[read].tolist())
+
+    def batches(self, requests: Iterable[Request]) -> Iterator[ImageBatch]:
+        """Batches in the order of the requests."""
+        for epoch, asked in requests:
+            ids = self._readable(epoch, asked)
+            drawn = draw(
+                self.augment, seed=self.seed, stage=self.stage, epoch=epoch, samples=ids, views=1
+            )
+            turned = torch.from_numpy(drawn[:, 0, MIRROR] == 1)[:, None]
+            places = torch.from_numpy(np.searchsorted(self.rows, ids))
+            h = torch.where(turned, self.mirrored[places], self.plain[places])
+            yield ImageBatch(h[:, None], None, torch.from_numpy(ids))
+
+    def _readable(self, epoch: int, asked: Rows) -> Rows:
+        """The ids asked for, another in the place of each that could not be read, or none."""
+        ids: list[int] = []
+        for one in asked.tolist():
+            tried = [one] if one in self.readable else self.others(epoch, one)
+            ids += [other for other in tried if other in self.readable][:1]
+        return np.array(ids, np.int64)
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+    def __enter__(self) -> "KeptViews":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+
+def _features(
+    run: Run, module: nn.Module, augment: Augment, rows: Rows, kind: str
+) -> tuple[Tensor, NDArray[np.bool_]]:
+    """H (N, W) of rows, 0 where it is missing; and which of them are there (N,)."""
+    names = _names(run, rows)
+    kept: dict[bytes, Tensor] = {}
+    folder, parts = distributed.broadcast_object(
+        run.alone("kept features", lambda: _look(run, module, augment, kind))
     )
+    for path in parts:
+        part = _read(path)
+        if part is None:
+            raise InputError(
+                f"{path}: rank 0 can read it, rank {distributed.rank()} cannot; the folder of "
+                "data.features must be on a file system that all nodes share"
+            )
+        kept |= part
+    bad, paths = run.images.bad_files, run.images.frame["path"]
+    todo = [
+        place
+        for place, row in enumerate(rows)
+        if names[place] not in kept and not (bad and bad.reason(str(paths.iloc[row])))
+    ]
+    with open_plain(run.images, augment) as pipeline:
+        for some in np.array_split(np.array(todo, np.int64), range(PART, len(todo), PART)):
+            if len(some):
+                h, read = _computed(run, module, pipeline, rows[some], kind)
+                own = [names[place] for place in np.searchsorted(rows, read)]
+                part = dict(zip(own, h, strict=True))
+                run.alone("kept features", partial(_write, folder, kind, part))
+                kept |= part
+    there = np.array([name in kept for name in names], bool)
+    width = len(next(iter(kept.values()))) if kept else 1
+    blank = torch.zeros(width)
+    return torch.stack([kept.get(name, blank) for name in names]), there
 
 
 def _computed(
-    run: Run, module: nn.Module, pipeline: Pipeline, rows: Rows, mirror: bool
-) -> dict[str, Tensor]:
-    """One part, the work divided over ranks."""
+    run: Run, module: nn.Module, pipeline: Pipeline, rows: Rows, kind: str
+) -> tuple[Tensor, Rows]:
+    """H (N, W) of one part, and the rows it is of; the work is divided over ranks."""
 
     def compute(images: Tensor, _: Tensor | None) -> dict[str, Tensor]:
-        views = {"plain": images, **({"mirrored": images.flip(-1)} if mirror else {})}
-        return {name: module(view) for name, view in views.items()}
+        return {"h": module(images.flip(-1) if kind == MIRRORED else images)}
 
     outputs, read = infer(run, compute, [module], pipeline, rows, name="features", show=True)
-    return {"row": torch.from_numpy(read), **{k: v.contiguous() for k, v in outputs.items()}}
+    return outputs["h"], read
 
 
-def _read(path: Path, names: list[str]) -> dict[str, Tensor] | None:
-    """A part's tensors; None: it is not there, or not whole."""
+def _names(run: Run, rows: Rows) -> list[bytes]:
+    """What each image is kept under: a digest of its path, its bytes and its mask's."""
+    images, stamps = run.images, read_stamps(run.folder / SOURCES)
+    paths, masks = images.files(rows)
+    names = []
+    for files in zip(paths, masks or [None] * len(paths), strict=True):
+        digest = hashlib.sha256()
+        for path in files:
+            if path is not None:
+                name = stamp_name(path, images.root)
+                was = stamps.get(name) or stamp(images.root / name)
+                # What is too large to be read whole for a checksum has size and time.
+                content = was.sha256 or (was.bytes, was.mtime_ns)
+                digest.update(repr((str(path.relative_to(images.root)), content)).encode())
+            digest.update(b";")
+        names.append(digest.digest())
+    return names
+
+
+def _write(folder: Path, kind: str, part: dict[bytes, Tensor]) -> None:
+    image = torch.tensor([list(name) for name in part], dtype=torch.uint8)
+    tensors = {"image": image, "h": torch.stack(list(part.values()))}
+    key = hashlib.sha256(b"".join(sorted(part))).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / f"{kind}-{key}.safetensors", partial(save_file, tensors))
+
+
+def _read(path: Path) -> dict[bytes, Tensor] | None:
+    """Features of a part by image; None: it is not there, or damaged."""
     try:
         part = load_file(path)
-    except (OSError, SafetensorError):
+        return dict(zip(map(bytes, part["image"].tolist()), part["h"], strict=True))
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return None
-    fine = sorted(part) == sorted(names) and len({len(one) for one in part.values()}) == 1
-    return part if fine else None
 
 
-def _folder(run: Run, role: str, module: nn.Module, rows: Rows) -> Path:
-    """Where these features are kept; those of other weights or views are removed."""
-
-    def make() -> Path:
-        digest = hashlib.sha256()
-        data: Any = run.config.data
-        views = (
-            dataclasses.asdict(plain(run.options(role).augment)),
-            dataclasses.asdict(run.config.model.encoder),
-            (data.image_size, data.mask, data.pipeline, str(run.kind)),
-        )
-        digest.update(repr(views).encode())
-        digest.update(rows.tobytes())
-        for name, value in module.state_dict().items():
-            digest.update(name.encode())
-            # NumPy has no bfloat16; the bytes are those of the weights.
-            whole = value.detach().cpu().contiguous().reshape(-1)
-            digest.update(whole.view(torch.uint8).numpy().tobytes())
-        folder = run.folder / "features" / f"{role}-{digest.hexdigest()[:16]}"
-        for other in folder.parent.glob(f"{role}-*"):
-            if other != folder:
-                shutil.rmtree(other)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    folder: Path = distributed.broadcast_object(make() if distributed.is_main() else None)
-    return folder
+def _look(run: Run, module: nn.Module, augment: Augment, kind: str) -> tuple[Path, list[Path]]:
+    """Where features of these weights and views are kept, and what is there."""
+    data: Any = run.config.data
+    views = (
+        dataclasses.asdict(plain(augment)),
+        dataclasses.asdict(run.config.model.encoder),
+        (data.image_size, data.mask, data.pipeline, str(run.kind), str(run.device.type)),
+    )
+    digest = hashlib.sha256(repr(views).encode())
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        # NumPy has no bfloat16; the bytes are those of the weights.
+        whole = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(whole.view(torch.uint8).numpy().tobytes())
+    folder = Path(data.features or run.folder / "features") / digest.hexdigest()[:16]
+    parts = sorted(folder.glob(f"{kind}-*.safetensors"))
+    return folder, [path for path in parts if _read(path) is not None]

@@ -26,7 +26,8 @@ from selftaught.training.context import FINETUNE, PRETEXT, Run
 from selftaught.training.contract import check_finite, check_scorer
 from selftaught.training.events import part
 from selftaught.training.inference import infer
-from selftaught.training.inputs import Images, Rows, open_evaluation, open_plain
+from selftaught.training.inputs import Images, Rows, open_plain
+from selftaught.training.kept_features import open_evaluation
 from selftaught.training.tasks import trained_task
 
 Known = tuple[Tensor, Bank | None]
@@ -75,7 +76,8 @@ def _score_normals(run: Run, task: Task) -> Known:
     features = "h" in check_scorer(task, run.device, run.kind)
     if not features and not len(rows):
         return torch.empty(0), None
-    with open_evaluation(run.config, run.images, masks=task.masks) as pipeline:
+    remembered = np.concatenate(members(run)) if features else rows
+    with open_evaluation(run, task, np.union1d(rows, remembered)) as pipeline:
         bank, outputs, _ = score_rows(run, task, pipeline, rows, name="model", bank=features)
     return outputs["score"], bank
 
@@ -152,8 +154,8 @@ def _embed(run: Run, task: Task, before: Task) -> tuple[dict[str, Tensor], Rows]
         features = before.features(images)
         return {} if features is None else {"pretext_h": features[0]}
 
-    with open_evaluation(run.config, run.images, masks=task.masks) as pipeline:
-        if run.config.data.evaluation_views == "plain":
+    with open_evaluation(run, task, run.images.used) as pipeline:
+        if run.config.data.evaluation_views == "plain" and _see_alike(task, before):
             return infer(
                 run,
                 lambda images, masks: {**scored_by(images, masks), **with_pretext(images)},
@@ -172,6 +174,17 @@ def _embed(run: Run, task: Task, before: Task) -> tuple[dict[str, Tensor], Rows]
         )
     kept = torch.from_numpy(np.isin(rows, read))
     return {**{name: values[kept] for name, values in scored.items()}, **extra}, read
+
+
+def _see_alike(task: Task, before: Task) -> bool:
+    """Whether the stage before can take what this task takes: images, or one encoder's features."""
+    frozen, backbone = task.frozen(), before.backbone()
+    if frozen is None:
+        return True
+    states = [{} if one is None else one.state_dict() for one in (frozen, backbone)]
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(value, states[1][name]) for name, value in states[0].items()
+    )
 
 
 def _table(

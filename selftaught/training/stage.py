@@ -10,6 +10,7 @@ from torch import Tensor
 
 from selftaught import distributed
 from selftaught.data.pipeline import Pipeline
+from selftaught.data.plan import plain
 from selftaught.evaluation.metrics import auroc
 from selftaught.methods import Task
 from selftaught.models.sync_norm import synchronise_norms
@@ -24,16 +25,13 @@ from selftaught.training.contract import check_scorer, check_trained
 from selftaught.training.ddp import TorchEngine
 from selftaught.training.engine import Batch, Engine
 from selftaught.training.events import part
-from selftaught.training.frozen import Features
 from selftaught.training.inference import infer
 from selftaught.training.inputs import (
     Rows,
     global_batch_size,
-    open_evaluation,
-    open_plain,
     training_batches,
 )
-from selftaught.training.kept_features import kept_features
+from selftaught.training.kept_features import open_evaluation, open_views
 from selftaught.training.loop import train
 from selftaught.training.resume import new_figures
 from selftaught.training.schedule import Schedule
@@ -149,40 +147,46 @@ class TrainingStage:
         )
         # The last stage scores; it is validated on what it will be scored on.
         self.scores = role == list(STAGES)[-1] and task.scorer() is not None
-        augmented = self.scores and run.config.data.evaluation_views == "augmented"
-        # Where a part is held still, its features stand for the views.
-        self.training_views: Pipeline | None = None
-        if task.frozen() is None:
-            self.training_views = images.open(
-                role, options.augment, task.views, training=self.rows, masks=task.masks
-            )
-        self.plain_views = open_plain(images, options.augment, masks=task.masks)
-        self.validation = self.plain_views
-        if augmented:
-            self.validation = open_evaluation(run.config, images, masks=task.masks)
         labelled = images.frame["label"].notna().to_numpy()
         rows = images.rows("val")
         self.validation_rows = rows[labelled[rows]]
         self.labels = images.frame["label"].iloc[self.validation_rows].to_numpy(int)
         self.first_spread: float | None = None
+        self._open: dict[str, Pipeline] = {}
+
+    def _views(self, name: str) -> Pipeline:
+        """Views for training, probes ("plain") or validation; all ranks open them when first used.
+
+        Only then has the task the weights whose features may be kept.
+        """
+        run, task, augment = self.run, self.task, self.options.augment
+        if name == "validation" and run.config.data.evaluation_views == "plain":
+            name = "plain"
+        if name not in self._open:
+            every = np.union1d(self.rows, self.validation_rows)
+            if name == "training":
+                self._open[name] = open_views(
+                    run, task, self.role, augment, self.rows, views=task.views, training=True
+                )
+            elif name == "validation":
+                self._open[name] = open_evaluation(run, task, every)
+            else:
+                self._open[name] = open_views(run, task, name, plain(augment), every)
+        return self._open[name]
 
     def close(self) -> None:
         """Stop the loader threads."""
-        for pipeline in (self.training_views, self.plain_views, self.validation):
-            if pipeline is not None:
-                pipeline.close()
+        for pipeline in self._open.values():
+            pipeline.close()
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """This rank's batches from `first_step` on."""
         if first_step == 0 and (z := self._plain_features()) is not None:
             spread = guards.spread(z)
             self.run.reporter.log(kind="note", stage=self.role, epoch=0, step=0, spread=spread)
-        views: Pipeline | Features | None = self.training_views
-        if views is None:
-            views = kept_features(self.run, self.role, self.task, self.plain_views)
         return training_batches(
             self.run.images,
-            views,
+            self._views("training"),
             self.rows,
             stage=self.role,
             batch_size=self.batch_size,
@@ -238,7 +242,7 @@ class TrainingStage:
         _, outputs, rows = score_rows(
             self.run,
             self.task,
-            self.validation,
+            self._views("validation"),
             self.validation_rows,
             name="validation",
             bank=self.run.config.score.by != "model",
@@ -280,7 +284,7 @@ class TrainingStage:
             self.run,
             lambda images, _: {"z": self.task.features(images)[1]},  # type: ignore[index]
             [self.task],
-            self.plain_views,
+            self._views("plain"),
             self._probe,
             name=self.role,
         )
@@ -295,7 +299,7 @@ class TrainingStage:
     @torch.no_grad()
     def _with_batch_statistics(self) -> Tensor:
         kept = {name: buffer.clone() for name, buffer in self.task.named_buffers()}
-        views = [b.views[:, 0] for b in self.plain_views.batches([(0, self._probe)])]
+        views = [b.views[:, 0] for b in self._views("plain").batches([(0, self._probe)])]
         self.task.train()
         features = self.task.features(torch.cat(views).to(self.run.device, self.run.kind))
         self.task.load_state_dict(kept, strict=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from selftaught.cli.options import read_config
-from selftaught.training.config import read_yaml
+from selftaught.files import read_yaml
 
 FOLDER = Path(__file__).resolve().parents[2] / "launch" / "configs"
 CONFIGS = sorted(path for path in FOLDER.glob("*.yaml") if path.name != "ablation.yaml")  # rows

@@ -1,6 +1,7 @@
 """Runs of single stages that are small enough to be done for every method."""
 
 import dataclasses
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -68,9 +69,10 @@ def split_table():
     )
 
 
-def train(root, folder, name, *, frame=None, on_event=None, precision="fp32", **more):
-    """The checkpoint that the stage of a method leaves, trained on the images in `root`."""
-    data = DataConfig(image_size=SIZE, workers=0)
+@contextmanager
+def opened(root, folder, name, *, frame=None, on_event=None, precision="fp32", data=None, **more):
+    """A run of a method on the images in `root`, whose stages have not begun."""
+    data = DataConfig(image_size=SIZE, workers=0, **data or {})
     config = Config(
         out=str(folder),
         seed=3,
@@ -83,7 +85,7 @@ def train(root, folder, name, *, frame=None, on_event=None, precision="fp32", **
     folder.mkdir(parents=True, exist_ok=True)
     images = Images(frame=split_table() if frame is None else frame, root=root, config=data, seed=3)
     with Reporter(folder, on_event or ignore) as reporter:
-        run = Run(
+        yield Run(
             config=config,
             folder=folder,
             images=images,
@@ -91,6 +93,11 @@ def train(root, folder, name, *, frame=None, on_event=None, precision="fp32", **
             reporter=reporter,
             stopper=Stopper(),
         )
+
+
+def train(root, folder, name, **more):
+    """The checkpoint that the stage of a method leaves, trained on the images in `root`."""
+    with opened(root, folder, name, **more) as run:
         for role in (PRETEXT, FINETUNE) if scores(name) else (PRETEXT,):
             train_stage(run, role)
         return newest(run.checkpoints(role))[0]

@@ -41,10 +41,11 @@ class Start:
             yield self.batch(chunk)
 
     @torch.no_grad()
-    def features(self, rows, *, random=False):
+    def features(self, rows, *, random=False, mirrored=False):
         self.rows_of_features.append(rows.tolist())
         mode = self.task.training
-        z = self.task.eval().features(self.images[rows])[1]
+        images = self.images[rows].flip(-1) if mirrored else self.images[rows]
+        z = self.task.eval().features(images)[1]
         self.task.train(mode)
         return z
 

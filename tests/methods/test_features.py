@@ -59,8 +59,9 @@ class Start:
                 "ids": ids,
             }
 
-    def features(self, rows):
-        return self.task.features(self.images[torch.from_numpy(rows)])[1]
+    def features(self, rows, mirrored=False):
+        images = self.images[torch.from_numpy(rows)]
+        return self.task.features(images.flip(-1) if mirrored else images)[1]
 
     def alone(self, work):
         return work()

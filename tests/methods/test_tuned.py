@@ -1,15 +1,19 @@
 """Encoders that are held still or trained slowly, and the features that are kept of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from selftaught import methods
-from selftaught.data.plan import draw, finetune_augment
+from selftaught.data.plan import finetune_augment, plain
 from selftaught.models.network import Network
 from selftaught.training import kept_features
+from selftaught.training.bad_files import BadFiles, SkippedWarning
 from selftaught.training.ddp import TorchEngine
-from selftaught.training.frozen import Features
+from selftaught.training.kept_features import KeptViews
 from tests import thin
 from tests.methods import runs, starts
 
@@ -84,7 +88,7 @@ def test_features_stand_for_the_views_they_are_of(name):
     views = batch(made)
     with torch.no_grad():
         features = made.frozen()(views["views"][:, 0])
-    kept = {k: v for k, v in views.items() if k not in ("views", "masks")} | {"features": features}
+    kept = views | {"views": features[:, None], "masks": None}
     torch.testing.assert_close(made(kept)["loss"], made(views)["loss"])
 
 
@@ -95,30 +99,91 @@ def test_batch_statistics_that_are_kept_are_not_recalibrated():
 
 def test_dropout_is_a_function_of_seed_epoch_and_image_and_keeps_the_mean():
     made = task(dropout=0.25, encoder="head", features="h")
-    ones = {"features": torch.ones(2000, thin.WIDTH), "ids": torch.arange(2000), "epoch": 1}
+    ones = {"views": torch.ones(2000, 1, thin.WIDTH), "ids": torch.arange(2000), "epoch": 1}
     h = made.embed(ones)[0]
     assert h.unique().tolist() == pytest.approx([0.0, 1 / 0.75]) and abs(float(h.mean()) - 1) < 0.01
-    some = {"features": ones["features"][:3], "ids": torch.tensor([7, 3, 1999]), "epoch": 1}
+    some = {"views": ones["views"][:3], "ids": torch.tensor([7, 3, 1999]), "epoch": 1}
     assert torch.equal(made.embed(some)[0], h[[7, 3, 1999]])
     assert not torch.equal(made.embed(some | {"epoch": 2})[0], h[[7, 3, 1999]])
-    assert torch.equal(made.eval().embed(ones)[0], ones["features"])
+    assert torch.equal(made.eval().embed(ones)[0], ones["views"][:, 0])
 
 
-def test_kept_features_are_mirrored_as_views_are_and_stand_in_for_bad_files():
-    rows = np.array([2, 3, 5, 8])
-    kept = {"row": torch.from_numpy(rows), "plain": torch.rand(4, 3), "mirrored": torch.rand(4, 3)}
-    augment = finetune_augment()
-    features = Features(
-        kept, augment=augment, seed=4, stage="finetune", others=lambda epoch, one: [one, 7, 5, 2]
+class HalfMean(torch.nn.Module):
+    """Features that tell an image from its mirror image: the mean, and that of its left half."""
+
+    def forward(self, images):
+        return torch.stack([images.mean((1, 2, 3)), images[..., :16].mean((1, 2, 3))], 1)
+
+
+def test_kept_features_are_of_the_views_that_images_would_have(root, tmp_path):
+    rows, module = np.array([2, 3, 5, 8]), HalfMean()
+    mirror = replace(plain(finetune_augment()), horizontal_flip=0.5)
+    with runs.opened(root, tmp_path, "classifier") as run:
+        kept = KeptViews(run, "finetune", module, mirror, rows)
+        images = run.images.open("finetune", mirror, views=1)
+        for epoch in (0, 6):
+            asked = np.array([8, 2, 3, 5, 5, 3])
+            ((features, _, ids, _),) = kept.batches([(epoch, asked)])
+            ((views, _, _, _),) = images.batches([(epoch, asked)])
+            torch.testing.assert_close(features[:, 0], module(views[:, 0]))
+            assert ids.tolist() == asked.tolist()
+        images.close()
+    assert not torch.equal(kept.plain, kept.mirrored)
+
+
+def test_other_images_stand_in_for_those_that_cannot_be_read(root, tmp_path):
+    (tmp_path / "some").mkdir()
+    for path in root.glob("*.png"):
+        content = b"no image" if path.name == "003.png" else path.read_bytes()
+        (tmp_path / "some" / path.name).write_bytes(content)
+    data = {"bad_files": "skip", "bad_limit": 0.5}
+    with runs.opened(tmp_path / "some", tmp_path, "classifier", data=data) as run:
+        bad = BadFiles(tmp_path, run.images.frame, run.images.root, 0.5)
+        run = replace(run, images=replace(run.images, bad_files=bad))
+        views = (run, "finetune", HalfMean(), finetune_augment(), np.arange(8))
+        with pytest.warns(SkippedWarning, match="003.png"):
+            kept = KeptViews(*views, training=True)
+        ((_, _, ids, _),) = kept.batches([(1, np.array([3, 1]))])
+        ((_, _, left, _),) = KeptViews(*views).batches([(1, np.array([3, 1]))])
+    assert len(ids) == 2 and 3 not in ids.tolist() and left.tolist() == [1]
+
+
+def test_features_are_kept_for_other_runs_and_are_those_of_these_weights_and_images(root, tmp_path):
+    computed = []
+
+    def count(event, **facts):
+        if event == "batch" and facts["name"] == "features":
+            computed.append(facts)
+
+    def kept(folder, module, rows, root=root, **data):
+        computed.clear()
+        data = {"features": str(tmp_path / "shared"), **data}
+        with runs.opened(root, tmp_path / folder, "classifier", data=data, on_event=count) as run:
+            views = KeptViews(run, "plain", module, plain(finetune_augment()), np.array(rows))
+        return views.plain, bool(computed)
+
+    torch.manual_seed(0)
+    module, other = (
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 3)) for _ in "ab"
     )
-    asked = np.array([8, 2, 3, 5] * 8)
-    ((got, ids, _),) = features.batches([(6, asked)])
-    drawn = draw(augment, seed=4, stage="finetune", epoch=6, samples=asked, views=1)[:, 0, 0] == 1
-    assert drawn.any() and not drawn.all() and ids.tolist() == asked.tolist()
-    for row, image, turned in zip(got, asked, drawn, strict=True):
-        assert torch.equal(row, kept["mirrored" if turned else "plain"][rows.tolist().index(image)])
-    ((_, ids, _),) = features.batches([(0, np.array([8, 7, 3]))])
-    assert ids.tolist() == [8, 5, 3]
+    first, new = kept("first", module, [1, 2, 5])
+    assert new
+    again, new = kept("second", module, [5, 2])
+    assert not new and torch.equal(again, first[[1, 2]])  # by ascending rows
+    assert kept("third", module, [2, 7])[1]
+    other_weights, new = kept("fourth", other, [1, 2, 5])
+    assert new and not torch.equal(other_weights, first)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for source, name in ((5, "001.png"), (2, "002.png")):
+        (moved / name).write_bytes((root / f"{source:03d}.png").read_bytes())
+    changed, new = kept("fifth", module, [1, 2], root=moved)
+    assert new
+    torch.testing.assert_close(changed, first[[2, 1]])
+    for path in (tmp_path / "shared").glob("*/*"):
+        if len(load_file(path)["h"]) == 1:
+            path.write_bytes(b"damaged")
+    assert kept("sixth", module, [1, 2, 5])[1] is False and kept("seventh", module, [7])[1]
 
 
 class Killed(Exception):
@@ -144,9 +209,11 @@ def test_a_run_killed_while_features_are_computed_goes_on_with_those_it_has(
     with pytest.raises(Killed):
         runs.train(root, tmp_path / "killed", "classifier", on_event=kill, **HELD)
     parts = list((tmp_path / "killed").glob("features/*/*.safetensors"))
-    assert len(parts) == 1
-    written = parts[0].stat().st_mtime_ns
+    written = [one.stat().st_mtime_ns for one in parts]
+    assert parts
     seen = [0] * 9
     again = runs.train(root, tmp_path / "killed", "classifier", on_event=kill, **HELD)
-    assert parts[0].stat().st_mtime_ns == written and 9 < len(seen) < 9 + 6
+    assert [one.stat().st_mtime_ns for one in parts] == written
+    every = len(list((tmp_path / "whole").glob("features/*/*.safetensors")))
+    assert len(list((tmp_path / "killed").glob("features/*/*.safetensors"))) == every > len(parts)
     assert all(torch.equal(whole.weights[key], value) for key, value in again.weights.items())

@@ -6,8 +6,9 @@ import yaml
 from selftaught.cli.main import main
 from selftaught.cli.options import read_config
 from selftaught.errors import InputError
+from selftaught.files import read_yaml
 from selftaught.training import folder
-from selftaught.training.config import build, dump, read_yaml, resume_policies, settings
+from selftaught.training.config import build, dump, resume_policies, settings
 from tests import thin
 from tests.tiny import options, write_images
 
