@@ -108,7 +108,8 @@ class Detector:
         """Read a model folder.
 
         A method of your own is imported by the dotted path in the folder's model.json, from
-        Python's path as it is, and runs its code: load such models only from people you trust.
+        Python's path as it is, and runs its code; so does an encoder's program in the folder: load
+        such models only from people you trust.
 
         Args:
             folder: written by `save_model`, or a run folder, whose `model` is meant.

@@ -34,7 +34,7 @@ def take_encoder(method: str, start: Start, encoder: Encoder) -> Mapping[str, Te
     """
     weights = start.weights()
     state = part(weights, ENCODER)
-    if weights and not state:
+    if weights and not state and encoder.state_dict():  # a frozen program has none
         raise InputError(
             f"{method} starts from the state `{ENCODER[:-1]}` of the stage before, which has "
             "none; allowed: a pretext.method with an embedder of `Network`"

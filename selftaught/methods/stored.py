@@ -10,8 +10,9 @@ from torch import Tensor
 from selftaught import methods
 from selftaught.errors import InputError
 from selftaught.methods.task import Task
+from selftaught.models.encoder import measured
 from selftaught.models.files import StoredModel, first_line
-from selftaught.models.network import Network
+from selftaught.models.network import MEASURED, Network
 
 
 def expected(stored: StoredModel) -> Mapping[str, Tensor]:
@@ -32,7 +33,7 @@ def built(stored: StoredModel) -> Task:
         network = Network.from_facts(stored.network)
         if network.image_size != stored.preprocessing.image_size:
             raise ValueError(f"network.image_size is {network.image_size!r}, the films' another")
-        return kind(options, network)
+        return _compared(kind(options, network), stored.network)
     except InputError as error:
         raise InputError(f"{stored.path}: {error}") from error
     except (
@@ -45,6 +46,17 @@ def built(stored: StoredModel) -> Task:
     ) as error:
         reason = f"{stored.method} cannot be built: {first_line(error)}"
         raise InputError(f"{stored.path}: {reason}") from error
+
+
+def _compared(task: Task, facts: Mapping[str, Any]) -> Task:
+    """A task whose encoder measures what it did in training; older models do not say."""
+    now, then = measured(task), facts.get(MEASURED, {})
+    for name, value in then.items():
+        here = now.get(name, 0)
+        # The network that takes smaller images than before is still the one that was trained.
+        if here > value if name == "least_size" else here != value:
+            raise ValueError(f"its encoder has {name} {here}, the model's had {value}")
+    return task
 
 
 def _filled(kind: type[Any], values: Mapping[str, Any]) -> Any:

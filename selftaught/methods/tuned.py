@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from selftaught.errors import require
+from selftaught.errors import InputError, require
 from selftaught.methods import noise
 from selftaught.methods.task import Options, Task
 from selftaught.models.encoder import Encoder
@@ -69,9 +69,20 @@ class Tuned(Task):
         return self.parts()[0]
 
     def settle(self) -> None:
-        """Hold the encoder, or what of it does not move."""
+        """Hold the encoder, or what of it does not move.
+
+        Raises:
+            InputError: it is to move, but cannot.
+        """
+        encoder = self.backbone()
         if self.way == "head":
-            self.backbone().requires_grad_(False)
+            encoder.requires_grad_(False)
+        elif not encoder.trainable:
+            raise InputError(
+                f"finetune.encoder is {self.options.encoder!r}, but no weights of "
+                f"{encoder.config.architecture} can be trained; allowed: head, or a program that "
+                "was written with its parameters"
+            )
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Tuned":

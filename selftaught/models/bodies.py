@@ -2,9 +2,9 @@
 
 import hashlib
 import importlib
-import importlib.util
+import io
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -16,7 +16,9 @@ from selftaught.errors import InputError
 
 LITE = "efficientnet_lite0"
 PREFIXES = ("timm/", "torchvision/")
-FILES = (".pt", ".pth", ".ts", ".torchscript", ".pt2")
+EXPORTED = ".pt2"
+FILES = (".pt", ".pth", ".ts", ".torchscript", EXPORTED)
+LEAST = 16  # px: the smallest data.image_size
 CUTS = ("fc", "classifier", "heads", "head")  # torchvision's names of a network's classifier
 RESNETS = tuple(
     torchvision.models.list_models(
@@ -54,7 +56,8 @@ def build(architecture: str, digest: str = "") -> nn.Module:
         digest: SHA-256 that a file must have, "" = any.
 
     Raises:
-        InputError: there is no such network, or what it needs is not installed.
+        InputError: there is no such network, what it needs is not installed, or the file has
+            another digest.
     """
     if is_file(architecture):
         return Program(Path(architecture), digest)
@@ -152,10 +155,9 @@ class Program(nn.Module):
 
     def __init__(self, path: Path, digest: str = "") -> None:
         super().__init__()
-        if digest and file_digest(path) != digest:
-            raise InputError(f"model.architecture: {path}: not the file that was trained with")
+        content = program_bytes(path, digest)
         with torch.device("cpu"):  # on the meta device too: programs cannot be built there
-            self.program = _read(path)
+            self.program = _read(path, content)
 
     def train(self, mode: bool = True) -> "Program":
         """Leave the program as it was written; exported ones refuse another mode."""
@@ -167,25 +169,31 @@ class Program(nn.Module):
         return self.program(x)
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a program's file.
+def program_bytes(path: Path, digest: str = "") -> bytes:
+    """A program's file, as it was when `digest` was taken; "" = as it is.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it cannot be read, or is another one.
     """
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"model.architecture: {path}: cannot be read: {error.strerror}") from error
+    if digest and hashlib.sha256(content).hexdigest() != digest:
+        raise InputError(f"model.architecture: {path}: not the file that was trained with")
+    return content
 
 
-def _read(path: Path) -> nn.Module:
-    if not path.is_file():
-        raise InputError(f"model.architecture: {path}: no such file")
+def file_digest(path: Path) -> str:
+    """SHA-256 of a program's file; raises like `program_bytes`."""
+    return hashlib.sha256(program_bytes(path)).hexdigest()
+
+
+def _read(path: Path, content: bytes) -> nn.Module:
     try:
-        if path.suffix == ".pt2":
-            return torch.export.load(path).module()
-        return torch.jit.load(path, map_location="cpu").eval()
+        if path.suffix == EXPORTED:
+            return torch.export.load(io.BytesIO(content)).module()
+        return torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
     except Exception as error:  # of zip, JSON, pickle or the program itself
         raise InputError(
             f"model.architecture: {path}: no TorchScript or torch.export program: {_line(error)}; "
@@ -193,9 +201,26 @@ def _read(path: Path) -> nn.Module:
         ) from error
 
 
+class Measures(NamedTuple):
+    """What is known of a network once it was tried.
+
+    Attributes:
+        width: number of features.
+        channels: that it takes, 3 or 1.
+        least_size: smallest side of the images that it takes, of 16, 32, 64, ... px and the one
+            that was asked for.
+        trainable: whether its features have a gradient.
+    """
+
+    width: int
+    channels: int = 3
+    least_size: int = LEAST
+    trainable: bool = True
+
+
 @torch.no_grad()
-def probe(network: nn.Module, architecture: str, side: int) -> tuple[int, int]:
-    """Channels that a network takes, 3 or 1, and its number of features, by trying blank images.
+def probe(network: nn.Module, architecture: str, side: int) -> Measures:
+    """Measure a network by trying blank images, of 3 channels or else of 1.
 
     Args:
         network: without its classifier; left in its mode.
@@ -207,14 +232,18 @@ def probe(network: nn.Module, architecture: str, side: int) -> tuple[int, int]:
     """
     modes = [(one, one.training) for one in network.modules()]
     network.eval()
-    place = torch.device("cpu") if isinstance(network, Program) else torch.get_default_device()
     problems = []
     try:
         for channels in (3, 1):
             try:
-                return channels, _width(network(torch.zeros(2, channels, side, side, device=place)))
+                width = _tried(network, channels, side).shape[1]
             except Exception as error:
                 problems.append(_line(error))
+            else:
+                least = _least_size(network, channels, side)
+                with torch.enable_grad():
+                    trainable = _tried(network, channels, least).requires_grad
+                return Measures(width, channels, least, trainable)
     finally:
         for one, mode in modes:
             one.training = mode
@@ -225,13 +254,28 @@ def probe(network: nn.Module, architecture: str, side: int) -> tuple[int, int]:
     )
 
 
-def _width(output: Any) -> int:
+def _least_size(network: nn.Module, channels: int, side: int) -> int:
+    size = LEAST
+    while size < side:
+        try:
+            _tried(network, channels, size)
+        except Exception:  # whatever it raises, it does not take them
+            size *= 2
+        else:
+            return size
+    return side
+
+
+def _tried(network: nn.Module, channels: int, side: int) -> Tensor:
+    """Features of two blank images."""
+    place = torch.device("cpu") if isinstance(network, Program) else torch.get_default_device()
+    output = network(torch.zeros(2, channels, side, side, device=place))
     if not isinstance(output, Tensor) or output.ndim not in (2, 4) or len(output) != 2:
         kind = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"two images give {kind}")
     if not output.dtype.is_floating_point:
         raise ValueError(f"its output is {output.dtype}")
-    return output.shape[1]
+    return output
 
 
 def _line(error: BaseException) -> str:

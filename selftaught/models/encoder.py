@@ -35,7 +35,8 @@ class EncoderConfig:
         batch_norm: `plain` has no scale and shift parameters (the published model).
         input_norm: `imagenet` subtracts ImageNet's mean from each copy of the grey channel and
             divides by its standard deviation, as weights trained there expect of inputs in [0, 1];
-            `half` takes 0.5 for both; "M,D" is a mean and a deviation.
+            `half` takes 0.5 for both; "M,D" is a mean and a deviation, "R,G,B,r,g,b" are those
+            of three channels.
         digest: SHA-256 of the file, where the architecture is one; "" = not known.
     """
 
@@ -82,19 +83,21 @@ def norm_of(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Means and standard deviations by channel that an `input_norm` names; None: none.
 
     Raises:
-        ValueError: it is no name, nor a mean and a deviation above 0.
+        ValueError: it is no name, nor means and as many deviations above 0 of 1 or 3 channels.
     """
     if name == "none" or name in NORMS:
         return NORMS.get(name)
     try:
-        mean, deviation = (float(one) for one in name.split(","))
-        if math.isfinite(mean) and 0 < deviation < math.inf:
-            return (mean,), (deviation,)
+        numbers = tuple(float(one) for one in name.split(","))
+        means, deviations = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
+        fine = all(map(math.isfinite, numbers)) and all(one > 0 for one in deviations)
+        if fine and len(numbers) in (2, 6):
+            return means, deviations
     except (ValueError, AttributeError):
         pass
     raise ValueError(
         f"input_norm={name!r}: must be one of none, imagenet, half, or a mean and a standard "
-        'deviation above 0 such as "0.5,0.25"'
+        'deviation above 0 such as "0.5,0.25", or three means and then three deviations'
     )
 
 
@@ -126,6 +129,8 @@ class Encoder(nn.Module):
         config: what it was built from.
         width: number of features, such as 512 or 2048.
         channels: that the network takes, copies of the grey one.
+        least_size: as in `bodies.Measures`.
+        trainable: as in `bodies.Measures`.
 
     Raises:
         InputError: there is no such network, or it gives no features of such images.
@@ -136,21 +141,23 @@ class Encoder(nn.Module):
 
     def __init__(self, config: EncoderConfig, image_size: int = 224) -> None:
         super().__init__()
-        self.config, self.channels = config, 3
+        self.config = config
         self.pool: nn.Module
         self.layers: nn.Module
         if config.residual:
-            self.width, self.layers, self.pool = _residual(config)
+            width, self.layers, self.pool = _residual(config)
+            measured = bodies.Measures(width)
         else:
             self.layers = bodies.build(config.architecture, config.digest)
-            self.channels, self.width = bodies.probe(self.layers, config.architecture, image_size)
             self.pool = nn.AdaptiveAvgPool2d((1, 1))
+            measured = bodies.probe(self.layers, config.architecture, image_size)
+        self.width, self.channels, self.least_size, self.trainable = measured
         norm = norm_of(config.input_norm)
         if norm is not None:
             if len(norm[0]) > self.channels:
                 raise InputError(
                     f"model.input_norm is {config.input_norm!r}, but {config.architecture} takes "
-                    'one channel; allowed: none, half or "M,D"'
+                    'one channel; allowed: none, half or "M,D", one mean and deviation'
                 )
             # Constants that the config names: no part of the state. They cannot be folded into
             # conv1, whose zero padding would then stand for another grey.
@@ -196,6 +203,10 @@ class Encoder(nn.Module):
         output = self._output(x)
         return output if output.ndim == 2 else self.pool(output).flatten(1)
 
+    def facts(self) -> dict[str, int]:
+        """What was measured of the network, for models to compare."""
+        return {name: getattr(self, name) for name in ("width", "channels", "least_size")}
+
     def need_layers(self, method: str) -> None:
         """Refuse a network whose inner layers are not known, for methods that use them.
 
@@ -207,6 +218,11 @@ class Encoder(nn.Module):
                 f"model.architecture is {self.config.architecture!r}, whose inner layers method "
                 f"{method} does not know; allowed: one of {', '.join(bodies.RESNETS)}"
             )
+
+
+def measured(task: nn.Module) -> dict[str, int]:
+    """`Encoder.facts` of a task's first encoder; empty where it has none."""
+    return next((one.facts() for one in task.modules() if isinstance(one, Encoder)), {})
 
 
 def _residual(config: EncoderConfig) -> tuple[int, nn.Module, nn.Module]:

@@ -4,6 +4,7 @@
 model/
     weights.safetensors   the task's state
     bank.safetensors      features of training images, where the method has features
+    encoder.pt, .pt2      the encoder's program, where it was given as a file
     model.json            format, method, options, network, preprocessing, calibration, training,
                           bank, SHA-256s
 ```
@@ -24,15 +25,17 @@ from torch import Tensor, nn
 
 from selftaught.errors import InputError
 from selftaught.files import Content, standing, write_folder
-from selftaught.models import first_format
+from selftaught.models import bodies, first_format
 from selftaught.models.bank import Bank
 from selftaught.models.calibration import Calibration
-from selftaught.models.network import Network
+from selftaught.models.encoder import measured
+from selftaught.models.network import MEASURED, Network
 from selftaught.models.preprocessing import Preprocessing
 from selftaught.models.weights import check_finite, check_tensors
 
 FORMAT = 2
 WEIGHTS, BANK, FACTS = "weights.safetensors", "bank.safetensors", "model.json"
+PROGRAMS = ("encoder.pt", "encoder.pt2")
 HEADER_BYTES = 1 << 20
 FACTS_BYTES = 64 << 20
 WEIGHTS_BYTES = 8 << 30
@@ -56,7 +59,8 @@ class StoredModel:
         path: the file that all but the state is from.
         method: name of the method, or the dotted path of its task.
         options: of the method, as JSON values.
-        network: what its networks are built from, as JSON values.
+        network: what its networks are built from, as JSON values; an encoder's program by the
+            path of its file in this folder.
         preprocessing: what films went through.
         calibration: what a score means.
         training: facts about the training, as JSON values.
@@ -119,7 +123,16 @@ def save_model(
         "network": task.network.facts(),
         "training": dict(training or {}),
     }
-    return _write(folder, facts, preprocessing, calibration, task.state_dict(), bank)
+    programs = {}
+    if isinstance(task, nn.Module) and (sizes := measured(task)):
+        facts["network"][MEASURED] = sizes
+    encoder = task.network.encoder
+    if bodies.is_file(encoder.architecture):
+        path = Path(encoder.architecture)
+        name = PROGRAMS[path.suffix == bodies.EXPORTED]
+        programs[name] = bodies.program_bytes(path, encoder.digest)
+        facts["network"]["encoder"]["architecture"] = name
+    return _write(folder, facts, preprocessing, calibration, task.state_dict(), bank, programs)
 
 
 def _write(
@@ -129,8 +142,9 @@ def _write(
     calibration: Calibration,
     state: Mapping[str, Tensor],
     bank: Bank | None = None,
+    programs: Mapping[str, bytes] | None = None,
 ) -> Path:
-    parts = {WEIGHTS: _bytes(state)}
+    parts = {WEIGHTS: _bytes(state), **(programs or {})}
     if bank is not None:
         parts[BANK] = _bytes(bank.state_dict())
         facts = {**facts, "bank": bank.facts()}
@@ -148,7 +162,7 @@ def _write(
     document["sha256"] = {**digests, "facts": _digest(document)}
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     contents: dict[str, Content] = {**parts, FACTS: text}
-    size, older = sum(map(len, parts.values())), (*first_format.FILES, BANK)
+    size, older = sum(map(len, parts.values())), (*first_format.FILES, BANK, *PROGRAMS)
     return write_folder(Path(folder), contents, replaces=older, size=size)
 
 
@@ -191,6 +205,12 @@ def read_model(
     folder = standing(Path(folder))
     document = _read_facts(folder / FACTS)
     stored = _stored(document, folder / FACTS)
+    if name := _program(document):
+        _checked(folder / name, document["sha256"][name], WEIGHTS_BYTES)
+        stored.network["encoder"] = {
+            **stored.network["encoder"],
+            "architecture": str((folder / name).absolute()),
+        }
     wanted = None if expected is None else expected(stored)
     limit = WEIGHTS_BYTES
     if wanted is not None:
@@ -268,8 +288,8 @@ def _read_facts(path: Path) -> dict[str, Any]:
     kind = document.get("format")
     if type(kind) is not int or kind not in written:
         raise InputError(f"{path}: format {kind!r}, must be {first_format.FORMAT} or {FORMAT}")
-    banks = (BANK,) if kind == FORMAT and "bank" in document else ()
-    digests, names = document["sha256"], (*written[kind], *banks, "facts")
+    more = [BANK] * ("bank" in document) + [_program(document)] * bool(_program(document))
+    digests, names = document["sha256"], (*written[kind], *more * (kind == FORMAT), "facts")
     if not all(isinstance(digests.get(name), str) for name in names):
         raise InputError(f"{path}: sha256 must name {', '.join(names)}")
     try:
@@ -281,11 +301,26 @@ def _read_facts(path: Path) -> dict[str, Any]:
     return document
 
 
-def _read_tensors(path: Path, digest: str, limit: int) -> dict[str, Tensor]:
-    """Tensors of a safetensors file whose bytes have the given SHA-256."""
+def _program(document: Mapping[str, Any]) -> str:
+    """Name of the file that holds the encoder's program; "" where there is none."""
+    try:
+        name = document["network"]["encoder"]["architecture"]
+    except (KeyError, TypeError):
+        return ""
+    return name if name in PROGRAMS else ""
+
+
+def _checked(path: Path, digest: str, limit: int) -> bytes:
+    """A file's bytes, which have the given SHA-256."""
     content = _read(path, limit)
     if hashlib.sha256(content).hexdigest() != digest:
         raise InputError(f"{path}: damaged: its SHA-256 is not the one in {FACTS}")
+    return content
+
+
+def _read_tensors(path: Path, digest: str, limit: int) -> dict[str, Tensor]:
+    """Tensors of a safetensors file whose bytes have the given SHA-256."""
+    content = _checked(path, digest, limit)
     try:
         return load(content)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:

