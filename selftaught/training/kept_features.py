@@ -249,7 +249,8 @@ def _look(run: Run, module: nn.Module, augment: Augment, kind: str) -> tuple[Pat
     data: Any = run.config.data
     views = (
         dataclasses.asdict(plain(augment)),
-        dataclasses.asdict(run.config.model.encoder),
+        # With the SHA-256 of a program, whose constants are no state.
+        dataclasses.asdict(getattr(module, "config", run.config.model.encoder)),
         (data.image_size, data.mask, data.pipeline, str(run.kind), str(run.device.type)),
     )
     digest = hashlib.sha256(repr(views).encode())

@@ -30,10 +30,10 @@ class Small(nn.Module):
         return self.layers(x)
 
 
-def program(folder, kind, *, trainable=True):
+def program(folder, kind, *, trainable=True, seed=4):
     """A file of `Small` with the batch statistics of some noise."""
     with torch.random.fork_rng():
-        torch.manual_seed(4)
+        torch.manual_seed(seed)
         network = Small()
         with torch.no_grad():
             network(torch.rand(16, 3, 32, 32))
@@ -152,3 +152,14 @@ def test_a_program_without_weights_that_train_is_held_still_or_refused(manifest,
         assert "\n" not in str(error.value) and "allowed: head" in str(error.value)
     more = {"model.architecture": path, "finetune.encoder": "head"}
     same_scores(work(manifest, tmp_path / "head", **more), manifest)
+
+
+def test_features_of_another_program_at_the_same_path_are_not_taken(manifest, tmp_path):
+    more = {"finetune.encoder": "head", "data.features": tmp_path / "features"}
+    tables = []
+    for seed in (4, 5):
+        path = program(tmp_path, "ts", trainable=False, seed=seed)
+        folder = work(manifest, tmp_path / str(seed), **{"model.architecture": path, **more})
+        same_scores(folder, manifest)
+        tables.append(read_scores(folder / "scores.csv")["score"])
+    assert not np.allclose(*tables)
