@@ -50,7 +50,7 @@ def built(stored: StoredModel) -> Task:
 
 def _compared(task: Task, facts: Mapping[str, Any]) -> Task:
     """A task whose encoder measures what it did in training; older models do not say."""
-    now, then = measured(task), facts.get(MEASURED, {})
+    now, then = measured(task), facts.get(MEASURED) or {}
     for name, value in then.items():
         here = now.get(name, 0)
         # The network that takes smaller images than before is still the one that was trained.
