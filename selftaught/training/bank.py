@@ -1,6 +1,6 @@
 """Scores by comparison with training images: who is remembered, and the columns of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from selftaught.data.pipeline import Pipeline
 from selftaught.methods import Task
 from selftaught.methods.begin import sample
 from selftaught.methods.task import score_images
-from selftaught.models.bank import Bank
+from selftaught.models.bank import COLUMNS, Bank
 from selftaught.semi_labels import KNOWN_ABNORMAL
 from selftaught.training.context import FINETUNE, Run
 from selftaught.training.contract import check_finite
@@ -32,9 +32,13 @@ def _candidates(run: Run) -> tuple[Rows, Rows]:
 
 
 def compare(
-    run: Run, outputs: Mapping[str, Tensor], h: Tensor | None, rows: Rows
+    run: Run,
+    outputs: Mapping[str, Tensor],
+    h: Tensor | None,
+    rows: Rows,
+    columns: Collection[str] = COLUMNS,
 ) -> tuple[Bank | None, dict[str, Tensor]]:
-    """Outputs of a scorer with all scores of a run, `score` being the one of `score.by`.
+    """Outputs of a scorer with the scores of a run, `score` being the one of `score.by`.
 
     All ranks call it; rank 0 computes.
 
@@ -44,6 +48,7 @@ def compare(
         h: (N, W) features of `rows`, among which are the training images to remember; None: the
             method has none.
         rows: (N,) row numbers.
+        columns: of the bank, that of `score.by` among them.
 
     Returns:
         What is remembered, on rank 0 alone, None without features or without normal images; and
@@ -64,10 +69,10 @@ def compare(
             ratio_neighbours=score.ratio_neighbours,
             drawn={"of": len(_candidates(run)[0]), "seed": run.config.seed},
         )
-        return bank, bank(outputs["h"])
+        return bank, bank(outputs["h"], columns)
 
-    bank, columns = run.alone("neighbours", work) or (None, {})
-    made |= distributed.broadcast_object(columns)
+    bank, compared = run.alone("neighbours", work) or (None, {})
+    made |= distributed.broadcast_object(compared)
     made["score"] = made[f"{score.by}_score"]
     return bank, made
 
@@ -75,7 +80,7 @@ def compare(
 def score_rows(
     run: Run, task: Task, pipeline: Pipeline, rows: Rows, *, name: str, bank: bool
 ) -> tuple[Bank | None, dict[str, Tensor], Rows]:
-    """Scores of some rows, as `compare` gives them, with a bank made of the task as it is now.
+    """The score of some rows, as `compare` gives it, with a bank made of the task as it is now.
 
     Args:
         run: device, signals, and what is remembered.
@@ -106,5 +111,8 @@ def score_rows(
     check_finite(run, outputs["score"], read)
     wanted = np.isin(read, rows)
     ours = {name: one[torch.from_numpy(wanted)] for name, one in outputs.items()}
-    kept, made = compare(run, ours, outputs.get("h"), read)
+    by = run.config.score.by
+    kept, made = compare(
+        run, ours, outputs.get("h"), read, [] if by == "model" else [f"{by}_score"]
+    )
     return kept, made, read[wanted]

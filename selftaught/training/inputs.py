@@ -19,13 +19,14 @@ from selftaught.data.plan import Augment, batch_at, plain, share_at, stand_ins, 
 from selftaught.environment import local_world_size
 from selftaught.errors import InputError
 from selftaught.methods.task import Rows
-from selftaught.semi_labels import KNOWN_ABNORMAL
+from selftaught.semi_labels import KNOWN_ABNORMAL, KNOWN_NORMAL
 from selftaught.training.bad_files import BadFiles
 from selftaught.training.config import DataConfig
 from selftaught.training.engine import Batch
 
 # A column that tells sets or labels apart would show what is hidden.
 NO_STRATA = ("path", "split", "label", "semi_label", "mask")
+TELLING = 8  # images of each kind; with fewer, values may part them by chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,31 @@ class Images:
         cells = self.frame[column].fillna("").astype(str)
         values = sorted(set(cells.iloc[self.training_rows(stage)]) - {""})
         return tuple(values), torch.from_numpy(pd.Index(values).get_indexer(cells).astype(np.int64))
+
+    def check_strata(self, stage: str, column: str) -> None:
+        """Refuse strata that are labels under another name, by the labels that a run may know.
+
+        Args:
+            stage: whose strata.
+            column: of the split table; "" = none.
+
+        Raises:
+            InputError: in training and validation no value stands with both labels.
+        """
+        if not column:
+            return
+        frame, semi = self.frame, self.frame["semi_label"]
+        labels = semi.map({KNOWN_ABNORMAL: 1, KNOWN_NORMAL: 0})
+        labels = labels.where(frame["split"] != "val", frame["label"].astype(float))
+        cells = frame[column].fillna("").astype(str)
+        labels = labels[labels.notna() & (cells != "")]
+        kinds = labels.groupby(cells).nunique()
+        if labels.value_counts().reindex([0, 1]).min() >= TELLING and (kinds == 1).all():
+            raise InputError(
+                f"{stage}.strata is {column!r}, each of whose values stands with one label alone "
+                f"where the label is known, as if it were the label: {len(labels)} images; "
+                "allowed: a column that normal and abnormal images share, such as body_part"
+            )
 
     def paths(self, ids: Tensor) -> list[str]:
         """Manifest paths of samples."""

@@ -108,6 +108,12 @@ def _warn(run: Run, role: str, task: Task) -> None:
             f"engine.accumulate is {parts}: method {task.options.method} has a loss over a whole "
             "batch, of which each micro-batch gives its own (negatives, or what a mean is over)",
         )
+    if (by := run.config.score.by) != "model" and task.frozen() is not None:
+        run.reporter.warn(
+            role,
+            f"score.by is {by!r}, which compares features, and method {task.options.method} holds "
+            "still what they come from: nothing that it learns changes the score",
+        )
     options, trains = run.options(role), len(run.images.training_rows(role))
     if options.epochs and options.batch_size > trains:
         size = global_batch_size(f"{role}.batch_size", options.batch_size, trains, parts)

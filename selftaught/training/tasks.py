@@ -92,6 +92,12 @@ def check_settings(config: Config, images: Images, roles: Iterable[str] = STAGES
         except ValueError as error:
             text = str(error)
             raise InputError(text if "model." in text.split()[0] else f"{role}.{text}") from error
+        images.check_strata(role, task.options.strata)
+        if task.rates() and config.engine.kind == "deepspeed":
+            raise InputError(
+                "engine.kind is 'deepspeed', which moves all parameters at one rate, but those of "
+                f"{role}.method {task.options.method!r} move at several here; allowed: ddp"
+            )
         total_steps(config, images, role)
 
 

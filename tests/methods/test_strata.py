@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,6 +96,24 @@ def test_strata_that_do_not_fit_are_refused_before_anything_is_written(root, opt
         check_settings(config_of(**options), images)
     assert "\n" not in str(error.value)
     check_settings(config_of(strata="body_part", centers=3), images)
+
+
+def test_a_column_that_is_the_label_under_another_name_is_refused(root):
+    number = np.arange(runs.IMAGES)
+    semi, label = np.where(number % 2, -1, 1) * (number < 20), number % 2
+    finding = np.array(["none", "fracture", "none", "implant"] * 6)
+    line = (
+        r"finetune.strata is 'finding', each of whose values stands with one label alone .* 24 im"
+    )
+    known = {"semi_label": semi, "label": label}
+    with pytest.raises(InputError, match=line) as error:
+        check_settings(config_of(strata="finding"), images_of(root, finding=finding, **known))
+    assert "\n" not in str(error.value)
+    shared = np.where(number == 4, "implant", finding)
+    check_settings(config_of(strata="finding"), images_of(root, finding=shared, **known))
+    # Labels that training may not know are not looked at, and chance is not taken for a rule.
+    few = {"semi_label": np.where(number < 6, semi, 0), "label": label}
+    check_settings(config_of(strata="finding"), images_of(root, finding=finding, **few))
 
 
 def test_a_saved_model_keeps_its_strata(root, tmp_path):

@@ -14,7 +14,7 @@ from selftaught.cli.options import read_config
 from selftaught.detector import Detector
 from selftaught.evaluation.metrics import auroc
 from selftaught.models import read_model
-from selftaught.models.bank import COLUMNS
+from selftaught.models.bank import COLUMNS, Bank
 from selftaught.training import stage
 from selftaught.training.run import PARTS, run
 from tests import thin
@@ -114,6 +114,28 @@ def test_what_is_remembered_is_bounded_and_named(finished):
         assert facts["normals"] == 9 < (train != -1).sum() == facts["drawn"]["of"]
         assert facts["abnormal"] == (train == -1).sum() > 0
         assert facts["drawn"]["seed"] == 3
+
+
+def test_only_the_scores_table_asks_for_all_columns(manifest, tmp_path):
+    asked, forward = [], Bank.forward
+
+    def hear(self, h, names=COLUMNS):
+        asked.append(tuple(names))
+        return forward(self, h, names)
+
+    with mock.patch.object(Bank, "forward", hear):
+        work(manifest, tmp_path, PARTS[:4], **{"score.by": "knn", "finetune.epochs": 2})
+    # Two validations, scores.csv, and model-best's normal validation images.
+    assert asked == [("knn_score",), ("knn_score",), COLUMNS, ("knn_score",)]
+
+
+@pytest.mark.parametrize(("by", "warned"), [("ratio", True), ("model", False)])
+def test_a_score_that_nothing_learnt_can_change_is_warned_of(
+    manifest, tmp_path, capsys, by, warned
+):
+    more = {"score.by": by, "finetune.encoder": "head", "finetune.epochs": 1}
+    work(manifest, tmp_path, PARTS[:3], **more)
+    assert ("nothing that it learns changes the score" in capsys.readouterr().err) == warned
 
 
 @pytest.mark.parametrize("finished", ["ratio"], indirect=True)

@@ -115,6 +115,7 @@ def test_settings_that_are_none_are_named_by_their_file(tmp_path, text):
     [
         (["--finetune.centers", "1000"], "finetune.centers is 1000, but only"),
         (["--finetune.batch_size", "1"], "finetune.batch_size"),
+        (["--engine.kind", "deepspeed", "--finetune.encoder", "all"], "engine.kind is 'deepspeed'"),
     ],
 )
 def test_what_may_change_late_is_checked_before_it_is_kept(tmp_path, capsys, words, line):
