@@ -12,7 +12,7 @@ may share the folder, on several machines too.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selftaught import distributed
@@ -231,17 +231,30 @@ def _write(folder: Path, kind: str, part: dict[bytes, Tensor]) -> None:
     image = torch.tensor([list(name) for name in part], dtype=torch.uint8)
     tensors = {"image": image, "h": torch.stack(list(part.values()))}
     key = hashlib.sha256(b"".join(sorted(part))).hexdigest()[:16]
+    facts = {"sha256": _digest(tensors)}
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / f"{kind}-{key}.safetensors", partial(save_file, tensors))
+    path = folder / f"{kind}-{key}.safetensors"
+    write_atomic(path, partial(save_file, tensors, metadata=facts))
 
 
 def _read(path: Path) -> dict[bytes, Tensor] | None:
     """Features of a part by image; None: it is not there, or damaged."""
     try:
-        part = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            part = {name: file.get_tensor(name) for name in ("image", "h")}
+            if (file.metadata() or {}).get("sha256") != _digest(part):
+                return None
         return dict(zip(map(bytes, part["image"].tolist()), part["h"], strict=True))
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+    except (OSError, SafetensorError, ValueError):
         return None
+
+
+def _digest(part: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in ("image", "h"):
+        digest.update(repr((tuple(part[name].shape), part[name].dtype)).encode())
+        digest.update(part[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _look(run: Run, module: nn.Module, augment: Augment, kind: str) -> tuple[Path, list[Path]]:
