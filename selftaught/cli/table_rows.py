@@ -212,7 +212,7 @@ def _budgets(options: "Namespace", row: str, default: float) -> list[float]:
 
     if not options.known_abnormal:
         return [default]
-    allowed = "allowed: shares below 1 or whole numbers of images, each once, by commas"
+    allowed = "allowed: shares below 1 or whole numbers of images from 2, each once, by commas"
     try:
         budgets = [float(one) for one in _listed("known_abnormal", options.known_abnormal, allowed)]
     except ValueError as error:

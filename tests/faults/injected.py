@@ -271,6 +271,6 @@ class BadGradient(BadNumber):
     def spoil(self, engine, batch, files):
         def hook(module, inputs, outputs):
             if self.here():
-                outputs[1].register_hook(lambda gradient: gradient * float("nan"))
+                outputs.register_hook(lambda gradient: gradient * float("nan"))
 
-        engine.task.embedder.register_forward_hook(hook)
+        engine.task.embedder.head.register_forward_hook(hook)

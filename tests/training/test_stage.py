@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import types
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -178,7 +179,9 @@ def test_open_pipelines_share_the_memory(config, images, tmp_path, monkeypatch, 
         dataclasses.replace(images, config=data),
     )
     with run_of(config, images, tmp_path / "run") as run:
-        TrainingStage(run, role, new_task(config, images, role)).close()
+        with closing(TrainingStage(run, role, new_task(config, images, role))) as stage:
+            next(iter(stage.batches(0)))
+            stage.observe_epoch(0, 1)
     assert len(opened) == (pipelines if role == "finetune" else 2)
     (budget,) = set(opened)
     assert budget.take(3 << 30) and not budget.take(1)

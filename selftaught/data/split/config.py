@@ -22,7 +22,7 @@ class SplitConfig:
     Attributes:
         train_fraction: f, nominal size of the training set as a share of the labelled data.
         known_normal: a, share of the training set that is known to be normal.
-        known_abnormal: b, share of the training set that is known to be abnormal; from 1 on, that
+        known_abnormal: b, share of the training set that is known to be abnormal; from 2 on, that
             many images.
         pollution: p, share of the unknown training images that are abnormal.
         group: manifest column whose values never cross sets.
@@ -59,7 +59,12 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         _number("train_fraction", self.train_fraction, "0 < x < 1", lambda x: 0 < x < 1)
-        _number("known_abnormal", self.known_abnormal, "0 <= x < 1 or a whole number", is_budget)
+        _number(
+            "known_abnormal",
+            self.known_abnormal,
+            "0 <= x < 1, or a number of images from 2",
+            is_budget,
+        )
         for name in ("known_normal", "pollution"):
             _number(name, getattr(self, name), "0 <= x < 1", lambda x: 0 <= x < 1)
         _number("val_fraction", self.val_fraction, "0 < x <= 0.5", lambda x: 0 < x <= 0.5)
@@ -101,8 +106,8 @@ class SplitConfig:
 
 
 def is_budget(value: float) -> bool:
-    """Whether a number may be `known_abnormal`."""
-    return 0 <= value < 1 or (1 <= value < 2**53 and value == int(value))
+    """Whether a number may be `known_abnormal`; 1 could be meant as one image or as all."""
+    return 0 <= value < 1 or (2 <= value < 2**53 and value == int(value))
 
 
 def _number(name: str, value: object, allowed: str, inside: Callable[[float], bool]) -> None:
