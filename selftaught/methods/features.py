@@ -12,6 +12,7 @@ from selftaught.errors import InputError, require
 from selftaught.methods.begin import sample, take_encoder
 from selftaught.methods.task import Options, Rows, Start, System, Task
 from selftaught.methods.weights import WeightsOptions
+from selftaught.models.bank import statistics
 from selftaught.models.encoder import Encoder
 from selftaught.models.network import Network
 from selftaught.search import knn_score
@@ -291,16 +292,9 @@ class Mahalanobis(Frozen):
 
 def fit_gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (W,), and R (W, W) with R R' the precision of features (N, W) as they are, float64."""
-    from sklearn.covariance import LedoitWolf
-
     mean, deviation = standardisation(features)
-    model = LedoitWolf(assume_centered=True).fit(((features - mean) / deviation).numpy())
-    # Where no feature varies, neither does the estimate: the distance is 0 or that of a change.
-    covariance = torch.from_numpy(model.covariance_)
-    covariance += torch.finfo(covariance.dtype).eps * torch.eye(len(covariance))
-    lower = torch.linalg.cholesky(covariance)
-    root = torch.linalg.solve_triangular(lower, torch.diag(1 / deviation), upper=False)
-    return mean, root.T.contiguous()
+    _, root = statistics((features - mean) / deviation)
+    return mean, root / deviation[:, None]
 
 
 class MahalanobisScorer(nn.Module):

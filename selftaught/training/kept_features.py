@@ -12,10 +12,9 @@ may share the folder, on several machines too.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -82,7 +81,7 @@ def open_evaluation(run: Run, task: Task, rows: Rows) -> Pipeline:
     return run.images.open("evaluation", augment, views=1, masks=task.masks)
 
 
-class KeptViews:
+class KeptViews(Pipeline):
     """A pipeline whose views are features (B, 1, W), plain or mirrored as images would be.
 
     An `Encoder` passes features through, so that they stand for images wherever it comes first.
@@ -117,10 +116,12 @@ class KeptViews:
         if training:
             self.others = partial(run.images.stand_ins, stage, rows)
         share, rows = augment.horizontal_flip, np.unique(rows)
-        self.plain, read = _features(run, module, augment, rows, PLAIN)
+        names = _names(run, rows)
+        folder = _folder(run, module, augment)
+        self.plain, read = _features(run, module, augment, rows, names, folder, PLAIN)
         self.mirrored = self.plain
         if share > 0:
-            self.mirrored, too = _features(run, module, augment, rows, MIRRORED)
+            self.mirrored, too = _features(run, module, augment, rows, names, folder, MIRRORED)
             read &= too
         self.rows, self.readable = rows, set(rows[read].tolist())
 
@@ -147,29 +148,21 @@ class KeptViews:
     def close(self) -> None:
         """Nothing to stop."""
 
-    def __enter__(self) -> "KeptViews":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
-
 
 def _features(
-    run: Run, module: nn.Module, augment: Augment, rows: Rows, kind: str
+    run: Run,
+    module: nn.Module,
+    augment: Augment,
+    rows: Rows,
+    names: Sequence[bytes],
+    folder: Path,
+    kind: str,
 ) -> tuple[Tensor, NDArray[np.bool_]]:
     """H (N, W) of rows, 0 where it is missing; and which of them are there (N,)."""
-    names = _names(run, rows)
+    first = run.alone("kept features", lambda: _whole_parts(folder, kind)) or {}
     kept: dict[bytes, Tensor] = {}
-    folder, parts = distributed.broadcast_object(
-        run.alone("kept features", lambda: _look(run, module, augment, kind))
-    )
-    for path in parts:
-        part = _read(path)
+    for path in distributed.broadcast_object(list(first)):
+        part = first.get(path) or _read(path)
         if part is None:
             raise InputError(
                 f"{path}: rank 0 can read it, rank {distributed.rank()} cannot; the folder of "
@@ -182,17 +175,16 @@ def _features(
         for place, row in enumerate(rows)
         if names[place] not in kept and not (bad and bad.reason(str(paths.iloc[row])))
     ]
-    with open_plain(run.images, augment) as pipeline:
-        for some in np.array_split(np.array(todo, np.int64), range(PART, len(todo), PART)):
-            if len(some):
+    if todo:
+        with open_plain(run.images, augment) as pipeline:
+            for some in (todo[i : i + PART] for i in range(0, len(todo), PART)):
                 h, read = _computed(run, module, pipeline, rows[some], kind)
                 own = [names[place] for place in np.searchsorted(rows, read)]
                 part = dict(zip(own, h, strict=True))
                 run.alone("kept features", partial(_write, folder, kind, part))
                 kept |= part
     there = np.array([name in kept for name in names], bool)
-    width = len(next(iter(kept.values()))) if kept else 1
-    blank = torch.zeros(width)
+    blank = torch.zeros(len(next(iter(kept.values()))) if kept else 1)
     return torch.stack([kept.get(name, blank) for name in names]), there
 
 
@@ -257,8 +249,8 @@ def _digest(part: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _look(run: Run, module: nn.Module, augment: Augment, kind: str) -> tuple[Path, list[Path]]:
-    """Where features of these weights and views are kept, and what is there."""
+def _folder(run: Run, module: nn.Module, augment: Augment) -> Path:
+    """Where features of these weights and views are kept."""
     data: Any = run.config.data
     views = (
         dataclasses.asdict(plain(augment)),
@@ -272,6 +264,10 @@ def _look(run: Run, module: nn.Module, augment: Augment, kind: str) -> tuple[Pat
         # NumPy has no bfloat16; the bytes are those of the weights.
         whole = value.detach().cpu().contiguous().reshape(-1)
         digest.update(whole.view(torch.uint8).numpy().tobytes())
-    folder = Path(data.features or run.folder / "features") / digest.hexdigest()[:16]
-    parts = sorted(folder.glob(f"{kind}-*.safetensors"))
-    return folder, [path for path in parts if _read(path) is not None]
+    return Path(data.features or run.folder / "features") / digest.hexdigest()[:16]
+
+
+def _whole_parts(folder: Path, kind: str) -> dict[Path, dict[bytes, Tensor]]:
+    """What is there, by file; damaged files are passed over."""
+    parts = {path: _read(path) for path in sorted(folder.glob(f"{kind}-*.safetensors"))}
+    return {path: part for path, part in parts.items() if part is not None}

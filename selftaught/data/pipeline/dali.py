@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +18,13 @@ from selftaught.data.pipeline.cache import CACHE_BYTES, CacheBudget
 from selftaught.data.pipeline.dali_graph import Kind, Spec, build
 from selftaught.data.pipeline.dali_resident import free_bytes, resident
 from selftaught.data.pipeline.dali_source import Item, Items, numbers
-from selftaught.data.pipeline.executor import ImageBatch, Request, check_ids, check_options
+from selftaught.data.pipeline.executor import (
+    ImageBatch,
+    Pipeline,
+    Request,
+    check_ids,
+    check_options,
+)
 from selftaught.data.pipeline.sample import Made
 from selftaught.data.plan import draw
 from selftaught.errors import InputError
@@ -54,7 +59,7 @@ class _Fed:
         return self.items
 
 
-class DaliPipeline:
+class DaliPipeline(Pipeline):
     """Decodes and augments in a DALI graph; the same views as `OpenCVPipeline` up to rounding.
 
     A view depends on (seed, stage, epoch, sample id, view number) and on the files, on nothing
@@ -199,17 +204,6 @@ class DaliPipeline:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._items.forget()
-
-    def __enter__(self) -> "DaliPipeline":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _started(self, requests: Iterable[Request]) -> Iterator[_Fed]:
         """Batches whose samples are being read."""

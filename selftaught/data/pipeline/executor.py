@@ -43,14 +43,16 @@ class Pipeline(Protocol):
     def close(self) -> None:
         """Stop and join all workers; may be called twice."""
 
-    def __enter__(self) -> "Pipeline": ...
+    def __enter__(self) -> "Pipeline":
+        return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
 def check_options(

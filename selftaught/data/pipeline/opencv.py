@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, NamedTuple
 
 import cv2
@@ -17,7 +16,13 @@ from selftaught.data.images.bad_files import Loaded, Skipping, find
 from selftaught.data.images.contrast import autocontrast
 from selftaught.data.pipeline import composed, published
 from selftaught.data.pipeline.cache import CACHE_BYTES, Cache, CacheBudget
-from selftaught.data.pipeline.executor import ImageBatch, Request, check_ids, check_options
+from selftaught.data.pipeline.executor import (
+    ImageBatch,
+    Pipeline,
+    Request,
+    check_ids,
+    check_options,
+)
 from selftaught.data.pipeline.sample import Made, Sample, load, refuse_flat
 from selftaught.data.plan import PARAMETERS, draw
 from selftaught.errors import InputError, MachineError
@@ -34,7 +39,7 @@ class _Started(NamedTuple):
     work: list[Future[Loaded[None]]]
 
 
-class OpenCVPipeline:
+class OpenCVPipeline(Pipeline):
     """Decodes, caches and augments on CPU threads.
 
     A view depends on (seed, stage, epoch, sample id, view number) and on the files, on nothing
@@ -137,17 +142,6 @@ class OpenCVPipeline:
         self._cache.clear()
         if first:
             _OPENCV_THREADS.__exit__()
-
-    def __enter__(self) -> "OpenCVPipeline":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _start(self, epoch: int, ids: np.ndarray) -> _Started:
         """Submit a batch; without threads, make it."""
