@@ -28,7 +28,7 @@ def write_images(folder: Path, count: int = 48, seed: int = 0) -> Path:
 def options(manifest: Path, out: Path, **more: object) -> list[str]:
     """Arguments of `selftaught run` for the tiny job."""
     given = {
-        "preset": "quick",
+        "preset": "eq2-quick",
         "data.manifest": manifest,
         "data.image_size": 32,
         "data.workers": 0,

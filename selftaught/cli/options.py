@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -14,13 +15,15 @@ from selftaught.cli.parser import build_parser, in_file_of, parse
 from selftaught.data.augment import Preset
 from selftaught.errors import InputError
 from selftaught.files import read_yaml
+from selftaught.models.bodies import INSTALL
+from selftaught.models.weights import pretrained
 from selftaught.training.config import (
     STAGES,
     Config,
     build,
     flatten,
-    preset_overrides,
 )
+from selftaught.training.presets import PRESETS, WITHOUT_WEIGHTS, preset_overrides
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str:
@@ -45,13 +48,16 @@ def _saved(arguments: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]
     return read_yaml(saved)
 
 
-def _methods(arguments: Sequence[str], file: Mapping[str, Any]) -> dict[str, str]:
-    """The method of each stage, from the command line, the file or the saved run."""
+def _methods(
+    arguments: Sequence[str], file: Mapping[str, Any], preset: Mapping[str, Any]
+) -> dict[str, str]:
+    """The method of each stage, from the command line, the file or the saved run, the preset."""
     chosen = {}
     for stage, default in STAGES.items():
-        section = file.get(stage)
-        name = section.get("method") if isinstance(section, Mapping) else None
-        chosen[stage] = _value_of(f"{stage}.method", arguments) or str(name or default)
+        sections = file.get(stage), preset.get(stage)
+        names = [one.get("method") for one in sections if isinstance(one, Mapping)]
+        given = _value_of(f"{stage}.method", arguments)
+        chosen[stage] = given or str(next(filter(None, names), default))
     return chosen
 
 
@@ -85,11 +91,22 @@ def _of_other_methods(name: str, given: Mapping[str, Any]) -> bool:
     return any(option in flatten(dataclasses.asdict(methods.options(one))) for one in others)
 
 
-def read_config(command: str, description: str, arguments: Sequence[str]) -> Config:
+def read_config(
+    command: str,
+    description: str,
+    arguments: Sequence[str],
+    presets: Sequence[str] = get_args(Preset),
+) -> Config:
     """The checked settings of a training command.
 
     Where `--out` names an existing run and neither preset nor file is given, that run's settings
     are the defaults, so that `selftaught run --out RUN` goes on with it.
+
+    Args:
+        command: its name.
+        description: for its help.
+        arguments: what was typed.
+        presets: those it takes; the first holds where none is given.
 
     Raises:
         InputError: an option, value or file is wrong.
@@ -97,7 +114,7 @@ def read_config(command: str, description: str, arguments: Sequence[str]) -> Con
     path = _value_of("config", arguments)
     given = read_yaml(Path(path)) if path else {}
     try:
-        return _resolved(command, description, arguments, path, given)
+        return _resolved(command, description, arguments, path, given, presets)
     except InputError as error:
         text = str(error)
         if text.split()[0] not in flatten(given) or path in text:
@@ -111,12 +128,22 @@ def _resolved(
     arguments: Sequence[str],
     path: str,
     given: Mapping[str, Any],
+    presets: Sequence[str],
 ) -> Config:
     saved = _saved(arguments, given)
-    preset = _value_of("preset", arguments) or given.get("preset") or "default"
-    if preset not in get_args(Preset):
-        raise InputError(f"preset is {preset!r}; allowed: {', '.join(get_args(Preset))}")
-    chosen = _methods(arguments, given or saved)
+    preset = _value_of("preset", arguments) or given.get("preset") or presets[0]
+    if preset not in presets:
+        raise InputError(f"preset is {preset!r}; allowed: {', '.join(presets)}")
+    if preset in WITHOUT_WEIGHTS and not saved and not pretrained():
+        other = WITHOUT_WEIGHTS[preset]
+        warnings.warn(
+            f"preset {preset} begins at ImageNet weights, which are not installed: {other} takes "
+            f"its place, which begins at random ones, takes longer and detects less; remedy: "
+            f"{INSTALL}, or --preset {other}",
+            stacklevel=2,
+        )
+        preset = other
+    chosen = _methods(arguments, given or saved, {} if saved else PRESETS[preset])
     parser = _run_parser(command, description, chosen)
     known = flatten(parser.get_defaults().as_dict())
     kinds = [methods.load(chosen[stage]).Options for stage in STAGES]

@@ -48,7 +48,6 @@ def resolved(
     out: Path, options: "Namespace", common: Sequence[str]
 ) -> "tuple[dict[str, Planned], Config, str]":
     """Rows of the table with their settings, what is common to them, and the manifest's digest."""
-    from selftaught.cli.options import read_config
     from selftaught.table1.plan import PLAN, Planned
     from selftaught.training.config import STAGES
     from selftaught.training.intake import wants_prepared
@@ -63,7 +62,7 @@ def resolved(
     common = [*common, "--split.folds", str(options.folds)]
     shared = [w for name, ws in options_in(common) if name.split(".")[0] not in STAGES for w in ws]
     place = ["--out", str(out)]
-    base = _settled(read_config("table1", "", [*shared, *place]), out)
+    base = _settled(_read([*shared, *place]), out)
     if not base.data.manifest:
         more = f"; to add to the table in {out}, repeat the whole command with what is new"
         raise InputError(
@@ -75,14 +74,14 @@ def resolved(
         common = [*common, "--data.features", str((out / "features").absolute())]
     if wants_prepared(base) and not base.data.pack:
         pack = ["--data.pack", str((out / "prepared").absolute())]
-        common, base = [*common, *pack], read_config("table1", "", [*shared, *pack, *place])
+        common, base = [*common, *pack], _read([*shared, *pack, *place])
         base = _settled(base, out)
     rows: dict[str, Planned] = {}
     lacking: list[str] = []
     for name, system in chosen.items():
         words = [*words_for(name, system, chosen, common), *sets[name], *place]
         try:
-            config = _settled(read_config("table1", "", words), out)
+            config = _settled(_read(words), out)
         except InputError as error:
             raise InputError(f"{error}; the system is {name}") from error
         if _needs_weights(config) and _lacks_weights(config):
@@ -107,6 +106,13 @@ def resolved(
             "each draw would validate on test images of another; allowed with folds: 1"
         )
     return rows, base, manifest.digest
+
+
+def _read(words: Sequence[str]) -> "Config":
+    """Settings of a run; presets that change the network would change it in every row."""
+    from selftaught.cli.options import read_config
+
+    return read_config("table1", "", words, presets=("eq2", "eq2-quick", "paper"))
 
 
 def draws(options: "Namespace") -> dict[str, Any]:

@@ -3,10 +3,10 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Range = tuple[float, float]
-Preset = Literal["quick", "default", "paper"]
+Preset = Literal["default", "quick", "eq2", "eq2-quick", "paper"]
 
 MAX_CROP_TRIES = 10
 PROBABILITIES = ("horizontal_flip", "vertical_flip", "color", "blur")
@@ -166,11 +166,11 @@ _PUBLISHED = {
 }
 
 
-def pretext_augment(preset: Preset = "default") -> Augment:
+def pretext_augment(preset: Preset = "eq2") -> Augment:
     """The heavy augmentation of the contrastive stage (paper Fig. 5).
 
     Args:
-        preset: default and quick = corrected; paper = as published, views from 0 to 255.
+        preset: paper = as published, views from 0 to 255; the others = corrected.
 
     Raises:
         ValueError: an unknown preset.
@@ -180,11 +180,11 @@ def pretext_augment(preset: Preset = "default") -> Augment:
     return _PRETEXT
 
 
-def finetune_augment(preset: Preset = "default") -> Augment:
+def finetune_augment(preset: Preset = "eq2") -> Augment:
     """The mild augmentation of the anomaly detection stage (paper Fig. 5).
 
     Args:
-        preset: default and quick = corrected; paper = as published.
+        preset: paper = as published; the others = corrected.
 
     Raises:
         ValueError: an unknown preset.
@@ -195,6 +195,6 @@ def finetune_augment(preset: Preset = "default") -> Augment:
 
 
 def _published(preset: str) -> bool:
-    if preset not in ("quick", "default", "paper"):
-        raise ValueError(f"preset {preset!r}: allowed quick, default, paper")
+    if preset not in get_args(Preset):
+        raise ValueError(f"preset {preset!r}: allowed {', '.join(get_args(Preset))}")
     return preset == "paper"

@@ -232,7 +232,7 @@ TASKS = {"drocc": Drocc}
 CORRECTED = (
     "The published perturbations had norm 2 whatever the image size and covered the black "
     "background; here they lie inside the mask, are projected exactly, and their norm follows the "
-    "pixels' deviation. A search takes 10 steps, in preset quick 3: at 64 px a run then costs "
+    "pixels' deviation. A search takes 10 steps, in preset eq2-quick 3: at 64 px a run then costs "
     "about three times Ours."
 )
 SYSTEMS = {

@@ -13,8 +13,9 @@ K = 1, s is linear: 2 r (z_2 - z_1) / tau.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,15 @@ from selftaught.models.encoder import Encoder
 from selftaught.models.heads import Embedder
 from selftaught.models.network import Network
 from selftaught.semi_labels import KNOWN_ABNORMAL
+
+# What the ablation chose for an encoder that is held still (docs/ablation.md).
+HEAD_ALONE: Mapping[str, Any] = {
+    "encoder": "head",
+    "dropout": 0.3,
+    "lr": 3e-4,
+    "epochs": 24,
+    "milestones": [16, 22],
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +60,12 @@ class RelativeOptions(TunedOptions):
             normal images' loss is taken off again, as far as it stays above 0 in the global batch.
     """
 
-    presets = ClassifierOptions.presets
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "default": HEAD_ALONE,
+        "quick": HEAD_ALONE,
+        "eq2-quick": ClassifierOptions.presets["quick"],
+        "paper": ClassifierOptions.presets["paper"],
+    }
 
     epochs: int = 150
     milestones: list[int] = field(default_factory=lambda: [90, 140])
@@ -224,6 +239,20 @@ class Distances(nn.Module):
 
 TASKS = {"relative": Relative}
 SYSTEMS = {
+    "default": System(
+        "Preset default: ImageNet encoder held still, relative distance",
+        pretext="imagenet",
+        finetune="relative",
+        changes={
+            "data.image_size": 160,
+            "model.architecture": "efficientnet_lite0",
+            "model.input_norm": "half",
+            **{f"finetune.{name}": value for name, value in HEAD_ALONE.items()},
+        },
+        note="EfficientNet-Lite0 with the weights that extra `pretrained` installs, or "
+        "model.weights; what `selftaught run` does where nothing else is asked for.",
+        extra=True,
+    ),
     "relative": System(
         "Relative distance, our pretext",
         pretext="ntxent",

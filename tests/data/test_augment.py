@@ -102,5 +102,5 @@ def test_lists_from_a_file_become_tuples() -> None:
 
 def test_unknown_preset() -> None:
     for factory in (pretext_augment, finetune_augment):
-        with pytest.raises(ValueError, match="preset 'best': allowed quick, default, paper"):
+        with pytest.raises(ValueError, match="preset 'best': allowed default, quick, eq2"):
             factory("best")

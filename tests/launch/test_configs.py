@@ -9,7 +9,7 @@ from selftaught.files import read_yaml
 
 FOLDER = Path(__file__).resolve().parents[2] / "launch" / "configs"
 CONFIGS = sorted(path for path in FOLDER.glob("*.yaml") if path.name != "ablation.yaml")  # rows
-RANKS = {"laptop.yaml": 1, "gpu.yaml": 8, "cluster.yaml": 64}
+RANKS = {"eq2-laptop.yaml": 1, "gpu.yaml": 8, "cluster.yaml": 64}
 
 
 def test_each_says_for_how_many_ranks_it_is():

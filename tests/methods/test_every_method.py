@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from selftaught import methods
+from selftaught.data.augment import Preset
 from selftaught.errors import InputError
 from selftaught.models.network import Network
 from tests import thin
@@ -180,7 +181,7 @@ def test_presets_change_options_that_are_there(name):
     options = methods.load(name).Options
     names = {field.name for field in dataclasses.fields(options)}
     for preset, changes in options.presets.items():
-        assert preset in ("quick", "default", "paper")
+        assert preset in typing.get_args(Preset)
         assert {key.partition(".")[0] for key in changes} <= names
 
 

@@ -67,9 +67,9 @@ def test_settings_that_all_cells_share_are_refused_for_new_cells_too(tmp_path):
 def test_another_preset_is_refused_for_new_cells_too(tmp_path):
     out, before = make(tmp_path, ["ours"], [1])
     found = rows(["supcon"])
-    quick = dataclasses.replace(found["supcon"].config, preset="quick")
+    quick = dataclasses.replace(found["supcon"].config, preset="eq2-quick")
     found["supcon"] = dataclasses.replace(found["supcon"], config=quick)
-    with pytest.raises(InputError, match="begun with preset default, now quick"):
+    with pytest.raises(InputError, match="begun with preset eq2, now eq2-quick"):
         extend(out, found, seeds=[1], label_draws=1, manifest="m")
     assert read_plan(out) == before
 
