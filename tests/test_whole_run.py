@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("thin_encoder")
 PROMISED = {
     "config.yaml", "environment.json", "split.csv", "split_table.txt", "metrics.jsonl",
     "checkpoints", "model", "scores.csv", "embeddings.safetensors", "metrics.json", "report.html",
+    "MODEL_CARD.md",
 }  # fmt: skip
 
 

@@ -174,6 +174,18 @@ def scored_images(scores: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def labelled_images(scores: pd.DataFrame) -> pd.DataFrame:
+    """`scored_images` with a label; one without a group is one of its own, named alike in all runs.
+
+    Args:
+        scores: as for `evaluate`.
+    """
+    table = scored_images(scores)
+    table = table[table["label"].notna()]
+    alone = table["group"].str.startswith("\x1f")
+    return table.assign(group=table["group"].where(~alone, "\x1f" + table["path"]))
+
+
 def _study(scores: pd.DataFrame) -> pd.Series:
     """One name a study over the whole table; "" where the image has none."""
     study = _text(scores, "study")

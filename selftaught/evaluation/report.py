@@ -113,7 +113,7 @@ def _score_by(run: RunFiles) -> str:
     return str(section.get("by", "model") if isinstance(section, dict) else "model")
 
 
-def _score_name(run: RunFiles) -> str:
+def score_words(run: RunFiles) -> str:
     """What the score of the run is; runs from before methods had one."""
     if (by := _score_by(run)) in NAMES:
         return NAMES[by]
@@ -125,7 +125,7 @@ def _score_name(run: RunFiles) -> str:
         return methods.Task.score_name
 
 
-def _threshold(run: RunFiles) -> float | None:
+def stored_threshold(run: RunFiles) -> float | None:
     """The stored threshold, where it is a number."""
     stored = run.model.get("calibration")
     # Models of the first format hold it beside the rest.
@@ -135,12 +135,12 @@ def _threshold(run: RunFiles) -> float | None:
 
 def _context(run: RunFiles, root: Path | None) -> dict[str, Any]:
     """Everything that the template names."""
-    scores, metrics, threshold = run.scores, run.metrics, _threshold(run)
+    scores, metrics, threshold = run.scores, run.metrics, stored_threshold(run)
     test = metrics.get("test") or {}
     settings, environment = dict(flatten(run.config)), dict(flatten(run.environment))
     known = environment | settings
     maps, map_problems = tsne_pictures(scores, run.embeddings, _seed(run))
-    score_name = _score_name(run)
+    score_name = score_words(run)
     image_grids, image_problems = grids(scores, run.embeddings, root)
     curves = [plots.roc(scores, metrics, threshold), plots.precision_recall(scores)]
     histograms = [plots.histogram(scores, split, threshold) for split in ("val", "test")]

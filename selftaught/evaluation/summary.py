@@ -114,7 +114,16 @@ def warnings(run: RunFiles) -> list[str]:
         (f"{stage}: " if stage else "") + message + (f" (said {n} times)" if n > 1 else "")
         for (stage, message), n in counts.items()
     ]
-    return messages + _skipped(run) + _leaks(run) + _small_sets(run)
+    return messages + of_data(run)
+
+
+def of_data(run: RunFiles) -> list[str]:
+    """What of the sets themselves weakens the figures: skipped images, leaks, few patients.
+
+    Args:
+        run: the run folder.
+    """
+    return _skipped(run) + _leaks(run) + _small_sets(run)
 
 
 def _skipped(run: RunFiles) -> list[str]:

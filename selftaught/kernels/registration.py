@@ -203,7 +203,8 @@ def _autograd(
                 f"forward-mode derivatives (jvp, jacfwd, hessian) of selftaught::{name} are not "
                 "there, use reverse mode (grad, jacrev)"
             )
-        if not (torch.is_grad_enabled() and _C._any_requires_grad(*arguments)):
+        tracked = any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
+        if not (torch.is_grad_enabled() and tracked):
             return below(keyset, arguments)
         with enable_single_level_autograd_function():
             return Differentiable.apply(keyset, *arguments)  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from selftaught.errors import InputError
 from selftaught.evaluation.bootstrap import auroc_resamples, percentile_interval
-from selftaught.evaluation.metrics import ABLATIONS, SPLITS, evaluate, scored_images, set_names
+from selftaught.evaluation.metrics import ABLATIONS, SPLITS, evaluate, labelled_images, set_names
 from selftaught.evaluation.plots_training import epochs_of
 from selftaught.evaluation.run_files import read_log, read_mapping, read_table
 from selftaught.files import read_yaml, sha256
@@ -164,11 +164,7 @@ def _score_figures(path: Path, cell: Cell) -> tuple[dict[str, Any], dict[str, np
     unused = [name for name in ABLATIONS if name in scores and name != cell.score]
     scores = scores.assign(score=scores[cell.score]).drop(columns=unused)
     scores = scores[set_names(scores["split"]).isin(SPLITS)]
-    table = scored_images(scores)
-    table = table[table["label"].notna()]
-    # An image without a group is one of its own, by a name that all runs give it.
-    alone = table["group"].str.startswith("\x1f")
-    table["group"] = table["group"].where(~alone, "\x1f" + table["path"])
+    table = labelled_images(scores)
     # Intervals come from the resamples below; one draw here is as good as none.
     metrics = evaluate(scores, seed=BOOTSTRAP_SEED, resamples=1)
     if metrics[cell.measured]["auroc"] is None:

@@ -11,6 +11,7 @@ import torch
 
 from selftaught import distributed, host
 from selftaught.errors import InputError
+from selftaught.evaluation.card import write_card
 from selftaught.evaluation.metrics import evaluate
 from selftaught.evaluation.report import write_report
 from selftaught.files import sha256, write_atomic
@@ -82,7 +83,7 @@ def _run_parts(
                 "finetune": lambda: _finetune(here, calibrate="score" not in parts),
                 "score": lambda: score(here),
                 "evaluate": lambda: here.alone("metrics", lambda: write_metrics(here)),
-                "report": lambda: here.alone("report", lambda: write_report(place)),
+                "report": lambda: here.alone("report", lambda: write_pages(place)),
             }
             for name in parts:
                 if name in steps:
@@ -118,3 +119,9 @@ def write_metrics(run: Run) -> None:
     figures = evaluate(read_scores(scores), seed=run.config.seed)
     figures["scores_sha256"] = sha256(scores)
     write_atomic(run.folder / "metrics.json", json.dumps(figures, indent=1) + "\n")
+
+
+def write_pages(place: Path) -> None:
+    """report.html and MODEL_CARD.md."""
+    write_report(place)
+    write_card(place)
