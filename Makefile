@@ -12,7 +12,7 @@ PINNED_BUILD := $(CONSTRAINTS:%=--build-constraint %)
 FAULTS := tests/faults tests/test_whole_run_dicom.py tests/test_whole_run_ranks.py \
 	tests/test_whole_run_prepare.py tests/data/prepare/test_faults.py
 
-.PHONY: demo test newest constraints test-slow lint format faults bench gpu clean
+.PHONY: demo test newest constraints test-slow lint format docs faults bench gpu clean
 
 $(STAMP): setup.py pyproject.toml $(CONSTRAINTS) $(wildcard csrc/cpu/*)
 	$(PYTHON) -m venv $(VENV)
@@ -58,6 +58,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --quiet
+	@echo site/index.html
+
 faults: $(STAMP)
 	$(BIN)/python -m pytest $(FAULTS) -v --timeout=3600
 
@@ -80,4 +84,4 @@ gpu: $(STAMP)
 	$(BIN)/python -m benchmarks.training_step
 
 clean:
-	rm -rf $(VENV) .venv-newest build dist *.egg-info demo
+	rm -rf $(VENV) .venv-newest build dist site *.egg-info demo

@@ -2,10 +2,12 @@
 
 import os
 import platform
+import shutil
 import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError
 
@@ -116,6 +118,28 @@ class BuildNative(build_ext):
         )
 
 
+class PlainWheel(bdist_wheel):
+    """One wheel for every Python and every torch: py3-none-PLATFORM, or -any without the library.
+
+    `SELFTAUGHT_PURE=1` leaves the library out on request.
+    """
+
+    def run(self) -> None:
+        """Builds the library first: whether that succeeds decides what kind of wheel it is."""
+        build = self.get_finalized_command("build_ext")
+        # What was deleted since the last wheel must not be in this one.
+        shutil.rmtree(build.build_lib, ignore_errors=True)
+        self.run_command("build_ext")
+        names = [build.get_ext_fullpath(ext.name) for ext in self.distribution.ext_modules or ()]
+        if not all(map(os.path.exists, names)):
+            self.distribution.ext_modules, self.root_is_pure = [], True
+        super().run()
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """The library knows nothing of Python, so the platform alone counts."""
+        return "py3", "none", super().get_tag()[2]
+
+
 if sys.platform == "darwin":
     # A universal build would meet flags of one processor while compiling for the other.
     os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
@@ -141,7 +165,9 @@ setup(
             "table1/*.csv",
         ]
     },
-    ext_modules=[
+    ext_modules=[]
+    if os.environ.get("SELFTAUGHT_PURE") == "1"
+    else [
         Extension(
             "selftaught.kernels._native",
             sources=sorted(source.as_posix() for source in NATIVE.glob("*.cpp")),
@@ -150,7 +176,7 @@ setup(
             optional=True,
         )
     ],
-    cmdclass={"build_ext": BuildNative},
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": PlainWheel},
     install_requires=CORE,
     extras_require={
         "train": TRAIN,
