@@ -197,29 +197,33 @@ class Detector:
         bad_files: BadFiles = "fail",
         progress: Callable[[int], object] = lambda count: None,
     ) -> pd.DataFrame:
-        """Scores with what they mean; arguments and errors as for `score`.
-
-        Args:
-            images: as for `score`.
-            masks: as for `score`.
-            body_parts: as for `score`.
-            batch_size: as for `score`.
-            bad_files: as for `score`.
-            progress: called after each batch with the number of images that are done.
+        """Scores with what they mean; `progress` gets the number of images done; else as `score`.
 
         Returns:
             One row per image: `path` (str, "" for a tensor's rows), `score` (float32), `center`
             (int64, number of the nearest centre, where the method has centres), `percentile`
             (share of normal validation images that score no higher, 0-100; NaN if the model has
             none), `flagged` (Int8, 1 when the score is above the stored threshold; missing if the
-            model has none), then `model_score` (the method's own), `ratio_score`,
-            `normality_score`, `knn_score` (float32; as far as the model remembers its training
-            images), and further columns of the method. With `bad_files` skip also
+            model has none), `p_value` (`Calibration.p_values`; NaN likewise), then `model_score`
+            (the method's own), `ratio_score`, `normality_score`, `knn_score` (float32; as far as
+            the model remembers its training images), further columns of the method. With skip also
             `problem` (str: which file of a skipped image cannot be used, and why; "" for the
             others); all else of what was skipped is missing, and whole numbers are Int64.
         """
         images = _listed(images)
         out, problems = self._columns(images, masks, body_parts, batch_size, bad_files, progress)
+        return self._table(images, out, problems if bad_files == "skip" else None)
+
+    def describe(self, images: Paths | Tensor, **how: Any) -> tuple[pd.DataFrame, Tensor | None]:
+        """`explain` with its arguments, and h (N, W) of the same pass: None without features."""
+        images = _listed(images)
+        out, problems = self._columns(images, **how)
+        skipped = problems if how.get("bad_files") == "skip" else None
+        return self._table(images, out, skipped), out.get("h")
+
+    def _table(
+        self, images: Paths | Tensor, out: dict[str, Tensor], problems: dict[int, str] | None
+    ) -> pd.DataFrame:
         out = self._scores(out, COLUMNS)
         named = {n: v.numpy() for n, v in out.items() if n not in FEATURES and v.ndim == 1}
         paths = [""] * len(images) if isinstance(images, Tensor) else [fspath(p) for p in images]
@@ -228,8 +232,9 @@ class Detector:
             columns["center"] = named.pop("center")
         columns["percentile"] = self.calibration.percentiles(columns["score"])
         columns["flagged"] = self.calibration.flagged(columns["score"])
+        columns["p_value"] = self.calibration.p_values(columns["score"])
         table = pd.DataFrame({**columns, **named})
-        if bad_files == "skip":
+        if problems is not None:
             whole = [name for name in table if table[name].dtype == np.int64]
             table = table.astype(dict.fromkeys(whole, "Int64"))
             table.loc[list(problems), whole] = pd.NA
@@ -239,10 +244,10 @@ class Detector:
     def _columns(
         self,
         images: Paths | Tensor,
-        masks: Masks | None,
-        body_parts: Sequence[str] | None,
-        batch_size: int,
-        bad_files: BadFiles,
+        masks: Masks | None = None,
+        body_parts: Sequence[str] | None = None,
+        batch_size: int = 32,
+        bad_files: BadFiles = "fail",
         progress: Callable[[int], object] = lambda count: None,
     ) -> tuple[dict[str, Tensor], dict[int, str]]:
         """What the scorer gives, NaN and -1 in rows that were skipped, and why by row."""

@@ -25,6 +25,8 @@ COMMANDS = {
     "pretrain": "first stage of run: split and contrastive pre-training",
     "finetune": "second stage of run: centres and fine-tuning, writes the model",
     "score": "score a run's images, or any images with a trained model",
+    "calibrate": "threshold for a wished false-alarm rate on a site's own films -> new model",
+    "monitor": "what changed since: scores, embeddings and headers of a week's films, alarms",
     "evaluate": "AUROC and the other figures of a run or of any scores.csv",
     "report": "report.html and MODEL_CARD.md of a run",
     "compare": "runs on the same test images: one table, paired differences of AUROC, a page",
@@ -51,7 +53,7 @@ your own: selftaught run --data.manifest images.csv --out my-run
 
 selftaught COMMAND --help lists a command's options. Every training command runs unchanged under
 torchrun. Exit codes: 0 done, 2 the input is wrong, 3 the machine failed (start again: the run
-continues), 130 or 143 stopped by a signal after saving."""
+continues), 4 done, and `monitor` raises an alarm, 130 or 143 stopped by a signal after saving."""
 
 
 def usage() -> str:
@@ -158,7 +160,7 @@ def guarded(name: str, arguments: list[str]) -> int:
     warnings.formatwarning = one_line  # type: ignore[assignment]
     try:
         with early_signals():
-            importlib.import_module(f"selftaught.cli.{name}").main(arguments)
+            return int(importlib.import_module(f"selftaught.cli.{name}").main(arguments) or 0)
     except InputError as error:
         complain(str(error))
         return 2
@@ -197,7 +199,6 @@ def guarded(name: str, arguments: list[str]) -> int:
             raise
         complain(f"{reason}; what was saved is intact, the same command goes on from there")
         return 3
-    return 0
 
 
 def of_machine(error: RuntimeError | MemoryError) -> str:

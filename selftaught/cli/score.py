@@ -1,8 +1,9 @@
 """`selftaught score`: anomaly scores of a run's images, or of any images with a trained model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from selftaught.cli.outputs import check_out
 from selftaught.cli.parser import build_parser, parse, same_file
@@ -11,8 +12,10 @@ from selftaught.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
     import torch
+    from jsonargparse import ArgumentParser, Namespace
 
-    from selftaught.detector import BadFiles, Executor
+    from selftaught.data.manifest import Manifest
+    from selftaught.detector import BadFiles, Detector, Executor
     from selftaught.training.stop import Stopper
 
 BATCH = 32
@@ -28,20 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     """Write scores.csv; higher = more abnormal."""
     parser = build_parser("score", "Score images: higher = more abnormal.")
     parser.add_argument("model", type=str, help="run folder, or model folder with --data.manifest")
-    parser.add_argument(
-        "--data.manifest", type=str, default="", help="images to score: a manifest or a folder"
-    )
-    parser.add_argument("--data.allow_outside", type=bool, default=False, help="accept such paths")
-    parser.add_argument(
-        "--data.pipeline", type=str, default="auto", help="auto, opencv or dali reads the images"
-    )
-    parser.add_argument(
-        "--data.bad_files",
-        type=Literal["fail", "skip"],
-        default="fail",
-        help="images that cannot be read: fail names the first and ends; skip gives them no score "
-        "but the reason",
-    )
+    add_films(parser, "images to score: a manifest or a folder")
     parser.add_argument("--out", type=str, default="", help="scores file (CSV) to write")
     options = parse(parser, arguments)
     if options.data.manifest:
@@ -49,9 +39,7 @@ def main(arguments: Sequence[str]) -> None:
             Path(options.model),
             Path(options.data.manifest),
             options.out,
-            allow_outside=options.data.allow_outside,
-            executor=options.data.pipeline,
-            bad_files=options.data.bad_files,
+            **reading(options),
         )
         return
     for name, (default, reason) in RUNS_OWN.items():
@@ -64,6 +52,32 @@ def main(arguments: Sequence[str]) -> None:
 
     config = read_config("score", "", ["--out", options.model])
     print(run(config, ("score",)) / "scores.csv")
+
+
+def add_films(parser: "ArgumentParser", what: str) -> None:
+    """The options of a command that scores a list of films, which are read as `what` says."""
+    parser.add_argument("--data.manifest", type=str, default="", help=what)
+    parser.add_argument("--data.allow_outside", type=bool, default=False, help="accept such paths")
+    parser.add_argument(
+        "--data.pipeline", type=str, default="auto", help="auto, opencv or dali reads the images"
+    )
+    parser.add_argument(
+        "--data.bad_files",
+        type=Literal["fail", "skip"],
+        default="fail",
+        help="images that cannot be read: fail names the first and ends; skip gives them no score "
+        "but the reason",
+    )
+
+
+def reading(options: "Namespace") -> dict[str, Any]:
+    """What the options of `add_films` say to `scored`."""
+    data = options.data
+    return {
+        "allow_outside": data.allow_outside,
+        "executor": data.pipeline,
+        "bad_files": data.bad_files,
+    }
 
 
 def score_over_ranks(
@@ -95,18 +109,28 @@ def score_over_ranks(
     """
     from selftaught import distributed
     from selftaught.files import write_atomic
+
+    with ranks() as (device, stopper):
+        target = _target(out, source)
+        how = {"allow_outside": allow_outside, "executor": executor, "bad_files": bad_files}
+        table = scored(model, source, device, stopper, **how).table
+        if distributed.is_main():
+            write_atomic(target, lambda path: table.to_csv(path, index=False))
+            if bad_files == "skip":
+                tell_skipped(table)
+            print(target)
+
+
+@contextmanager
+def ranks() -> Iterator[tuple["torch.device", "Stopper"]]:
+    """The ranks of a launcher, or this process alone: they end together, signals included."""
+    from selftaught import distributed
     from selftaught.training.stop import Stopper, StopRun
 
     stopper = Stopper().install()
     device = distributed.start()
     with distributed.ending_together(agreed=StopRun):
-        target = _target(out, source)
-        table = _score(model, source, device, allow_outside, executor, bad_files, stopper)
-        if distributed.is_main():
-            write_atomic(target, lambda path: table.to_csv(path, index=False))
-            if bad_files == "skip":
-                _tell_skipped(table)
-            print(target)
+        yield device, stopper
         distributed.finish()
 
 
@@ -120,17 +144,41 @@ def _target(out: str, source: Path) -> Path:
     return Path(out)
 
 
-def _score(
+class Scored(NamedTuple):
+    """Films with their scores, on every rank.
+
+    Attributes:
+        detector: the model.
+        manifest: the films.
+        table: the manifest's, with the columns of `Detector.explain`.
+        features: (N, W) h, NaN where a film was skipped; None: the method has none.
+        skipped: (N,) bool, films that cannot be read.
+    """
+
+    detector: "Detector"
+    manifest: "Manifest"
+    table: "pd.DataFrame"
+    features: "torch.Tensor | None"
+    skipped: "pd.Series"
+
+
+def scored(
     model: Path,
     source: Path,
     device: "torch.device",
+    stopper: "Stopper",
+    *,
     allow_outside: bool,
     executor: "Executor",
     bad_files: "BadFiles",
-    stopper: "Stopper",
-) -> "pd.DataFrame":
-    """The manifest's table with the columns of `Detector.explain`, on every rank."""
+) -> Scored:
+    """Score the images of a source, each rank its share.
+
+    Raises:
+        InputError: as `score_over_ranks`.
+    """
     import pandas as pd
+    import torch
 
     from selftaught import distributed
     from selftaught.data.manifest import read_manifest
@@ -146,7 +194,7 @@ def _score(
     films = detector.preprocessing
     masked = any(masks) and (films.masked or not films.known)
     with _Watched(len(table), stopper, device) as watched:
-        scored = detector.explain(
+        explained, h = detector.describe(
             [listed.root / table["path"].iloc[row] for row in share],
             masks=[masks[row] for row in share] if masked else None,
             body_parts=[table["body_part"].iloc[row] for row in share],
@@ -154,8 +202,11 @@ def _score(
             bad_files=bad_files,
             progress=watched.batch,
         )
-    scored.index = pd.Index(share)
-    scores = pd.concat(distributed.gather_objects(scored)).sort_index()
+    explained.index = pd.Index(share)
+    gathered = distributed.gather_objects((explained, h))
+    order = pd.concat([part for part, _ in gathered]).index.argsort()
+    scores = pd.concat([part for part, _ in gathered]).iloc[order]
+    features = None if h is None else torch.cat([part for _, part in gathered])[order]
     for name in scores.columns.drop("path"):
         table[name] = scores[name]
     if skip:
@@ -165,7 +216,8 @@ def _score(
                 f"{source}: none of {len(table)} images can be read; the first: "
                 f"{table['problem'].iloc[0]}"
             )
-    return table
+    skipped = table["problem"] != "" if skip else pd.Series(False, table.index)
+    return Scored(detector, listed, table, features, skipped)
 
 
 class _Watched:
@@ -207,7 +259,7 @@ class _Watched:
                 self.bar.close()
 
 
-def _tell_skipped(table: "pd.DataFrame") -> None:
+def tell_skipped(table: "pd.DataFrame") -> None:
     """One line with the number of images without a score, by label."""
     from selftaught.data.images.bad_files import in_words
 

@@ -141,6 +141,19 @@ class Bank(nn.Module):
         h = h.detach().cpu()
         return {name: made[name](h) if len(h) else torch.zeros(0) for name in names}
 
+    def holds(self, h: Tensor) -> Tensor:
+        """Which of the images with features h (B, W) are remembered, as (B,) bool.
+
+        The same film through the same preprocessing has the same features to rounding: within a
+        thousandth of the spread of those that are remembered. An encoder that has collapsed tells
+        no image from another: then none.
+        """
+        rows = torch.cat([self.normals, self.abnormal])
+        spread = (rows.double() - self.mean.double()).norm(dim=1).square().mean().sqrt()
+        if not len(h) or spread < 1e-3 * rows.double().norm(dim=1).mean():
+            return torch.zeros(len(h), dtype=torch.bool)
+        return knn_score(h.detach().cpu(), rows, 1) < 1e-3 * spread
+
     def _ratio(self, h: Tensor) -> Tensor:
         n, k = unit(h), self.ratio_neighbours
         score = knn_score(n, unit(self.normals), k)

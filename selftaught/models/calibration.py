@@ -21,11 +21,13 @@ class Calibration:
 
     Attributes:
         threshold: in the unit of the scores; None where no image is flagged nor cleared.
-        normal_scores: of normal validation images, rising.
+        normal_scores: of normal validation images, or of the site's own normal films, rising.
+        weights: of each normal score in `p_values`: 1 / (films of its patient); () = 1 each.
     """
 
     threshold: float | None = None
     normal_scores: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Keep Python's own numbers, which a model can store."""
@@ -36,6 +38,10 @@ class Calibration:
             object.__setattr__(self, "threshold", threshold)
         scores = tuple(_vector(self.normal_scores, "normal_scores").tolist())
         object.__setattr__(self, "normal_scores", scores)
+        weights = tuple(_vector(self.weights, "weights").tolist())
+        fine = len(weights) in (0, len(scores)) and all(0 < one <= 1 for one in weights)
+        require("weights", self.weights, "one above 0, up to 1, for each normal score", fine)
+        object.__setattr__(self, "weights", weights)
 
     @classmethod
     def from_normals(cls, scores: Scores, quantile: float = 0.95) -> "Calibration":
@@ -87,6 +93,30 @@ class Calibration:
         below = np.searchsorted(np.asarray(self.normal_scores), placed, side="right")
         return np.where(np.isnan(placed), np.nan, 100.0 * below / len(self.normal_scores))
 
+    def p_values(self, scores: Scores) -> np.ndarray:
+        """Conformal p-values: (1 + number of normal scores >= score) / (1 + number of them).
+
+        Of a new normal film it is at most a with probability at most a, for every a, ties and few
+        normals included (Vovk, Gammerman and Shafer, 2005); it is never below 1 / (1 + number).
+        With `weights` patients are counted and not films: a patient counts by the share of its
+        films, and the promise is that of a film of a new patient (two layers of exchangeability;
+        Dunn, Wasserman and Ramdas, 2022; Lee, Barber and Willett, 2023).
+
+        Args:
+            scores: (M,) scores to judge; NaN = none.
+
+        Returns:
+            (M,) float64 in (0, 1]; NaN without a score, and everywhere without normal images.
+        """
+        placed = _vector(scores, "scores")
+        if not self.normal_scores:
+            return np.full(len(placed), np.nan)
+        normals = np.asarray(self.normal_scores)
+        weights = np.asarray(self.weights or np.ones(len(normals)))
+        above = np.append(np.cumsum(weights[::-1])[::-1], 0.0)
+        above = above[np.searchsorted(normals, placed, side="left")]
+        return np.where(np.isnan(placed), np.nan, (1 + above) / (1 + weights.sum()))
+
     def flagged(self, scores: Scores) -> IntegerArray:
         """1 where a score is above the threshold, else 0.
 
@@ -103,7 +133,8 @@ class Calibration:
 
     def facts(self) -> dict[str, Any]:
         """What a model stores, as JSON values."""
-        return {"threshold": self.threshold, "normal_scores": list(self.normal_scores)}
+        facts = {"threshold": self.threshold, "normal_scores": list(self.normal_scores)}
+        return {**facts, "weights": list(self.weights)} if self.weights else facts
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> "Calibration":
@@ -111,14 +142,19 @@ class Calibration:
 
         Raises:
             KeyError: something is missing.
-            ValueError: the threshold or a score is no finite number.
+            ValueError: the threshold or a score is no finite number, or the weights are not those
+                of the scores.
         """
         threshold, scores = facts["threshold"], facts["normal_scores"]
+        weights = facts.get("weights", [])
         if threshold is not None and not _is_number(threshold):
             raise ValueError(f"threshold is {threshold!r}; allowed: a finite number or null")
-        if not isinstance(scores, list) or not all(_is_number(score) for score in scores):
-            raise ValueError("normal_scores: allowed: a list of finite numbers")
-        return cls(threshold, tuple(sorted(map(float, scores))))
+        for name, values in (("normal_scores", scores), ("weights", weights)):
+            if not isinstance(values, list) or not all(map(_is_number, values)):
+                raise ValueError(f"{name}: allowed: a list of finite numbers")
+        if weights and sorted(scores) != scores:
+            raise ValueError("normal_scores: allowed beside weights: rising numbers")
+        return cls(threshold, tuple(sorted(map(float, scores))), tuple(map(float, weights)))
 
 
 def _vector(values: Scores, name: str) -> np.ndarray:

@@ -14,7 +14,7 @@ Models of the first format, which spheres alone could have, are read too.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -148,12 +148,23 @@ def _write(
     if bank is not None:
         parts[BANK] = _bytes(bank.state_dict())
         facts = {**facts, "bank": bank.facts()}
-    document = {
+    document: dict[str, Any] = {
         "format": FORMAT,
         **facts,
         "preprocessing": preprocessing.facts(),
         "calibration": calibration.facts(),
     }
+    older = (*first_format.FILES, BANK, *PROGRAMS)
+    return _write_parts(Path(folder), document, parts, older)
+
+
+def _write_parts(
+    folder: Path,
+    document: Mapping[str, Any],
+    parts: Mapping[str, bytes],
+    replaces: Collection[str] = (),
+) -> Path:
+    """Write the files of a model and model.json, which says their checksums and its own."""
     try:
         document = json.loads(json.dumps(document, allow_nan=False, default=_number))
     except (TypeError, ValueError) as error:
@@ -162,8 +173,40 @@ def _write(
     document["sha256"] = {**digests, "facts": _digest(document)}
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     contents: dict[str, Content] = {**parts, FACTS: text}
-    size, older = sum(map(len, parts.values())), (*first_format.FILES, BANK, *PROGRAMS)
-    return write_folder(Path(folder), contents, replaces=older, size=size)
+    return write_folder(folder, contents, replaces=replaces, size=sum(map(len, parts.values())))
+
+
+def recalibrated(
+    source: Path, folder: Path, calibration: Calibration, facts: Mapping[str, Any]
+) -> Path:
+    """Write a copy of a model with another calibration; all else in it stays byte by byte.
+
+    Args:
+        source: a model folder, which is only read.
+        folder: the copy; one that exists is refused, as nothing may be replaced by it.
+        calibration: of the copy.
+        facts: how it was calibrated, as JSON values: `training.calibrated` of the copy.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        InputError: `folder` exists; `source` is incomplete, damaged or of the first format.
+        MachineError: the disk is full or read-only.
+    """
+    source, folder = standing(Path(source)), Path(folder)
+    if folder.exists() or folder.is_symlink():
+        raise InputError(f"{folder}: exists; allowed: a new folder, as no model is replaced")
+    document = _read_facts(source / FACTS)
+    if document["format"] != FORMAT:
+        raise InputError(f"{source}: is of format {document['format']}; allowed: {FORMAT}")
+    digests = {name: one for name, one in document.pop("sha256").items() if name != "facts"}
+    if outside := [name for name in digests if Path(name).name != name]:
+        raise InputError(f"{source / FACTS}: names the file {outside[0]!r}; allowed: names alone")
+    parts = {name: _checked(source / name, one, WEIGHTS_BYTES) for name, one in digests.items()}
+    document["calibration"] = calibration.facts()
+    document["training"] = {**document["training"], "calibrated": dict(facts)}
+    return _write_parts(folder, document, parts)
 
 
 def _number(value: Any) -> Any:

@@ -198,6 +198,7 @@ def _table(
     table["center"] = outputs["center"].numpy() if "center" in outputs else pd.NA
     table["percentile"] = calibration.percentiles(scores)
     table["flagged"] = calibration.flagged(scores)
+    table["p_value"] = calibration.p_values(scores)
     for column in ("model_score", *COLUMNS):
         table[column] = outputs[column].numpy() if column in outputs else np.nan
     h, bank = outputs.get("pretext_h"), torch.from_numpy(np.isin(rows, members(run)[0]))
