@@ -213,11 +213,18 @@ def cheap_baselines(rows: list[Row]) -> Any:
     return panels(found, title, "test AUROC", limits=(0.5, 1), columns=1)
 
 
+def maps(rows: list[Row]) -> Any:
+    found = values(rows, "pointing", by=lambda r: f"{r['kind']}: {r['model']}", label="provider")
+    return panels(
+        found, "Heat maps on synthetic metal", "hottest pixel in the truth, share of films"
+    )
+
+
 PICTURES: dict[str, Callable[[list[Row]], Any]] = {
     one.__name__: one
     for one in (
         *(ntxent, nearest_center, kmeans, neighbours, data),
-        *(training_step, scaling, agreement, cheap_baselines),
+        *(training_step, scaling, agreement, cheap_baselines, maps),
     )
 }
 

@@ -1,7 +1,7 @@
 """What a user ends with: a trained model that scores radiographs."""
 
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,23 +11,25 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from selftaught import distributed, host
-from selftaught.arguments import names_in, paths_in, tensor_in, whole
+from selftaught import host
+from selftaught.arguments import paths_in, tensor_in, whole
 from selftaught.errors import InputError
+from selftaught.maps.heat import DEFAULT, Method, raw_heat
+from selftaught.maps.scale import NO_SCALE, Scale, read_scales
 from selftaught.methods import Task
 from selftaught.methods.stored import built, expected
 from selftaught.methods.task import score_images
 from selftaught.models.bank import COLUMNS, Bank, By
 from selftaught.models.calibration import Calibration
 from selftaught.models.files import read_model
+from selftaught.models.films import checked_tensor, read_films
 from selftaught.models.preprocessing import Preprocessing
 
 FEATURES = ("h", "z")
 IMAGES = "a list of paths of image files, or a tensor (N, 1, S, S) that is network input already"
-MASKS = "a list of paths of masks, None where there is none"
-SLACK = 1e-6  # of the input range: resampling in float32 may overshoot by rounding
 Paths = Sequence[str | PathLike[str]]
 Masks = Sequence[str | PathLike[str] | None] | Tensor
+Made = dict[str, Tensor]
 Executor = Literal["auto", "opencv", "dali"]
 BadFiles = Literal["fail", "skip"]
 
@@ -59,6 +61,7 @@ class Detector:
         by: which score `score` is: the method's own (model), or one that compares with the bank.
         device: where it computes.
         pipeline: who reads and prepares the files, as in `data.pipeline` of a run.
+        scales: of heat maps, by method of maps; as far as there are such.
         image_size: S, in pixels.
         input_range: lowest and highest allowed value of a tensor, such as (0, 1).
     """
@@ -94,6 +97,7 @@ class Detector:
         self.training, self.bank = dict(training or {}), bank
         self.by: By = "model" if bank is None else bank.by
         self.pipeline: Executor = pipeline
+        self.scales: dict[Method, Scale] = {}
         self.image_size = preprocessing.image_size
         self.input_range = preprocessing.input_range
 
@@ -129,7 +133,9 @@ class Detector:
             task = built(stored)
             task.load_state_dict(stored.state)
         parts = stored.preprocessing, stored.calibration, stored.training, stored.bank
-        return cls(task, *parts, device=device, pipeline=pipeline)
+        detector = cls(task, *parts, device=device, pipeline=pipeline)
+        detector.scales = read_scales(stored)
+        return detector
 
     def score(
         self,
@@ -165,8 +171,7 @@ class Detector:
                 otherwise than the training's.
         """
         columns, _ = self._columns(images, masks, body_parts, batch_size, bad_files)
-        name = f"{self.by}_score"
-        return self._scores(columns, [] if self.by == "model" else [name])["score"]
+        return self._score(columns)
 
     def embed(
         self,
@@ -241,6 +246,45 @@ class Detector:
             table["problem"] = [problems.get(row, "") for row in range(len(table))]
         return table
 
+    def maps(
+        self,
+        images: Paths | Tensor,
+        *,
+        masks: Masks | None = None,
+        body_parts: Sequence[str] | None = None,
+        batch_size: int = 32,
+        bad_files: BadFiles = "fail",
+        progress: Callable[[int], object] = lambda count: None,
+        method: Method = DEFAULT,
+        scaled: bool = True,
+    ) -> Tensor:
+        """Where in each image the score comes from; arguments and errors as for `explain`.
+
+        `selftaught.maps.overlay` lays such a map over its film.
+
+        Args:
+            images: as for `score`.
+            masks: as for `score`.
+            body_parts: as for `score`.
+            batch_size: as for `score`.
+            bad_files: as for `score`.
+            progress: as for `explain`.
+            method: of `selftaught.maps.METHODS`.
+            scaled: on the scale of all images of this model, 0 = as on normal films, 1 = its top;
+                False: raw, at least 0, in the unit of the score, as `Scale.from_normals` takes it.
+
+        Returns:
+            (N, S, S) float32 of the network's view; NaN for what was skipped.
+
+        Raises:
+            InputError: `scales` lacks the method, or it cannot explain this score.
+        """
+        if scaled and method not in self.scales:
+            raise InputError(f"maps: {NO_SCALE}")
+        given = images, masks, body_parts, batch_size, bad_files, progress
+        raw = self._columns(*given, partial(self._heat, method, batch_size))[0]["heat"]
+        return self.scales[method](raw) if scaled else raw
+
     def _columns(
         self,
         images: Paths | Tensor,
@@ -249,14 +293,16 @@ class Detector:
         batch_size: int = 32,
         bad_files: BadFiles = "fail",
         progress: Callable[[int], object] = lambda count: None,
-    ) -> tuple[dict[str, Tensor], dict[int, str]]:
-        """What the scorer gives, NaN and -1 in rows that were skipped, and why by row."""
+        make: Callable[[Tensor, Tensor | None], Made] | None = None,
+    ) -> tuple[Made, dict[int, str]]:
+        """What `make`, or the scorer, gives; NaN and -1 in rows that were skipped; why, by row."""
+        make = make or self._run
         batch_size, images = whole("batch_size", batch_size), _listed(images)
         if bad_files not in get_args(BadFiles):
             raise ValueError(f"bad_files={bad_files!r}: must be one of {get_args(BadFiles)}")
         problems: dict[int, str] = {}
         if isinstance(images, Tensor):
-            masks = self._check(images, masks)
+            masks = checked_tensor(images, masks, self.preprocessing, self.masks)
             numbers = torch.arange(len(images), device="cpu").split(batch_size)
             batches: Iterator[tuple[Tensor, Tensor, Tensor | None]] = (
                 (rows, images[rows], None if masks is None else masks[rows]) for rows in numbers
@@ -265,11 +311,21 @@ class Detector:
             raise ValueError("masks: a tensor beside paths; allowed: paths of masks")
         else:
             skipped = problems if bad_files == "skip" else None
-            batches = self._read(images, masks, body_parts, batch_size, skipped)
+            batches = read_films(
+                images,
+                masks,
+                body_parts,
+                self.preprocessing,
+                batch_size=batch_size,
+                return_masks=self.masks,
+                pipeline=self.pipeline,
+                device=self.device,
+                skipped=skipped,
+            )
         out: dict[str, Tensor] = {}
         for number, (rows, batch, regions) in enumerate(batches, 1):
             if len(rows):
-                made = self._run(batch, regions)
+                made = make(batch, regions)
                 # Filled outside inference mode, so that the results may enter other computations.
                 out = out or {name: _missing(len(images), one) for name, one in made.items()}
                 for name, one in made.items():
@@ -277,7 +333,7 @@ class Detector:
             progress(min(number * batch_size, len(images)))
         if not out:
             blank = torch.zeros(1, 1, self.image_size, self.image_size, device="cpu")
-            made = self._run(blank, torch.ones_like(blank) if self.masks else None)
+            made = make(blank, torch.ones_like(blank) if self.masks else None)
             out = {name: _missing(len(images), one) for name, one in made.items()}
         return out, problems
 
@@ -292,6 +348,30 @@ class Detector:
             scores["score"] = scores[f"{self.by}_score"]
         return {**scores, **{name: one for name, one in out.items() if name not in scores}}
 
+    def _score(self, columns: Made) -> Tensor:
+        """The chosen score alone."""
+        return self._scores(columns, [] if self.by == "model" else [f"{self.by}_score"])["score"]
+
+    def _heat(self, method: Method, batch_size: int, images: Tensor, masks: Tensor | None) -> Made:
+        """Raw heat of images by a method of maps."""
+        sloped = method != "occlusion"
+        if sloped and self.by != "model":
+            raise InputError(
+                f"maps: method {method} needs a gradient, which the model's score by {self.by} of "
+                "remembered images lacks; allowed: occlusion"
+            )
+
+        def score(some: Tensor, regions: Tensor | None) -> Tensor:
+            if sloped:
+                return score_images(self.scorer, some, regions)["score"]
+            return self._score(self._run(some, regions))
+
+        device = self.device if sloped else torch.device("cpu")
+        with host.defaults(self.device, gradients=sloped):
+            images = images.to(device, torch.float32)
+            masks = None if masks is None else masks.to(device, torch.float32)
+            return {"heat": raw_heat(method, self.scorer, score, images, masks, batch_size).cpu()}
+
     def _run(self, batch: Tensor, masks: Tensor | None) -> dict[str, Tensor]:
         """What the scorer makes of images, on the CPU: float32, or int64."""
         with host.defaults(self.device), torch.inference_mode():
@@ -301,97 +381,6 @@ class Detector:
                 name: one.to("cpu", torch.float32 if one.is_floating_point() else torch.int64)
                 for name, one in made.items()
             }
-
-    def _check(self, images: Tensor, masks: Masks | None) -> Tensor | None:
-        """Refuse a tensor that is not this model's network input; the masks of its images."""
-        if masks is not None and not self.masks:
-            raise ValueError("masks: only with paths; a tensor is network input already")
-        wanted = (1, self.image_size, self.image_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
-            raise ValueError(
-                f"images: shape {tuple(images.shape)}, must be "
-                f"(N, 1, {self.image_size}, {self.image_size})"
-            )
-        if not images.is_floating_point():
-            raise ValueError(f"images: {images.dtype}, must be floating point")
-        if masks is None:
-            masks = torch.ones_like(images) if self.masks else None
-        elif not isinstance(masks, Tensor) or masks.shape != images.shape:
-            shape = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
-            raise ValueError(f"masks: {shape}, must be a tensor {tuple(images.shape)} in [0, 1]")
-        elif masks.numel() and not (masks.min() >= 0 and masks.max() <= 1):
-            raise ValueError("masks: values outside [0, 1]")
-        if not images.numel():
-            return masks
-        low, high = (float(value) for value in images.aminmax())
-        least, most = self.input_range
-        slack = SLACK * (most - least)
-        if not (least - slack <= low and high <= most + slack):
-            raise ValueError(
-                f"images: values from {low:g} to {high:g}, must be within [{least:g}, {most:g}]"
-            )
-        return masks
-
-    def _read(
-        self,
-        images: Paths,
-        masks: Masks | None,
-        body_parts: Sequence[str] | None,
-        batch_size: int,
-        skipped: dict[int, str] | None,
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """Rows (b,), images and masks (b, 1, S, S) of files, as evaluation in training saw them.
-
-        What cannot be read goes into `skipped`, by row, with the reason; None: it is an error.
-        """
-        from selftaught.data.images.bad_files import Skipping
-        from selftaught.data.pipeline import open_pipeline
-        from selftaught.models.films import as_trained
-
-        paths = [Path(path) for path in images]
-        given_masks = None if masks is None else paths_in("masks", masks, MASKS, blank=True)
-        covers = None if given_masks is None else [mask and Path(mask) for mask in given_masks]
-        parts = None if body_parts is None else names_in("body_parts", body_parts)
-        for name, given in (("masks", covers), ("body_parts", parts)):
-            if given is not None and len(given) != len(paths):
-                raise ValueError(f"{name}: {len(given)} for {len(paths)} images, must be as many")
-        films = as_trained(paths, covers, parts, self.preprocessing)
-        if not self.preprocessing.known and paths and distributed.is_main():
-            unmasked = self.preprocessing.masked and covers is None
-            warnings.warn(
-                "the model does not say how its films were prepared: scores mean something only "
-                "for films prepared alike"
-                + (", with masks, of which none are given" if unmasked else ""),
-                stacklevel=4,
-            )
-        if not paths:
-            return
-        ids = np.arange(len(paths), dtype=np.int64)
-        requests = ((0, ids[i : i + batch_size]) for i in range(0, len(ids), batch_size))
-        with open_pipeline(
-            self.pipeline,
-            paths=paths,
-            device=self.device,
-            masks=films.masks,
-            return_masks=self.masks,
-            made=films.made,
-            flat=False,
-            image_size=self.image_size,
-            augment=self.preprocessing.augment(),
-            seed=0,
-            stage="plain",
-            views=1,
-            cache_bytes=0,
-            skipping=None if skipped is None else Skipping(),
-        ) as pipeline:
-            for batch in pipeline.batches(requests):
-                for problem in batch.problems:
-                    text = f"{problem.file}: {problem.reason}"
-                    warnings.warn(f"{text}; it gets no score", stacklevel=4)
-                    assert skipped is not None
-                    skipped[problem.sample] = text
-                regions = None if batch.masks is None else batch.masks[:, 0]
-                yield batch.ids, batch.views[:, 0], regions
 
 
 def _missing(rows: int, like: Tensor) -> Tensor:

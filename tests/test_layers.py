@@ -15,7 +15,7 @@ GROUPS = [
     {"losses"},
     {"data", "models", "search"},
     {"methods"},
-    {"detector", "export"},
+    {"detector", "export", "maps"},
     {"training", "evaluation"},
     {"table1"},
     {"cli", "__main__"},

@@ -24,6 +24,7 @@ RUNS_OWN = {
     "out": ("", "a run's own scores go to its scores.csv"),
     "data.pipeline": ("auto", "a run scores with its own"),
     "data.bad_files": ("fail", "a run has its own"),
+    "maps": ("", "`selftaught maps RUN` makes those of a run"),
 }
 
 
@@ -33,6 +34,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("model", type=str, help="run folder, or model folder with --data.manifest")
     add_films(parser, "images to score: a manifest or a folder")
     parser.add_argument("--out", type=str, default="", help="scores file (CSV) to write")
+    parser.add_argument(
+        "--maps", type=str, default="", help="folder for the films with their heat (docs/maps.md)"
+    )
     options = parse(parser, arguments)
     if options.data.manifest:
         score_over_ranks(
@@ -40,6 +44,7 @@ def main(arguments: Sequence[str]) -> None:
             Path(options.data.manifest),
             options.out,
             **reading(options),
+            maps=options.maps,
         )
         return
     for name, (default, reason) in RUNS_OWN.items():
@@ -88,6 +93,7 @@ def score_over_ranks(
     allow_outside: bool,
     executor: "Executor",
     bad_files: "BadFiles",
+    maps: str = "",
 ) -> None:
     """Score the images of a source on the ranks of a launcher, or on this process alone.
 
@@ -100,10 +106,11 @@ def score_over_ranks(
         allow_outside: accept paths that leave the manifest's folder.
         executor: who reads the images.
         bad_files: fail, or skip: no score, and the reason in the column `problem`.
+        maps: folder for maps of the images, once they have their scores; "" = none.
 
     Raises:
         InputError: no `out`, the model or the source is wrong, or an image that is not skipped;
-            or no image can be read.
+            or no image can be read; or maps over several ranks.
         MachineError: the disk is full, or another rank ended.
         StopRun: a signal arrived at any rank; nothing was written.
     """
@@ -112,6 +119,8 @@ def score_over_ranks(
 
     with ranks() as (device, stopper):
         target = _target(out, source)
+        if maps and distributed.world_size() > 1:
+            raise InputError("maps: one process makes them; allowed: without a launcher")
         how = {"allow_outside": allow_outside, "executor": executor, "bad_files": bad_files}
         table = scored(model, source, device, stopper, **how).table
         if distributed.is_main():
@@ -119,6 +128,10 @@ def score_over_ranks(
             if bad_files == "skip":
                 tell_skipped(table)
             print(target)
+        if maps:
+            from selftaught.cli.maps import maps_of_list
+
+            print(maps_of_list(model, source, Path(maps), **how))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import pandas as pd
 
 from selftaught.errors import MachineError
 from selftaught.evaluation.plot_style import data_uri
+from selftaught.maps.overlay import eight_bits
 from selftaught.semi_labels import KNOWN_ABNORMAL
 
 LARGE, SMALL = (220, 260), (96, 112)
@@ -102,11 +103,10 @@ class Thumbnails:
 
 
 def encode(image: np.ndarray, size: tuple[int, int]) -> str:
-    """A small JPEG of a grey image.
+    """A small JPEG of a grey image, or of one in colours.
 
     Args:
-        image: (H, W) uint8 or uint16; 16-bit values are stretched from their 0.5 % to their
-            99.5 % quantile, because most 16-bit radiographs use a part of the range.
+        image: (H, W) uint8 or uint16, as `eight_bits` shows it, or (H, W, 3) uint8.
         size: largest width and height in pixels.
 
     Returns:
@@ -114,10 +114,7 @@ def encode(image: np.ndarray, size: tuple[int, int]) -> str:
     """
     from PIL import Image
 
-    if image.dtype != np.uint8:
-        low, high = np.percentile(image, [0.5, 99.5])
-        image = np.clip((image - low) * (255.0 / max(high - low, 1.0)), 0, 255).astype(np.uint8)
-    small = Image.fromarray(np.ascontiguousarray(image))
+    small = Image.fromarray(np.ascontiguousarray(eight_bits(image)))
     small.thumbnail(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=82, optimize=True)
@@ -155,15 +152,13 @@ def _neighbours(
     return distances, database[places]
 
 
-def _card(
-    row: Any, thumbnails: Thumbnails, size: tuple[int, int], score: float | None = None
-) -> Card:
-    """Card of one row of `scores.csv`."""
+def card_of(row: Any, thumbnail: str | None, score: float | None = None) -> Card:
+    """Card of one row of `scores.csv`; `score` in place of the row's."""
     percentile = row.get("percentile", np.nan)
     flagged = str(row.get("flagged", "")).strip().lower()
     return Card(
         path=row["path"],
-        thumbnail=thumbnails.get(row["path"], size),
+        thumbnail=thumbnail,
         label=LABELS.get(row["label"], "no label"),
         body_part=row.get("body_part", ""),
         score=float(row["score"]) if score is None else score,
@@ -222,10 +217,14 @@ def grids(
         cards = []
         for position, (_, row) in enumerate(rows.iterrows()):
             neighbours = tuple(
-                _card(scores.iloc[index], thumbnails, SMALL, float(distance))
-                for index, distance in zip(nearest[position], distances[position], strict=True)
+                card_of(near, thumbnails.get(near["path"], SMALL), float(distance))
+                for near, distance in zip(
+                    (scores.iloc[index] for index in nearest[position]),
+                    distances[position],
+                    strict=True,
+                )
             )
-            card = _card(row, thumbnails, LARGE)
+            card = card_of(row, thumbnails.get(row["path"], LARGE))
             cards.append(Card(**{**vars(card), "neighbours": neighbours}))
         filled.append(Grid(title=title, note=note, cards=tuple(cards)))
     return filled, _problems(thumbnails, embeddings, database, words)

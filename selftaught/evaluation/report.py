@@ -8,9 +8,10 @@ import numpy as np
 from selftaught import methods
 from selftaught.errors import InputError
 from selftaught.evaluation import plots, summary
+from selftaught.evaluation.heat import heat_cards
 from selftaught.evaluation.images import grids
 from selftaught.evaluation.plots_training import training_pictures
-from selftaught.evaluation.run_files import RunFiles, flatten, read_run
+from selftaught.evaluation.run_files import RunFiles, find_image_root, flatten, read_run
 from selftaught.evaluation.tsne import tsne_pictures
 from selftaught.files import write_atomic
 from selftaught.models.bank import NAMES
@@ -54,23 +55,6 @@ def write_report(run: Path, *, image_root: Path | None = None) -> Path:
     target = run / "report.html"
     write_atomic(target, page)
     return target
-
-
-def find_image_root(run: RunFiles) -> Path | None:
-    """The folder that the image paths of a run are relative to; None when it is not recorded.
-
-    Args:
-        run: the run folder.
-    """
-    recorded = run.environment.get("image_root")
-    if isinstance(recorded, str) and recorded:
-        return Path(recorded)
-    data = run.config.get("data")
-    manifest = data.get("manifest") if isinstance(data, dict) else None
-    if not isinstance(manifest, str) or not manifest:
-        return None
-    path = Path(manifest)
-    return path if path.is_dir() else path.parent
 
 
 def cell(text: object) -> str:
@@ -164,6 +148,7 @@ def _context(run: RunFiles, root: Path | None) -> dict[str, Any]:
         "grids": image_grids,
         "any_image": any(card.thumbnail for grid in image_grids for card in grid.cards),
         "image_problems": image_problems,
+        "heat": heat_cards(run),
         "maps": maps,
         "map_problems": map_problems,
         "training": training_pictures(run.log),

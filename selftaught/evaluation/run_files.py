@@ -105,6 +105,23 @@ def read_run(folder: Path) -> RunFiles:
     )
 
 
+def find_image_root(run: RunFiles) -> Path | None:
+    """The folder that the image paths of a run are relative to; None when it is not recorded.
+
+    Args:
+        run: the run folder.
+    """
+    recorded = run.environment.get("image_root")
+    if isinstance(recorded, str) and recorded:
+        return Path(recorded)
+    data = run.config.get("data")
+    manifest = data.get("manifest") if isinstance(data, dict) else None
+    if not isinstance(manifest, str) or not manifest:
+        return None
+    path = Path(manifest)
+    return path if path.is_dir() else path.parent
+
+
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Dotted name and text of every leaf of a nested mapping; of a long list only its length."""
     for key, value in values.items():

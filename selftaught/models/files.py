@@ -5,6 +5,7 @@ model/
     weights.safetensors   the task's state
     bank.safetensors      features of training images, where the method has features
     encoder.pt, .pt2      the encoder's program, where it was given as a file
+    maps.json             scale of heat maps, once `selftaught maps` has fixed it
     model.json            format, method, options, network, preprocessing, calibration, training,
                           bank, SHA-256s
 ```
@@ -14,6 +15,7 @@ Models of the first format, which spheres alone could have, are read too.
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,7 @@ from selftaught.models.weights import check_finite, check_tensors
 FORMAT = 2
 WEIGHTS, BANK, FACTS = "weights.safetensors", "bank.safetensors", "model.json"
 PROGRAMS = ("encoder.pt", "encoder.pt2")
+MAPS = "maps.json"  # of `selftaught.maps.scale`; of one model, so that no other inherits it
 HEADER_BYTES = 1 << 20
 FACTS_BYTES = 64 << 20
 WEIGHTS_BYTES = 8 << 30
@@ -66,6 +69,7 @@ class StoredModel:
         training: facts about the training, as JSON values.
         state: of the task.
         bank: what it remembers of its training images; None where nothing was stored.
+        sha256: of the files of tensors and programs by name.
     """
 
     path: Path
@@ -77,6 +81,7 @@ class StoredModel:
     training: dict[str, Any]
     state: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     bank: Bank | None = None
+    sha256: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def save_model(
@@ -154,7 +159,7 @@ def _write(
         "preprocessing": preprocessing.facts(),
         "calibration": calibration.facts(),
     }
-    older = (*first_format.FILES, BANK, *PROGRAMS)
+    older = (*first_format.FILES, BANK, *PROGRAMS, MAPS)
     return _write_parts(Path(folder), document, parts, older)
 
 
@@ -206,7 +211,10 @@ def recalibrated(
     parts = {name: _checked(source / name, one, WEIGHTS_BYTES) for name, one in digests.items()}
     document["calibration"] = calibration.facts()
     document["training"] = {**document["training"], "calibrated": dict(facts)}
-    return _write_parts(folder, document, parts)
+    _write_parts(folder, document, parts)
+    if (source / MAPS).is_file():  # of the same tensors
+        shutil.copyfile(source / MAPS, folder / MAPS)
+    return folder
 
 
 def _number(value: Any) -> Any:
@@ -295,6 +303,7 @@ def _stored(document: Mapping[str, Any], where: Path) -> StoredModel:
             calibration=Calibration.from_facts(document["calibration"]),
             training=dict(document["training"]),
             bank=Bank.from_facts(document["bank"]) if "bank" in document else None,
+            sha256={name: one for name, one in document["sha256"].items() if name != "facts"},
         )
     except KeyError as error:
         raise InputError(f"{where}: lacks {error}") from error

@@ -1,12 +1,18 @@
-"""Image files as a model's training saw them: taken, prepared first, or refused in one line."""
+"""Images as a model's training saw them: taken, prepared first, or refused in one line."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from selftaught import distributed
+from selftaught.arguments import names_in, paths_in
 from selftaught.data.images.pack import MASKS, Packed, locate
 from selftaught.data.manifest.spelling import cleaned
 from selftaught.data.pipeline.sample import Made, Sample
@@ -18,6 +24,109 @@ from selftaught.errors import InputError
 from selftaught.models.preprocessing import Preprocessing
 
 ALLOWED = "allowed: raw films, which the model prepares itself, or a set of the same settings"
+
+
+MASKS_GIVEN = "a list of paths of masks, None where there is none"
+SLACK = 1e-6  # of the input range: resampling in float32 may overshoot by rounding
+
+
+def checked_tensor(
+    images: Tensor, masks: Any, preprocessing: Preprocessing, takes_masks: bool
+) -> Tensor | None:
+    """Refuse a tensor that is not a model's network input; the masks of its images.
+
+    Raises:
+        ValueError: another shape or type, values out of range, masks that do not match.
+    """
+    if masks is not None and not takes_masks:
+        raise ValueError("masks: only with paths; a tensor is network input already")
+    size = preprocessing.image_size
+    if images.ndim != 4 or tuple(images.shape[1:]) != (1, size, size):
+        raise ValueError(f"images: shape {tuple(images.shape)}, must be (N, 1, {size}, {size})")
+    if not images.is_floating_point():
+        raise ValueError(f"images: {images.dtype}, must be floating point")
+    if masks is None:
+        masks = torch.ones_like(images) if takes_masks else None
+    elif not isinstance(masks, Tensor) or masks.shape != images.shape:
+        shape = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
+        raise ValueError(f"masks: {shape}, must be a tensor {tuple(images.shape)} in [0, 1]")
+    elif masks.numel() and not (masks.min() >= 0 and masks.max() <= 1):
+        raise ValueError("masks: values outside [0, 1]")
+    if not images.numel():
+        return masks
+    low, high = (float(value) for value in images.aminmax())
+    least, most = preprocessing.input_range
+    slack = SLACK * (most - least)
+    if not (least - slack <= low and high <= most + slack):
+        raise ValueError(
+            f"images: values from {low:g} to {high:g}, must be within [{least:g}, {most:g}]"
+        )
+    return masks
+
+
+def read_films(
+    images: Sequence[str | PathLike[str]],
+    masks: Any,
+    body_parts: Sequence[str] | None,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    return_masks: bool,
+    pipeline: Literal["auto", "opencv", "dali"],
+    device: torch.device,
+    skipped: dict[int, str] | None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Rows (b,), images and masks (b, 1, S, S) of files, as evaluation in training saw them.
+
+    What cannot be read goes into `skipped`, by row, with the reason; None: it is an error.
+    """
+    from selftaught.data.images.bad_files import Skipping
+    from selftaught.data.pipeline import open_pipeline
+
+    paths = [Path(path) for path in images]
+    given_masks = None if masks is None else paths_in("masks", masks, MASKS_GIVEN, blank=True)
+    covers = None if given_masks is None else [mask and Path(mask) for mask in given_masks]
+    parts = None if body_parts is None else names_in("body_parts", body_parts)
+    for name, given in (("masks", covers), ("body_parts", parts)):
+        if given is not None and len(given) != len(paths):
+            raise ValueError(f"{name}: {len(given)} for {len(paths)} images, must be as many")
+    films = as_trained(paths, covers, parts, preprocessing)
+    if not preprocessing.known and paths and distributed.is_main():
+        unmasked = preprocessing.masked and covers is None
+        warnings.warn(
+            "the model does not say how its films were prepared: scores mean something only "
+            "for films prepared alike"
+            + (", with masks, of which none are given" if unmasked else ""),
+            stacklevel=4,
+        )
+    if not paths:
+        return
+    ids = np.arange(len(paths), dtype=np.int64)
+    requests = ((0, ids[i : i + batch_size]) for i in range(0, len(ids), batch_size))
+    with open_pipeline(
+        pipeline,
+        paths=paths,
+        device=device,
+        masks=films.masks,
+        return_masks=return_masks,
+        made=films.made,
+        flat=False,
+        image_size=preprocessing.image_size,
+        augment=preprocessing.augment(),
+        seed=0,
+        stage="plain",
+        views=1,
+        cache_bytes=0,
+        skipping=None if skipped is None else Skipping(),
+    ) as opened:
+        for batch in opened.batches(requests):
+            for problem in batch.problems:
+                text = f"{problem.file}: {problem.reason}"
+                warnings.warn(f"{text}; it gets no score", stacklevel=4)
+                assert skipped is not None
+                skipped[problem.sample] = text
+            regions = None if batch.masks is None else batch.masks[:, 0]
+            yield batch.ids, batch.views[:, 0], regions
 
 
 class Films(NamedTuple):
