@@ -163,6 +163,8 @@ setup(
             "evaluation/*.css",
             "table1/*.html",
             "table1/*.csv",
+            "web/page.*",
+            "web/icon.svg",
         ]
     },
     ext_modules=[]

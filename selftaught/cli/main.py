@@ -28,6 +28,8 @@ COMMANDS = {
     "calibrate": "threshold for a wished false-alarm rate on a site's own films -> new model",
     "monitor": "what changed since: scores, embeddings and headers of a week's films, alarms",
     "maps": "films with the heat of their scores, on one scale for all films of a model",
+    "look": "a page to look at films and label them, and POST /score",
+    "serve": "POST /score of an exported model, without torch",
     "evaluate": "AUROC and the other figures of a run or of any scores.csv",
     "report": "report.html and MODEL_CARD.md of a run",
     "compare": "runs on the same test images: one table, paired differences of AUROC, a page",

@@ -159,7 +159,9 @@ def _resolved(
     if not config.data.manifest:
         return config
     # Absolute, so that the run can be continued from another folder.
-    data = dataclasses.replace(config.data, manifest=str(Path(config.data.manifest).absolute()))
+    files = {name: getattr(config.data, name) for name in ("manifest", "labels")}
+    absolute = {name: str(Path(path).absolute()) for name, path in files.items() if path}
+    data = dataclasses.replace(config.data, **absolute)
     return dataclasses.replace(config, data=data)
 
 

@@ -103,22 +103,25 @@ class Thumbnails:
 
 
 def encode(image: np.ndarray, size: tuple[int, int]) -> str:
-    """A small JPEG of a grey image, or of one in colours.
+    """A small JPEG of a grey image as a `data:` URI; arguments as for `jpeg`."""
+    return data_uri(jpeg(image, size), "image/jpeg")
+
+
+def jpeg(image: np.ndarray, size: tuple[int, int], quality: int = 82) -> bytes:
+    """A small JPEG of an image.
 
     Args:
         image: (H, W) uint8 or uint16, as `eight_bits` shows it, or (H, W, 3) uint8.
         size: largest width and height in pixels.
-
-    Returns:
-        `data:` URI.
+        quality: of the JPEG.
     """
     from PIL import Image
 
     small = Image.fromarray(np.ascontiguousarray(eight_bits(image)))
     small.thumbnail(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    small.save(buffer, format="JPEG", quality=82, optimize=True)
-    return data_uri(buffer.getvalue(), "image/jpeg")
+    small.save(buffer, format="JPEG", quality=quality, optimize=True)
+    return buffer.getvalue()
 
 
 def normal_training_rows(scores: pd.DataFrame) -> tuple[np.ndarray, str]:

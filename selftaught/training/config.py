@@ -40,6 +40,8 @@ class DataConfig:
 
     Args:
         manifest: CSV or parquet list of images, a folder with normal/ and abnormal/, or MURA-v1.1.
+        labels: labels.csv of `selftaught look`, whose labels go before the manifest's; each image
+            stays in its set, and in val and test they count in the evaluation alone.
         prepare: make a prepared set of the images first, by the settings in prepare: always, never,
             auto = of the MURA-v1.1 tree, and of any images where data.pack is given.
         pack: folder of that set, to write, to go on with or to use again; empty = OUT/prepared.
@@ -59,6 +61,7 @@ class DataConfig:
     """
 
     manifest: str = free("")  # compared by content
+    labels: str = ""
     prepare: Literal["auto", "always", "never"] = free("auto")
     pack: str = free("")
     image_size: int = 512

@@ -187,6 +187,8 @@ def describe(run: Path, config: Config, image_root: Path, digest: str) -> None:
         "manifest_sha256": digest,
         "split_sha256": sha256(run / "split.csv"),
     }
+    if config.data.labels:
+        facts["labels_sha256"] = sha256(Path(config.data.labels))
     write_atomic(run / "environment.json", json.dumps(facts, indent=1) + "\n")
     write_settings(run, config)
 

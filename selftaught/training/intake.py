@@ -14,6 +14,7 @@ from selftaught.data.images.bad_files import Problem
 from selftaught.data.images.pack import stored_in
 from selftaught.data.manifest import Manifest, read_manifest
 from selftaught.data.manifest.mura import is_mura
+from selftaught.data.reader_labels import current, into_split, read_rows, with_labels
 from selftaught.data.split import check_classes, format_table, make_split, read_split, write_split
 from selftaught.data.split.leakage import report_leakage, without_leaks
 from selftaught.data.survey import Survey, survey
@@ -127,6 +128,10 @@ def split_images(
             f"data.manifest: {config.data.manifest} is not what this run began with; "
             "choose another --out or restore the manifest"
         )
+    if begun and distributed.is_main() and config.data.labels:
+        labels = Path(config.data.labels)
+        if not labels.is_file() or facts.get("labels_sha256") != sha256(labels):
+            print(f"data.labels: {labels} has changed; the run goes on with what it began with")
     if facts.get("split_sha256") not in (None, sha256(place / "split.csv")):
         raise InputError(
             f"{place / 'split.csv'}: was edited since this run began; restore it or choose another "
@@ -206,7 +211,7 @@ def begin(config: Config, place: Path, manifest: Manifest, stopper: Stopper) -> 
         StopRun: a signal arrived.
     """
     root = manifest.root.resolve()
-    frame = make_split(manifest, config.split)
+    frame, counted = _split(config, manifest)
     images = _images(config, place, root, frame)
     check_settings(config, images)
     used = images.used
@@ -241,6 +246,30 @@ def begin(config: Config, place: Path, manifest: Manifest, stopper: Stopper) -> 
     sources.write_stamps(place / SOURCES, checked.stamps)
     write_split(frame, place / "split.csv")
     table = format_table(frame)
-    write_atomic(place / "split_table.txt", table + "\n")
+    write_atomic(place / "split_table.txt", "\n".join([table, *counted]) + "\n")
     folder.describe(place, config, root, manifest.digest)
-    print("\n".join([table, *lines]), flush=True)
+    print("\n".join([table, *counted, *lines]), flush=True)
+
+
+def _split(config: Config, manifest: Manifest) -> tuple[pd.DataFrame, list[str]]:
+    """The split, with readers' labels where there are some, and lines that count these.
+
+    It is the one that would be without them, so that no label moves an image into training. Only
+    where there can be none without them, as of a list that had no label, do they decide it.
+    """
+    if not config.data.labels:
+        return make_split(manifest, config.split), []
+    path = Path(config.data.labels)
+    labels = current(read_rows(path))
+    labelled, _ = with_labels(manifest.table, labels, path.name)
+    remarks = []
+    try:
+        frame = make_split(manifest, config.split)
+    except InputError:
+        frame = make_split(dataclasses.replace(manifest, table=labelled), config.split)
+        remarks = [
+            f"the labels of {manifest.name} alone allow no split: those of readers decide it"
+        ]
+    frame, lines = into_split(frame, labels, path.name)
+    check_classes(frame, manifest.name, config.split)
+    return frame, [*lines, *remarks]
