@@ -4,9 +4,9 @@ python -m benchmarks.open_set knee/manifest.csv --column kl_grade --known 3 --ou
     --systems a5-a2,a5-a2b,a5-logistic,a5-mahalanobis [options of selftaught table1]
 
 COLUMN names the kind of each abnormal image. Known abnormal images are drawn from the kind KNOWN;
-validation has the abnormal images of all other kinds and a fifth of the normal ones, the rest of
+held back are the abnormal images of all other kinds and a fifth of the normal ones, the rest of
 which train. Rows of the given test set are left out. Each of `--draws` draws deals the normal
-images, by patient, into five folds anew; its figure is the mean validation AUROC over the folds.
+images, by patient, into five folds anew; its figure is the mean AUROC of what is held back.
 Printed: mean and deviation over the draws, and paired gains over the first system.
 """
 
@@ -37,15 +37,15 @@ def fold_of(table: pd.DataFrame, args: argparse.Namespace, draw: int, fold: int)
     pool = table.index[known & ~held]
     drawn = generator.permutation(pool)[: round(args.budget * (table["label"] == 0).sum())]
     table["split"], table["semi_label"] = "unused", 0
-    table.loc[table["label"] == 0, "split"] = np.where(held[table["label"] == 0], "val", "train")
-    table.loc[(table["label"] == 1) & ~known, "split"] = "val"
+    table.loc[table["label"] == 0, "split"] = np.where(held[table["label"] == 0], "test", "train")
+    table.loc[(table["label"] == 1) & ~known, "split"] = "test"
     table.loc[drawn, ["split", "semi_label"]] = "train", -1
     mixed = table["patient"].isin(table.loc[table["split"] == "train", "patient"])
-    return table[(table["split"] == "train") | ((table["split"] == "val") & ~mixed)]
+    return table[(table["split"] == "train") | ((table["split"] == "test") & ~mixed)]
 
 
 def figures(args: argparse.Namespace, common: list[str]) -> pd.DataFrame:
-    """Validation AUROC in percent, a row for each draw and a column for each system."""
+    """AUROC of what is held back, in percent, a row for each draw and a column for each system."""
     whole = pd.read_csv(args.manifest)
     if "patient" not in whole:
         whole["patient"] = whole["path"]
@@ -64,7 +64,7 @@ def figures(args: argparse.Namespace, common: list[str]) -> pd.DataFrame:
             for name in names:
                 (cell,) = (out / "cells" / name).glob("*/*")
                 sums[name] += (
-                    100 * json.loads((cell / "metrics.json").read_text())["val"]["auroc"] / FOLDS
+                    100 * json.loads((cell / "metrics.json").read_text())["test"]["auroc"] / FOLDS
                 )
         table[draw] = sums
     return pd.DataFrame(table).T

@@ -17,7 +17,7 @@ GROUPS = [
     {"methods"},
     {"detector", "export", "maps"},
     {"training", "evaluation"},
-    {"table1", "web"},
+    {"table1", "web", "monitoring"},
     {"cli", "__main__"},
 ]
 # Generated films stand beside the rest: made of the first group, known to the commands alone.

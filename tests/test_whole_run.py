@@ -10,13 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selftaught import methods
 from selftaught.cli.main import main
 from selftaught.cli.options import read_config
 from selftaught.data.augment import Preset
 from selftaught.detector import Detector
-from selftaught.training.config import STAGES, build, dump, settings
-from selftaught.training.presets import PRESETS, preset_overrides
+from selftaught.training.config import build, dump, settings
+from selftaught.training.presets import preset_methods, preset_overrides
 from selftaught.training.run import run
 from tests.tiny import options, write_images
 
@@ -137,12 +136,9 @@ def test_stages_out_of_order_say_what_comes_first(finished, tmp_path, capsys):
 
 @pytest.mark.parametrize("preset", get_args(Preset))
 def test_presets_name_real_options_and_survive_a_file(preset, tmp_path, capsys):
-    chosen = {
-        stage: PRESETS[preset].get(stage, {}).get("method", STAGES[stage]) for stage in STAGES
-    }
+    chosen = preset_methods(preset)
     known = build({"out": "r", **{stage: {"method": name} for stage, name in chosen.items()}})
-    kinds = [methods.load(name).Options for name in chosen.values()]
-    assert set(preset_overrides(preset, *kinds)) <= set(settings(known))
+    assert set(preset_overrides(preset, chosen)) <= set(settings(known))
     with pytest.raises(SystemExit) as end:
         main(["run", "--preset", preset, "--out", "r", "--print_config"])
     assert end.value.code == 0

@@ -23,7 +23,7 @@ from selftaught.training.config import (
     build,
     flatten,
 )
-from selftaught.training.presets import PRESETS, WITHOUT_WEIGHTS, preset_overrides
+from selftaught.training.presets import WITHOUT_WEIGHTS, preset_methods, preset_overrides
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str:
@@ -49,15 +49,14 @@ def _saved(arguments: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _methods(
-    arguments: Sequence[str], file: Mapping[str, Any], preset: Mapping[str, Any]
+    arguments: Sequence[str], file: Mapping[str, Any], defaults: Mapping[str, str]
 ) -> dict[str, str]:
-    """The method of each stage, from the command line, the file or the saved run, the preset."""
+    """The method of each stage, from the command line, the file or the saved run."""
     chosen = {}
-    for stage, default in STAGES.items():
-        sections = file.get(stage), preset.get(stage)
-        names = [one.get("method") for one in sections if isinstance(one, Mapping)]
-        given = _value_of(f"{stage}.method", arguments)
-        chosen[stage] = given or str(next(filter(None, names), default))
+    for stage, default in defaults.items():
+        section = file.get(stage)
+        name = section.get("method") if isinstance(section, Mapping) else None
+        chosen[stage] = _value_of(f"{stage}.method", arguments) or str(name or default)
     return chosen
 
 
@@ -143,11 +142,11 @@ def _resolved(
             stacklevel=2,
         )
         preset = other
-    chosen = _methods(arguments, given or saved, {} if saved else PRESETS[preset])
+    usual = STAGES if saved else preset_methods(cast(Preset, preset))
+    chosen = _methods(arguments, given or saved, usual)
     parser = _run_parser(command, description, chosen)
     known = flatten(parser.get_defaults().as_dict())
-    kinds = [methods.load(chosen[stage]).Options for stage in STAGES]
-    defaults = flatten(saved) if saved else preset_overrides(cast(Preset, preset), *kinds)
+    defaults = flatten(saved) if saved else preset_overrides(cast(Preset, preset), chosen)
     parser.set_defaults({name: value for name, value in defaults.items() if name in known})
     namespace = parse(parser, _with_file(arguments, path, given, known), path)
     values = namespace.as_dict()
