@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.plot import draw
 from benchmarks.record import kept, write
 from selftaught import Detector
 from selftaught.cli import demo
@@ -144,7 +143,7 @@ def main() -> None:
     for row in rows:
         print(*row.values(), sep=", ")
     name = label(run)
-    print(write("maps", [*kept("maps", lambda row: row["model"] != name), *rows]), draw("maps"))
+    print(write("maps", [*kept("maps", lambda row: row["model"] != name), *rows]))
 
 
 if __name__ == "__main__":
