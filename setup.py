@@ -161,6 +161,7 @@ setup(
             "py.typed",
             "evaluation/*.html",
             "evaluation/*.css",
+            "monitoring/*.html",
             "table1/*.html",
             "table1/*.csv",
             "web/page.*",

@@ -16,15 +16,15 @@ GROUPS = [
     {"data", "models", "search"},
     {"methods"},
     {"detector", "export", "maps"},
-    {"training", "evaluation"},
-    {"table1", "web", "monitoring"},
+    {"training", "evaluation", "monitoring"},
+    {"table1", "web"},
     {"cli", "__main__"},
 ]
 # Generated films stand beside the rest: made of the first group, known to the commands alone.
 BESIDE = "phantoms"
 TORCH_DISTRIBUTED_ONLY_IN = "distributed.py"
 # What works with any method, and so names none.
-KNOW_NO_METHOD = ("training", "detector.py", "evaluation", "table1", "cli")
+KNOW_NO_METHOD = ("training", "detector.py", "evaluation", "monitoring", "table1", "cli")
 # Names of methods that are values of other options too: a stem, and no carrier, mask or masks.
 WORDS = {"imagenet", "none"}
 

@@ -2,9 +2,9 @@
 
 Every test compares means of one vector per patient: of whether its scores are up to each value
 (Kolmogorov and Smirnov), of the features of a kernel (maximum mean discrepancy; Gretton et al.,
-2012), of which kind it is (a chi-square). Patients are dealt anew to the two sets, with all of their
-films, and p = (1 + how often the difference is as large) / (1 + permutations): valid for any number
-of films, with ties, and with several films a patient.
+2012), of which kind it is (a chi-square). Patients are dealt anew to the two sets, each with all of
+its films, and p = (1 + how often the difference is as large) / (1 + permutations): valid for any
+number of films, with ties, and with several films a patient.
 """
 
 import math
@@ -130,7 +130,7 @@ def _p_value(
     weights[:first] = 1 / first
     observed = float(statistic(weights[None])[0])
     # Sums in another order differ in their last digits, and equal differences have to count.
-    bar = observed - 1e-9 * abs(observed)
+    bar = observed - 1e-9 * (1 + observed)
     generator, as_large, left = np.random.default_rng(seed), 0, count
     while left:
         rows = min(CHUNK, left)

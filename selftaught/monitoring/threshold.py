@@ -126,11 +126,11 @@ def share_interval(count: float, n: int, confidence: float = CONFIDENCE) -> tupl
         n: of how many, 1 or more.
         confidence: in (0, 1).
     """
-    from scipy.stats import beta
+    from scipy.special import betaincinv
 
     tail = (1 - confidence) / 2
-    low = float(beta.ppf(tail, count, n - count + 1)) if count > ROUNDING else 0.0
-    high = float(beta.ppf(1 - tail, count + 1, n - count)) if count < n - ROUNDING else 1.0
+    low = float(betaincinv(count, n - count + 1, tail)) if count > ROUNDING else 0.0
+    high = float(betaincinv(count + 1, n - count, 1 - tail)) if count < n - ROUNDING else 1.0
     return low, high
 
 

@@ -87,12 +87,14 @@ def _write_model(
 ) -> None:
     config, images = run.config, run.images
     if distributed.is_main():
+        parts = images.frame["body_part"].iloc[images.rows("train")].value_counts()
         facts = {
             "epoch": epoch,
             "seed": config.seed,
             "preset": config.preset,
             "pretext": config.pretext.method,
             "training_images": len(images.rows("train")),
+            "body_parts": {name: int(n) for name, n in parts.items() if name},
         }
         save_model(
             path,

@@ -6,7 +6,7 @@ of them does is a table in docs/data.md, "What is read".
 
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -14,14 +14,23 @@ from typing import BinaryIO
 import numpy as np
 
 from selftaught.data.images import dicom_display, dicom_pixels
-from selftaught.data.images.dicom_elements import Elements, Header, read_elements
+from selftaught.data.images.dicom_elements import (
+    ACQUISITION,
+    DOSE,
+    IMAGE,
+    Elements,
+    Header,
+    read_elements,
+)
 from selftaught.data.images.dicom_pixels import BIG, DEFLATED, EXPLICIT, GREY, Description, describe
+from selftaught.data.images.dicom_values import BLANK, WORD, integer, number
 from selftaught.data.images.limits import BadImage
 from selftaught.errors import MachineError
 
 PREAMBLE = 132
 # How much is inflated at a time.
 PIECE = 2**20
+DOSES = (("KVP", "KVP", 1.0), ("Exposure", "Exposure", 1.0), ("ExposureInuAs", "Exposure", 1e-3))
 
 
 def header(path: Path) -> tuple[int, int]:
@@ -53,7 +62,36 @@ def read(path: Path) -> np.ndarray:
         return show(path, head.elements, pixels, samples)
 
 
-def _opened(path: Path, handle: BinaryIO) -> tuple[str, Header, BinaryIO]:
+def acquisition(path: Path) -> dict[str, str | float]:
+    """How a film was taken, as far as its header says: words, kV and mAs.
+
+    Returns:
+        Of Modality, BodyPartExamined, ViewPosition, BitsStored (text) and KVP, Exposure (mAs) those
+        that have a value; words that are none of DICOM's code strings are left out.
+
+    Raises:
+        BadImage: as `header`.
+    """
+    with _reasons(path), path.open("rb") as handle:
+        elements = _opened(path, handle, ACQUISITION + DOSE)[1].elements
+        facts: dict[str, str | float] = {}
+        for name in ACQUISITION[:-1]:
+            element = elements.get(name)
+            text = "" if element is None else element.value.strip(BLANK).decode("latin-1").upper()
+            if WORD.fullmatch(text):
+                facts[name] = text
+        if (bits := integer(path, elements, "BitsStored", 1, 64)) is not None:
+            facts["BitsStored"] = str(bits)
+        for name, target, scale in DOSES:
+            with suppress(BadImage):  # a dose that is no number is none
+                if (value := number(path, elements, name)) is not None:
+                    facts.setdefault(target, value * scale)
+        return facts
+
+
+def _opened(
+    path: Path, handle: BinaryIO, names: tuple[str, ...] = IMAGE
+) -> tuple[str, Header, BinaryIO]:
     """UID of the transfer syntax, elements, and a stream that stands at the pixels."""
     if handle.read(PREAMBLE)[-4:] != b"DICM":
         handle.seek(0)
@@ -68,7 +106,7 @@ def _opened(path: Path, handle: BinaryIO) -> tuple[str, Header, BinaryIO]:
         first = handle.read(2)
         handle.seek(-len(first), 1)
         syntax = BIG if int.from_bytes(first, "little") >= 0x400 else EXPLICIT
-    head = read_elements(path, stream, little=syntax != BIG)
+    head = read_elements(path, stream, little=syntax != BIG, names=names)
     head.elements.update(meta)
     return syntax, head, stream
 

@@ -55,6 +55,9 @@ IMAGE = (
     *("PixelMeasuresSequence", "PixelValueTransformationSequence", "FrameVOILUTSequence"),
     "FrameDisplayShutterSequence",
 )
+# How a film was taken; no identifier among them.
+ACQUISITION = ("Modality", "BodyPartExamined", "ViewPosition", "BitsStored")
+DOSE = ("KVP", "Exposure", "ExposureInuAs")
 
 
 class Element(NamedTuple):
@@ -94,7 +97,13 @@ class Header:
 
 
 def read_elements(
-    path: Path, stream: BinaryIO, *, little: bool, meta: bool = False, whole: bool = True
+    path: Path,
+    stream: BinaryIO,
+    *,
+    little: bool,
+    meta: bool = False,
+    whole: bool = True,
+    names: tuple[str, ...] = IMAGE,
 ) -> Header:
     """Read the elements up to the pixels, whose first byte is the stream's next one afterwards.
 
@@ -104,12 +113,13 @@ def read_elements(
         little: byte order.
         meta: the file meta information instead, up to the first element of another group.
         whole: the stream goes up to the file's end; else elements may be cut.
+        names: keywords of the elements to keep.
 
     Raises:
         BadImage: sequences are nested more than `MAX_DEPTH` deep; an element stands twice, is
             longer than any of its kind, or ends behind the file.
     """
-    walk = _Walk(path, stream, little, _wanted(META if meta else IMAGE), whole)
+    walk = _Walk(path, stream, little, _wanted(META if meta else names), whole)
     for tag, head, length in walk:
         if meta and tag >> 16 != 2:
             stream.seek(-8, os.SEEK_CUR)
