@@ -10,7 +10,7 @@ LONG = {
     "training/test_engines.py",
     "kernels/test_cuda_nearest_center.py",
     "kernels/test_cuda_emulated.py",
-    "kernels/test_triton_tiles.py",
+    "kernels/test_triton_tables.py",
     "data/prepare/test_job.py",
     "evaluation/test_report.py",
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from selftaught import distributed
+from selftaught import distributed, methods
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -26,14 +26,26 @@ CONTEXT.set_forkserver_preload(
         "selftaught.cli.run",
         "selftaught.training.run",
         "selftaught.data.prepare.job",
-        # Imported by a run when it comes to need them, seconds each.
+        # Imported by a run when it comes to need them, seconds in all.
+        "selftaught.data.pipeline.opencv",
+        "selftaught.kernels.cpp",
+        *(f"selftaught.methods.{name}" for name in methods.names()),
         "deepspeed",
-        "torch._dynamo",
+        "deepspeed.module_inject.auto_ep_layer",
+        "deepspeed.ops.op_builder.all_ops",
+        "deepspeed.runtime.zero.stage_1_and_2",
+        "torch._inductor.compile_fx",
+        "torch.utils.cpp_extension",
         "torch.utils.tensorboard",
         "torch.utils.flop_counter",
+        "attrs",
+        "docstring_parser",
+        "jinja2.loaders",
         "jsonargparse",
         "faiss",
         "matplotlib.pyplot",
+        "narwhals._pandas_like.namespace",
+        "pyarrow.pandas_compat",
         "sklearn.metrics",
         "sklearn.manifold",
         "scipy.stats",

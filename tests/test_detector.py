@@ -17,9 +17,11 @@ from selftaught.data.plan import PLAIN
 from selftaught.errors import InputError
 from selftaught.methods import Options, Task
 from selftaught.models import Calibration, Network, Preprocessing, save_model
+from tests import thin
 from tests.ranks import run_ranks
 from tests.tiny import spheres
 
+pytestmark = pytest.mark.usefixtures("thin_encoder")
 SIZE = 32
 PLAIN_FILMS = Preprocessing(image_size=SIZE)
 MASKED_FILMS = Preprocessing(image_size=SIZE, masked=True)
@@ -89,7 +91,7 @@ def test_scores_are_distances_to_the_nearest_centre(detector, embedder, centers)
     np.testing.assert_allclose(scores, wanted.values, rtol=1e-5)
     assert detector.explain(x)["center"].tolist() == wanted.indices.tolist()
     h, z = detector.embed(x)
-    assert h.shape == (9, 512) and z.shape == (9, 128)
+    assert h.shape == (9, thin.WIDTH) and z.shape == (9, 128)
     torch.testing.assert_close((h, z), embedder(x), rtol=1e-4, atol=1e-6)
 
 
@@ -224,7 +226,7 @@ def test_batches_change_rounding_only(detector, batch_size):
 
 def test_results_may_enter_other_computations(detector):
     h, z = detector.embed(torch.rand(2, 1, SIZE, SIZE))
-    weight = torch.ones(512, requires_grad=True)
+    weight = torch.ones(thin.WIDTH, requires_grad=True)
     (h @ weight).sum().backward()
     assert torch.equal(weight.grad, h.sum(0)) and not z.is_inference()
     assert not detector.scorer.training
@@ -317,7 +319,7 @@ def test_explain_without_calibration(task):
 def test_no_images(detector):
     for images in ([], torch.zeros(0, 1, SIZE, SIZE)):
         assert detector.score(images).shape == (0,)
-        assert detector.embed(images)[0].shape == (0, 512)
+        assert detector.embed(images)[0].shape == (0, thin.WIDTH)
         table = detector.explain(images)
         assert isinstance(table, pd.DataFrame) and len(table) == 0
 
@@ -490,8 +492,10 @@ def test_the_gpu_gives_the_same_scores(folder, detector):
 
 def test_scoring_files_never_loads_training(folder, paths):
     code = f"""
-import sys
+import sys, torchvision
 from selftaught import Detector
+from tests.thin import thin_resnet18
+torchvision.models.resnet18 = thin_resnet18
 Detector.load({str(folder)!r}, device="cpu").explain([{str(paths[0])!r}])
 banned = ("selftaught.training", "selftaught.evaluation", "deepspeed", "faiss",
           "pytorch_lightning", "sklearn", "matplotlib", "nvidia.dali", "onnx")
@@ -515,7 +519,8 @@ def test_arrays_are_refused_in_one_line_and_any_iterable_of_paths_is_fine():
 
 def score_all(folder, manifest, out, bad_files):
     words = [str(folder), "--data.manifest", str(manifest), "--out", str(out)]
-    score.main([*words, "--data.bad_files", bad_files])
+    with thin.patch():
+        score.main([*words, "--data.bad_files", bad_files])
 
 
 @pytest.mark.parametrize(("images", "bad_files"), [(5, "skip"), (1, "fail")])

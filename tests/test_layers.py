@@ -1,6 +1,7 @@
 """Modules import only from groups to their left (design: architecture, "Layers")."""
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -27,6 +28,11 @@ TORCH_DISTRIBUTED_ONLY_IN = "distributed.py"
 KNOW_NO_METHOD = ("training", "detector.py", "evaluation", "monitoring", "table1", "cli")
 # Names of methods that are values of other options too: a stem, and no carrier, mask or masks.
 WORDS = {"imagenet", "none"}
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def level(part: str) -> int:
@@ -57,7 +63,7 @@ def test_modules_import_only_to_their_left():
         part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if part == "__init__":
             continue
-        for name in imported(ast.parse(path.read_text(encoding="utf-8"))):
+        for name in imported(parsed(path)):
             pieces = name.split(".")
             if pieces[0] != "selftaught" or len(pieces) < 2:
                 continue
@@ -75,7 +81,7 @@ def files_of(parts):
 def test_nothing_but_methods_names_a_method():
     wrong = []
     for path in files_of(KNOW_NO_METHOD):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Constant) and node.value in set(methods.names()) - WORDS:
                 wrong.append(f"{path.relative_to(PACKAGE)}:{node.lineno} says {node.value!r}")
             if isinstance(node, ast.Compare) and asks_for_a_method(node):
@@ -114,7 +120,7 @@ def test_no_modules_import_each_other_in_a_circle():
     modules = {name.removesuffix(".__init__"): path for name, path in files.items()}
     graph = {}
     for name, path in modules.items():
-        asked = set(imported_at_once(ast.parse(path.read_text(encoding="utf-8"))))
+        asked = set(imported_at_once(parsed(path)))
         # A name is a module of its own, or one of the module before its last dot.
         asked = {one if one in modules else one.rpartition(".")[0] for one in asked}
         graph[name] = {one for one in asked if one in modules and one != name}
@@ -135,16 +141,13 @@ def test_only_one_file_calls_torch_distributed():
     callers = [
         path.name
         for path in PACKAGE.rglob("*.py")
-        if any(
-            name.startswith("torch.distributed")
-            for name in imported(ast.parse(path.read_text(encoding="utf-8")))
-        )
+        if any(name.startswith("torch.distributed") for name in imported(parsed(path)))
     ]
     assert callers == [TORCH_DISTRIBUTED_ONLY_IN]
 
 
 def test_the_detector_never_imports_training():
-    names = imported(ast.parse((PACKAGE / "detector.py").read_text(encoding="utf-8")))
+    names = imported(parsed(PACKAGE / "detector.py"))
     assert not any(name.startswith("selftaught.training") for name in names)
 
 

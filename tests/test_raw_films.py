@@ -22,6 +22,7 @@ from selftaught.phantoms import write_set
 from tests.data.prepare.films import chest
 from tests.tiny import spheres
 
+pytestmark = pytest.mark.usefixtures("thin_encoder")
 SIZE = 64
 SETTINGS = PrepareConfig(size=96, workers=1, sheets=0, bad_limit=1.0)
 

@@ -1,4 +1,7 @@
-"""DICOM files with patients' data in them: nothing of it reaches an output of prepare or run."""
+"""DICOM files with patients' data in them: nothing of it reaches an output of prepare or run.
+
+That of real files is looked for in tests/data/prepare/test_job.py.
+"""
 
 import contextlib
 import io
@@ -15,7 +18,6 @@ from tests.tiny import options
 pydicom = pytest.importorskip("pydicom")
 
 pytestmark = pytest.mark.usefixtures("thin_encoder")
-REAL = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "dicom"
 RULES = {"carrier": "none", "polarity": "none", "mask": "none", "workers": 1, "sheets": 1}
 IDENTIFIERS = {
     "PatientName": "Secretperson^Vera",
@@ -104,23 +106,3 @@ def test_no_identifier_is_in_what_a_damaged_file_makes_us_say(tmp_path: Path) ->
     outputs = everything(out, told)
     assert len(outputs["quarantine.csv"].splitlines()) == 5
     assert_absent(outputs, list(IDENTIFIERS.values()))
-
-
-@pytest.mark.real_data
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real DICOM files are not beside the checkout")
-def test_no_identifier_of_the_real_files_comes_out(tmp_path: Path) -> None:
-    words = ["--workers", "1", "--sheets", "1", "--bad_limit", "1"]
-    told = printed(["prepare", str(REAL), "--out", str(tmp_path / "out"), *words])
-    assert "6 of 13 images prepared, 7 refused" in told
-    outputs = everything(tmp_path / "out", told)
-    values = set()
-    for path in REAL.iterdir():
-        elements = pydicom.dcmread(path, force=True, stop_before_pixels=True)
-        for element in (*elements.get("file_meta", ()), *elements.iterall()):
-            if element.VR in ("PN", "UI", "DA", "DT") or element.keyword == "PatientID":
-                values |= {str(one) for one in np.atleast_1d(element.value)}
-    # A file's own name is kept, and one of them is its UID; short words are in any file.
-    names = "".join(path.name for path in REAL.iterdir())
-    wanted = [value for value in values if len(value) > 7 and value not in names]
-    assert len(wanted) > 30
-    assert_absent(outputs, wanted)

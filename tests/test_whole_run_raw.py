@@ -9,14 +9,14 @@ from selftaught.data.manifest import read_manifest
 from selftaught.phantoms import write_set
 from tests.tiny import options
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("thin_encoder")]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """Cluttered films, some of them inverted, and a run on them."""
     folder = tmp_path_factory.mktemp("raw")
-    write_set(folder / "films", 60, seed=8, size=96, workers=1)
+    write_set(folder / "films", 40, seed=8, size=96, workers=1)
     words = options(
         folder / "films" / "manifest.csv",
         folder / "run",
@@ -44,11 +44,11 @@ def test_raw_films_get_the_scores_of_the_run(place):
     run, new = pd.read_csv(place / "run" / "scores.csv"), pd.read_csv(out)
     prepared = read_manifest(place / "run" / "prepared").table
     assert prepared["mask"].ne("").mean() > 0.5
-    assert prepared["inverted"].astype(str).isin(("1", "True", "true")).sum() > 3
+    assert prepared["inverted"].astype(str).isin(("1", "True", "true")).sum() > 1
     source = dict(zip(prepared["path"], prepared["source"], strict=True))
     own = run.set_index(run["path"].map(source))["score"]
     again = new.set_index("path")["score"].loc[own.index]
-    assert len(own) > 40
+    assert len(own) > 25
     np.testing.assert_allclose(again, own, rtol=1e-6, atol=1e-6)
     flags = run.set_index(run["path"].map(source))["flagged"]
     assert new.set_index("path")["flagged"].loc[own.index].equals(flags)

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
-from torchvision.ops import StochasticDepth
 
 from selftaught.errors import InputError
 
@@ -20,10 +18,11 @@ EXPORTED = ".pt2"
 FILES = (".pt", ".pth", ".ts", ".torchscript", EXPORTED)
 LEAST = 16  # px: the smallest data.image_size
 CUTS = ("fc", "classifier", "heads", "head")  # torchvision's names of a network's classifier
-RESNETS = tuple(
-    torchvision.models.list_models(
-        torchvision.models, include=("resnet*", "resnext*", "wide_resnet*")
-    )
+# torchvision's, written out: its import, with the compiler of torch, takes as long as torch's.
+RESNETS = (
+    *("resnet101", "resnet152", "resnet18", "resnet34", "resnet50"),
+    *("resnext101_32x8d", "resnext101_64x4d", "resnext50_32x4d"),
+    *("wide_resnet101_2", "wide_resnet50_2"),
 )
 ALLOWED = (
     f"one of {', '.join(RESNETS)}, {LITE}, timm/NAME, torchvision/NAME, the path of a TorchScript "
@@ -61,6 +60,8 @@ def build(architecture: str, digest: str = "") -> nn.Module:
     """
     if is_file(architecture):
         return Program(Path(architecture), digest)
+    from torchvision.ops import StochasticDepth
+
     if architecture == LITE:
         network = _timm(architecture, "tf_efficientnet_lite0", global_pool="")
     elif architecture.startswith("timm/"):
@@ -96,6 +97,8 @@ def _timm(architecture: str, name: str, **more: Any) -> nn.Module:
 
 
 def _torchvision(architecture: str) -> nn.Module:
+    import torchvision
+
     name = architecture.partition("/")[2]
     try:
         network: nn.Module = torchvision.models.get_model(name, weights=None)

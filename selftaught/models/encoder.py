@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from selftaught.errors import InputError
@@ -227,6 +226,8 @@ def measured(task: nn.Module) -> dict[str, int]:
 
 def _residual(config: EncoderConfig) -> tuple[int, nn.Module, nn.Module]:
     """Width, layers and pool of a torchvision ResNet."""
+    import torchvision
+
     network = getattr(torchvision.models, config.architecture)(weights=None)
     width: int = network.fc.in_features
     if config.stem == "small":

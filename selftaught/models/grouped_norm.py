@@ -80,8 +80,9 @@ class GroupedNorm(nn.Module):
         for name, buffer in norm.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
 
-    # Collectives cannot be traced; a compiled network breaks its graph here.
-    @torch.compiler.disable
+    # Collectives cannot be traced; a compiled network breaks its graph here. Unlike the public
+    # torch.compiler.disable it imports the compiler (2 s) when it is called, not with this file.
+    @torch._disable_dynamo
     def forward(self, input: Tensor) -> Tensor:
         """Normalised `input` (B, C, ...); moves the running statistics while training.
 

@@ -11,6 +11,8 @@ from pydicom.data import get_testdata_file
 from selftaught.cli.main import main
 from tests.tiny import write_model
 
+pytestmark = pytest.mark.usefixtures("thin_encoder")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

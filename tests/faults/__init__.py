@@ -14,7 +14,7 @@
 
 The hook is `run(config, on_event=...)`: no private name is patched. `make faults` runs all of it:
 this folder, tests/test_whole_run_dicom, tests/test_whole_run_ranks,
-tests/test_whole_run_prepare (a run that prepares films, killed in every stage) and
+tests/test_whole_run_prepare (a run that prepares films, killed as it prepares) and
 tests/data/prepare/test_faults (prepare stopped, full disk, lost source). Tests marked slow are left
 out of `make test`.
 """

@@ -18,8 +18,8 @@ SKIP = {
     "data.bad_files": "skip",
     "data.bad_limit": 0.2,
     "data.workers": 2,
-    "pretext.epochs": 2,
-    "finetune.epochs": 2,
+    "pretext.epochs": 1,
+    "finetune.epochs": 1,
 }
 RESULTS = (
     "model/weights.safetensors",
@@ -126,7 +126,7 @@ def test_two_ranks_skip_the_same(broken, tmp_path, executor):
 def test_a_file_that_breaks_while_the_run_goes_on(sets, tmp_path, world):
     manifest = write_images(tmp_path / "images")
     name = sets.index[sets == "train"][5]
-    more = SKIP | {"data.cache_gib": 0, "pretext.epochs": 4}
+    more = SKIP | {"data.cache_gib": 0, "pretext.epochs": 2}
     run, path = tmp_path / "run", manifest.parent / name
     said = finish(
         tmp_path / "0",

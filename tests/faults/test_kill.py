@@ -23,8 +23,8 @@ SMALL = {
     "data.prepare": "always",
     "prepare.size": 48,
     "prepare.workers": 1,
-    "pretext.epochs": 2,
-    "finetune.epochs": 2,
+    "pretext.epochs": 1,
+    "finetune.epochs": 1,
 }
 pytestmark = pytest.mark.timeout(900)
 

@@ -22,8 +22,8 @@ RESULTS = (
     "metrics.json",
 )
 pytestmark = pytest.mark.timeout(900)
-# One image a forward pass, so that there are several passes to be stopped between.
-SHORT = {"score.batch_size": 1, "pretext.epochs": 2, "finetune.epochs": 2}
+# Two images a forward pass, so that there are several passes to be stopped between.
+SHORT = {"score.batch_size": 2, "pretext.epochs": 2, "finetune.epochs": 2}
 # Fine-tuning begins at once; two micro-batches of two images to a rank.
 UNTRAINED = {"pretext.method": "none"}
 HALVES = {"engine.accumulate": 2}

@@ -13,6 +13,8 @@ from selftaught.cli.main import main
 from tests.faults import ranks
 from tests.tiny import write_images, write_model
 
+pytestmark = pytest.mark.usefixtures("thin_encoder")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
@@ -41,7 +43,7 @@ class SmallBatches:
 def started(model, folder, count, world, fault):
     source = write_images(folder / "images", count)
     words = [str(model), "--data.manifest", str(source), "--out", str(folder / "scores.csv")]
-    return ranks.start(folder / "ranks", words, world, fault, whole=True, command="score")
+    return ranks.start(folder / "ranks", words, world, fault, command="score")
 
 
 @pytest.mark.parametrize(

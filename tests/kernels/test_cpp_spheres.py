@@ -18,8 +18,9 @@ spheres = SphereOps(PASSES)
 pytestmark = pytest.mark.skipif(bool(native.reason()), reason=native.reason() or "library is there")
 
 VARIANTS = native.variants()
-WIDTHS = [1, 2, 16, 17, 100, 128, 200, 512, 1100]
-MANY = [1, 2, 100, 129, 1000]
+# Width and centres: every one of both with a whole and a broken block of the other.
+SHAPES = [(width, 100) for width in (1, 2, 16, 17, 100, 128, 200, 512, 1100)]
+SHAPES += [(width, many) for width in (17, 128) for many in (1, 2, 129, 1000)] + [(1100, 129)]
 ROWS = 21_001
 
 
@@ -55,8 +56,7 @@ def assert_nearest(x, c, squared, index, active=None, rtol=1e-6):
     assert (found <= distances.min(1).values * (1 + 2 * rtol)).all()
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("many", MANY)
+@pytest.mark.parametrize(("width", "many"), SHAPES)
 def test_every_shape(width, many, variant):
     x, c = points(61, many, width)
     squared, index = spheres.nearest_center(x.float(), c.float(), None, "auto")
@@ -284,14 +284,21 @@ def test_inputs_of_any_layout():
     assert spheres.nearest_center(x[:0], c, None, "auto")[1].shape == (0,)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bits_do_not_depend_on_threads_or_batch(dtype, threads, variant):
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        *((torch.float32, name) for name in VARIANTS),
+        *((torch.float64, name) for name in VARIANTS[-1:]),
+    ],
+)
+def test_bits_do_not_depend_on_threads_or_batch(dtype, name, threads, monkeypatch):
+    monkeypatch.setenv(native.VARIABLE, name)
     # So many that the backward is given all the threads too.
     x, c = (t.to(dtype) for t in points(ROWS, 150, 100, offset=3.0))
     y = torch.arange(ROWS) % 3 - 1
     grad = torch.rand(ROWS, dtype=dtype)
     runs = []
-    for count in (1, 2, 3, 8):
+    for count in (1, 3, 8):
         threads(count)
         outputs = spheres.mad(x, c, y, None, 0.7, 1e-3, "auto")
         by = spheres.mad_backward(grad, x, c, y, None, 0.7, 1e-3, "auto", *outputs, [True, True])

@@ -30,8 +30,10 @@ def fresh() -> Iterator[None]:
         cache.cache_clear()
 
 
-@pytest.mark.parametrize("compiler", ["/bin/false", "no-such-compiler"])
-def test_without_a_compiler_the_build_says_so_and_goes_on(tmp_path: Path, compiler: str) -> None:
+@pytest.mark.parametrize(("compiler", "extra"), [("/bin/false", []), ("absent", ["--inplace"])])
+def test_without_a_compiler_the_build_says_so_and_goes_on(
+    tmp_path: Path, compiler: str, extra: list[str]
+) -> None:
     for name in ("setup.py", "README.md", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
@@ -41,19 +43,18 @@ def test_without_a_compiler_the_build_says_so_and_goes_on(tmp_path: Path, compil
     (package / "__init__.py").touch()
     (package / "_native.so").write_text("from an earlier build")
     environment = {**os.environ, "CC": compiler, "CXX": compiler}
-    for extra in ([], ["--inplace"]):
-        done = subprocess.run(
-            [sys.executable, "setup.py", "-q", "build_ext", *extra],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        lines = [line for line in done.stdout.splitlines() if "native ops are left out" in line]
-        assert len(lines) == 1
-        assert not list(tmp_path.rglob("*.so"))
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", *extra],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "native ops are left out" in line]
+    assert len(lines) == 1
+    assert not list(tmp_path.rglob("*.so"))
 
 
 @pytest.mark.usefixtures("fresh")

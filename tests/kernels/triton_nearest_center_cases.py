@@ -1,4 +1,4 @@
-"""The Triton backend's nearest centre against float64; run by test_triton_nearest_center.py."""
+"""The Triton backend's nearest centre against float64; run by test_triton_tables.py."""
 
 import pytest
 

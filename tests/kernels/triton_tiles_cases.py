@@ -1,4 +1,4 @@
-"""Cases of test_triton_tiles.py: the Triton passes against float64 sums written out.
+"""Cases of test_triton_tables.py: the Triton passes against float64 sums written out.
 
 Run where TRITON_INTERPRET=1, or on a GPU.
 """

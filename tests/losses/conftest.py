@@ -7,7 +7,7 @@ import torch
 
 from selftaught.kernels.dispatch import VARIABLE, Request, refusal
 
-# tests/losses/test_triton_losses.py runs the same table again in Triton's interpreter.
+# tests/kernels/test_triton_tables.py runs the same table again in Triton's interpreter.
 BACKENDS = ["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else ["reference", "cpp"]
 
 

@@ -16,6 +16,8 @@ from . import engine_cases as cases
 HALF = cases.STEPS // 2
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 needs_deepspeed = pytest.mark.skipif(not HAS_DEEPSPEED, reason="deepspeed is not installed")
+# Of these the state is saved in mid-run: whole, and divided in two ways.
+HALVES = [(0, "adam"), (1, "sgd"), (2, "sgd"), (2, "adam")]
 ZERO = [pytest.param(stage, marks=needs_deepspeed) for stage in (0, 1, 2)]
 
 
@@ -53,10 +55,13 @@ def jobs(half):
         out["zero0 fp64"] = (cases.train, (zero(0, precision="fp64"), "adam", 1e-3))
         out["zero0 lars"] = (cases.train, (zero(0), "lars", 0.1))
         for stage in (0, 1, 2):
-            for name, lr in (("sgd", 0.05), ("adam", 1e-3)):
-                out[f"zero{stage} {name}"] = (cases.train, (zero(stage), name, lr))
-                out[f"zero{stage} {name} halves"] = (cases.halves, (zero(stage), name, lr, HALF))
+            out[f"zero{stage} sgd"] = (cases.train, (zero(stage),))
             out[f"zero{stage} resumed"] = (cases.resume, (zero(stage), "sgd", 0.05, half, HALF))
+        for stage in (0, 2):
+            out[f"zero{stage} adam"] = (cases.train, (zero(stage), "adam", 1e-3))
+        for stage, name in HALVES:
+            lr = {"sgd": 0.05, "adam": 1e-3}[name]
+            out[f"zero{stage} {name} halves"] = (cases.halves, (zero(stage), name, lr, HALF))
     return out
 
 
@@ -164,8 +169,8 @@ def test_state_of_one_process_goes_on_anywhere(single, ranks, name):
         assert_same(one[f"{name} resumed"], single["sgd"])
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("stage", ZERO)
+@needs_deepspeed
+@pytest.mark.parametrize(("stage", "optimizer"), HALVES)
 def test_deepspeed_state_is_whole_and_exact(single, ranks, stage, optimizer):
     expected = single[optimizer]
     whole, halves = (ranks[2][0][f"zero{stage} {optimizer}{x}"] for x in ("", " halves"))

@@ -33,6 +33,7 @@ def manifest(tmp_path_factory):
 
 def small(manifest, out, **more):
     given = {"pretext.method": "none", "score.ratio_neighbours": 2, "score.bank_limit": 9}
+    given["finetune.epochs"] = 2
     words = options(manifest, out, **(given | more))
     for name in ("pretext.epochs", "pretext.batch_size"):
         at = words.index(f"--{name}")
@@ -124,7 +125,7 @@ def test_only_the_scores_table_asks_for_all_columns(manifest, tmp_path):
         return forward(self, h, names)
 
     with mock.patch.object(Bank, "forward", hear):
-        work(manifest, tmp_path, PARTS[:4], **{"score.by": "knn", "finetune.epochs": 2})
+        work(manifest, tmp_path, PARTS[:4], **{"score.by": "knn"})
     # Two validations, scores.csv, and model-best's normal validation images.
     assert asked == [("knn_score",), ("knn_score",), COLUMNS, ("knn_score",)]
 
@@ -152,11 +153,18 @@ def test_models_are_written_without_scores_too(manifest, tmp_path, finished):
         )
 
 
+@pytest.fixture(scope="module")
+def exact(manifest, tmp_path_factory):
+    """A run in float64 that nothing interrupted."""
+    torch.set_num_threads(1)
+    return work(manifest, tmp_path_factory.mktemp("exact") / "run", **EXACT)
+
+
 class Killed(Exception):
     pass
 
 
-def test_a_run_killed_in_validation_goes_on_with_the_same_scores(manifest, tmp_path):
+def test_a_run_killed_in_validation_goes_on_with_the_same_scores(manifest, exact, tmp_path):
     seen = []
 
     def kill(event, **facts):
@@ -164,23 +172,21 @@ def test_a_run_killed_in_validation_goes_on_with_the_same_scores(manifest, tmp_p
         if sum(seen) == 2:
             raise Killed
 
-    whole = work(manifest, tmp_path / "whole", **EXACT)
     with pytest.raises(Killed):
         work(manifest, tmp_path / "killed", on_event=kill, **EXACT)
     again = work(manifest, tmp_path / "killed", **EXACT)
     for name in ("scores.csv", "model/bank.safetensors", "model-best/bank.safetensors"):
-        assert (again / name).read_bytes() == (whole / name).read_bytes()
-    assert validated(again) == validated(whole)
+        assert (again / name).read_bytes() == (exact / name).read_bytes()
+    assert validated(again) == validated(exact)
 
 
-def test_two_ranks_have_the_scores_of_one(manifest, tmp_path):
-    one = work(manifest, tmp_path / "one", **EXACT)
+def test_two_ranks_have_the_scores_of_one(manifest, exact, tmp_path):
     seen = run_ranks(2, _on_a_rank, manifest, tmp_path / "two")
-    ours, theirs = (pd.read_csv(place / "scores.csv") for place in (tmp_path / "two", one))
+    ours, theirs = (pd.read_csv(place / "scores.csv") for place in (tmp_path / "two", exact))
     for name in ("score", "percentile", *ALL):
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6, atol=1e-6, err_msg=name)
     # Every rank has the same scores, not the one alone that computes and writes them.
-    assert seen[0] == seen[1] == validated(tmp_path / "two") == pytest.approx(validated(one))
+    assert seen[0] == seen[1] == validated(tmp_path / "two") == pytest.approx(validated(exact))
 
 
 def _on_a_rank(manifest, out):

@@ -1,4 +1,7 @@
-"""Runs triton_tiles_cases.py in Triton's interpreter, and on the GPU if there is one."""
+"""The Triton kernels' tables in Triton's interpreter, and on the GPU if there is one.
+
+Of tiles, of nearest centres, and the losses' own on the backend.
+"""
 
 import os
 import subprocess
@@ -15,39 +18,60 @@ from selftaught.kernels.dispatch import Request
 from selftaught.kernels.triton import tuning
 
 ROOT = Path(__file__).resolve().parents[2]
-CASES = Path(__file__).with_name("triton_tiles_cases.py")
-# The rest takes minutes in the interpreter.
-QUICK = "(widths and (17 or 200)) or (symmetric and 0.005-34) or (rectangles and 0.2-case3) or " \
-    "(exact and (0.07 or 0.1)) or low_precision or tiers or " \
-    "(normalised and (1e-12 or 10000)) or nothing or dots or contiguous"  # fmt: skip
+# What is run of each table; all of it takes minutes in the interpreter.
+QUICK = {
+    "tests/kernels/triton_tiles_cases.py": "(widths and (17 or 200)) or (symmetric and 0.005-34) "
+    "or (rectangles and 0.2-case3) or (exact and (0.07 or 0.1)) or "
+    "(low_precision and (dtype0-fp16 or dtype1-bf16)) or tiers or "
+    "(normalised and (1e-12 or 10000)) or nothing or dots or contiguous",
+    "tests/kernels/triton_nearest_center_cases.py": "(collapse and (dtype0 or 1.0-1.0-dtype)) or "
+    "(ties and dtype0) or inactive or (does_not_depend and dtype1) or wrong_rows or gradients",
+    "tests/losses/test_contrastive.py": "float32_error and (17 or cold or images) or "
+    "unchecked and 5",
+}
+TILES, CENTERS, LOSSES = QUICK
+WHOLE = {
+    TILES: "",
+    CENTERS: "",
+    LOSSES: "float32_error or half_precision or autocast or zero_row",
+}
 
 
-def run(*options: str, **variables: str) -> None:
-    # Triton reads the variable when a kernel is defined: every mode needs a process of its own.
+def run(tables: dict[str, str], **variables: str) -> None:
+    # Triton reads the variable when a kernel is defined: every mode needs a process of its own,
+    # and one serves all tables.
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    plain = ["-x", "--timeout=900", "-p", "no:cacheprovider", "-W", "ignore"]
+    chosen = " or ".join(
+        f"({Path(table).name} and ({words}))" if words else Path(table).name
+        for table, words in tables.items()
+    )
+    plain = ["-x", "--timeout=900", "-p", "no:cacheprovider", "-W", "ignore", "-k", chosen]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *plain, *options, CASES],
+        [sys.executable, "-m", "pytest", *plain, *tables],
         cwd=ROOT,
         env=kept | variables,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert "skipped" not in done.stdout
 
 
+@pytest.mark.timeout(900)
 def test_a_choice_in_the_interpreter():
-    run("-k", QUICK, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+    run(QUICK, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
 
 
 @pytest.mark.slow
-def test_all_in_the_interpreter():
-    run(TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+@pytest.mark.parametrize("table", WHOLE)
+def test_all_in_the_interpreter(table):
+    run({table: WHOLE[table]}, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
 
 
 @pytest.mark.gpu
-def test_on_the_gpu():
-    run()
+@pytest.mark.parametrize("table", [TILES, CENTERS])
+def test_on_the_gpu(table):
+    run({table: ""})
 
 
 @pytest.mark.parametrize("op", ["ntxent", "supcon", "info_nce"])
