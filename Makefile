@@ -75,13 +75,9 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.agreement
 	$(BIN)/python -m benchmarks.scaling
 
-gpu: $(STAMP)
-	$(BIN)/python -m selftaught.kernels.cuda.build
-	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python -m benchmarks.ntxent
-	$(BIN)/python -m benchmarks.nearest_center
-	$(BIN)/python -m benchmarks.data
-	$(BIN)/python -m benchmarks.training_step
+# Neither .venv nor network: a GPU machine's own python3, with torch, numpy and triton.
+gpu:
+	$(PYTHON) -m benchmarks.gpu_suite --out gpu-results
 
 clean:
 	rm -rf $(VENV) .venv-newest build dist site *.egg-info demo

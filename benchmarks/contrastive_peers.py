@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.peers import Peer
+from benchmarks.peers import Compiled, Peer
 from selftaught.kernels import BACKENDS
 from selftaught.kernels.dispatch import Request, refusal
 from selftaught.losses import info_nce_loss, ntxent_loss
@@ -66,7 +66,7 @@ def _flex() -> Callable[..., Tensor]:
             )
             return log_sum
 
-        _compiled_flex = torch.compile(run)
+        _compiled_flex = Compiled(run)
     return _compiled_flex
 
 
@@ -128,9 +128,9 @@ PEERS: dict[str, dict[str, Peer]] = {
     "ntxent": {
         "eager": Peer(eager_ntxent, "torch"),
         "eager bf16 autocast": Peer(_autocast(eager_ntxent), "torch", on_cpu=False),
-        "torch.compile": Peer(torch.compile(eager_ntxent, dynamic=False), "torch"),
+        "torch.compile": Peer(Compiled(eager_ntxent), "torch"),
         "torch.compile bf16 autocast": Peer(
-            torch.compile(_autocast(eager_ntxent), dynamic=False), "torch", on_cpu=False
+            Compiled(_autocast(eager_ntxent)), "torch", on_cpu=False
         ),
         "flex_attention log-sum": Peer(flex_ntxent, "torch", on_cpu=False),
         "lightly": Peer(lightly_ntxent, "lightly"),
@@ -140,7 +140,7 @@ PEERS: dict[str, dict[str, Peer]] = {
     "clip": {
         "eager": Peer(eager_clip, "torch"),
         "eager bf16 autocast": Peer(_autocast(eager_clip), "torch", on_cpu=False),
-        "torch.compile": Peer(torch.compile(eager_clip, dynamic=False), "torch"),
+        "torch.compile": Peer(Compiled(eager_clip), "torch"),
         "open_clip": Peer(open_clip, "open_clip"),
         "info-nce-pytorch": Peer(info_nce_pytorch, "info_nce"),
         "memeff": Peer(memeff_clip, "memeff", on_cpu=False),

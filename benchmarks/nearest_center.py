@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from benchmarks.measure import interleaved, median_ratio, summary
-from benchmarks.peers import Peer, present
+from benchmarks.peers import Compiled, Peer, new_shape, present
 from benchmarks.plot import draw
 from benchmarks.record import write
 from selftaught.kernels import BACKENDS, dispatch
@@ -125,7 +125,7 @@ def providers(shape, mode, device):
     wrap = without_gradient if mode == "forward" else with_gradient
     found = {
         "cdist": wrap(cdist),
-        "cdist, torch.compile": wrap(torch.compile(cdist)),
+        "cdist, torch.compile": wrap(Compiled(cdist)),
         "addmm": wrap(expansion),
     }
     peers = BOTH_WAYS | (FORWARD_ONLY if mode == "forward" else {})
@@ -167,6 +167,7 @@ def measure(shape, mode, device):
     labels = torch.randint(-1, 2, (rows,), generator=generator).to(device)
     inputs = (x, centers.to(device), labels)
     expected, work, errors = truth(*inputs, mode), {}, {}
+    new_shape()
     for name, function in providers(shape, mode, device).items():
         try:
             errors[name] = worst_error(function(*inputs), expected)

@@ -4,12 +4,14 @@ python -m benchmarks.ntxent [--quick]
 
 Times are medians of interleaved rounds in one process; `vs_eager` is the median over rounds of
 eager / provider. `gradient_error` is the length of the error over the length of the float64
-gradient of the same inputs. On a GPU, `tflops` counts the least work there is, 5 (2B)^2 D for
-NT-Xent forward and backward, and `share_of_matmul` divides by a bf16 product measured in this run.
+gradient of the same inputs. A backward is timed many times after one forward; torch.compile is
+left out where it would run eager. `tflops` counts the least work there is, 5 (2B)^2 D for NT-Xent
+forward and backward. Kernel times on a GPU: `benchmarks.gpu_suite`.
 """
 
 import argparse
 import gc
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,9 +22,9 @@ from benchmarks.measure import (
     interleaved,
     median_ratio,
     relative_error,
-    seconds,
     summary,
 )
+from benchmarks.peers import graphs, new_shape
 from benchmarks.plot import draw
 from benchmarks.record import write
 
@@ -31,9 +33,15 @@ SLOW, SLOW_LIMIT = ("reference", "metric-learning"), 4096
 QUADRATIC = ("eager", "torch.compile", "lightly", "pytorch", "open_clip", "info-nce", "reference")
 
 
-def inputs(rows: int, width: int, device: torch.device, noise: float) -> list[Tensor]:
+# The least work in units of (2B)^2 D: half a product of scores, then all of it and their weighing.
+PRODUCTS = {"forward": 1, "backward": 4, "full": 5}
+
+
+def inputs(
+    rows: int, width: int, device: torch.device, noise: float, seed: int = 0
+) -> list[Tensor]:
     """Two views of rows / 2 images; `noise` between them sets the loss."""
-    generator = torch.Generator().manual_seed(rows + width)
+    generator = torch.Generator().manual_seed(rows + width + seed)
     shape = (rows // 2, width)
     point = torch.randn(shape, generator=generator)
     views = [point + noise * torch.randn(shape, generator=generator) for _ in range(2)]
@@ -63,6 +71,31 @@ def truth(objective: str, views: list[Tensor], temperature: float) -> tuple[floa
     return float(value.detach()), torch.cat([view.grad for view in double])
 
 
+def sampled_truth(views: list[Tensor], temperature: float, rows: Tensor) -> tuple[float, Tensor]:
+    """The mean loss, and its gradient by some rows, in float64 on the views' device.
+
+    Takes a block of the matrix at a time, and so serves sizes whose whole matrix fits nowhere.
+    """
+    raw = torch.cat([view.detach() for view in views]).double()
+    length = raw.norm(dim=1, keepdim=True)
+    unit, count = raw / length, len(raw)
+    place = torch.arange(count, device=raw.device)
+
+    def scores(some: Tensor) -> Tensor:
+        found = unit[some] @ unit.T / temperature
+        return found.masked_fill(some[:, None] == place, -torch.inf)
+
+    block = max(1, 2**27 // count)
+    log_sums = torch.cat([scores(some).logsumexp(1) for some in place.split(block)])
+    positives = (unit * unit.roll(count // 2, 0)).sum(1) / temperature
+    rows = rows.to(raw.device)
+    partner, found = (rows + count // 2) % count, scores(rows)
+    weights = (found - log_sums[rows, None]).exp() + (found - log_sums).exp()
+    by_unit = (weights @ unit - 2 * unit[partner]) / (count * temperature)
+    along = (by_unit * unit[rows]).sum(1, keepdim=True)
+    return float((log_sums - positives).mean()), (by_unit - along * unit[rows]) / length[rows]
+
+
 def errors(
     there: dict[str, Loss], objective: str, views: list[Tensor], temperature: float
 ) -> dict[str, tuple[float, float]]:
@@ -81,23 +114,25 @@ def forward(loss: Loss, views: list[Tensor], temperature: float) -> None:
         loss(*views, temperature)
 
 
+def backward_of(loss: Loss, views: list[Tensor], temperature: float) -> Callable[[], object]:
+    """The backward alone, of a forward that is computed here."""
+    value = loss(*views, temperature)
+    return lambda: torch.autograd.grad(value, views, retain_graph=True)
+
+
 def works(name: str, loss: Loss, device: torch.device) -> str:
-    """Why a provider cannot be used, "" where it can: it runs, and its loss is the loss."""
+    """Why a provider cannot be used, "" where it can: it runs, and is compiled if it should be."""
+    new_shape()
     try:
         step(loss, inputs(256, 128, device, 1.0), 0.5)
+        if "compile" in name and not graphs():
+            return "torch.compile made no graph"
     except Exception as error:  # a peer may fail in any way; it is named and left out
         return f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
     return ""
 
 
-def matmul_tflops(device: torch.device) -> float:
-    """Rate of a large bf16 product."""
-    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-    best = min(seconds(lambda: a @ a) for _ in range(10))
-    return 2 * 8192**3 / best / 1e12
-
-
-def measure(objective: str, rows: int, width: int, device: torch.device, rounds: int, rate: float):
+def measure(objective: str, rows: int, width: int, device: torch.device, rounds: int):
     there, missing = providers(objective, width, device)
     for name in list(there):
         why = works(name, there[name], device)
@@ -113,6 +148,7 @@ def measure(objective: str, rows: int, width: int, device: torch.device, rounds:
         for name in [n for n in there if any(word in n for word in SLOW)]:
             missing[name] = f"measured up to {SLOW_LIMIT} rows only, it takes long"
             del there[name]
+    new_shape()
     temperature, views = 0.5, inputs(rows, width, device, 1.0)
     wrong: dict[str, tuple[float, float]] = {}
     small: dict[str, tuple[float, float]] = {}
@@ -125,11 +161,15 @@ def measure(objective: str, rows: int, width: int, device: torch.device, rounds:
     gc.collect()
     shape = f"{rows}x{width}"
     results = []
-    for mode, run in (("forward", forward), ("full", step)):
-        work = {
-            name: (lambda loss=loss, run=run: run(loss, views, temperature))
-            for name, loss in there.items()
-        }
+    for mode in PRODUCTS:
+        if mode == "backward":
+            work = {name: backward_of(loss, views, temperature) for name, loss in there.items()}
+        else:
+            run = forward if mode == "forward" else step
+            work = {
+                name: (lambda loss=loss, run=run: run(loss, views, temperature))
+                for name, loss in there.items()
+            }
         memory = {name: extra_megabytes(one) for name, one in work.items()}
         times = interleaved(work, rounds)
         for name, taken in times.items():
@@ -141,10 +181,9 @@ def measure(objective: str, rows: int, width: int, device: torch.device, rounds:
                 (f"{e:.2e}" for e in wrong[name]) if wrong else ("", "")
             )
             row["gradient_error_small_loss"] = f"{small[name][1]:.2e}" if small else ""
-            flops = (5 if mode == "full" else 1) * rows**2 * width
+            flops = PRODUCTS[mode] * rows**2 * width
             tflops = flops / (row["ms_median"] / 1000) / 1e12
             row["tflops"] = round(tflops, 3) if objective == "ntxent" else ""
-            row["share_of_matmul"] = round(tflops / rate, 3) if rate and row["tflops"] else ""
             results.append(row)
             print({key: value for key, value in row.items() if value != ""}, flush=True)
     for name, why in missing.items():
@@ -157,7 +196,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small shapes, few rounds")
     quick = parser.parse_args().quick
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rate = matmul_tflops(device) if device.type == "cuda" else 0.0
     if quick:
         plan = [("ntxent", 512, 128, 3), ("clip", 512, 128, 3)]
     elif device.type == "cuda":
@@ -171,7 +209,7 @@ def main() -> None:
         plan += [("ntxent", 2048, 512, 5), ("clip", 4096, 128, 5)]
     results = []
     for objective, rows, width, rounds in plan:
-        results += measure(objective, rows, width, device, rounds, rate)
+        results += measure(objective, rows, width, device, rounds)
     if quick:
         return
     print(write("ntxent", results), draw("ntxent"))

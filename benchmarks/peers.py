@@ -4,9 +4,48 @@ import importlib.util
 import math
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+
+
+class Compiled:
+    """A function by torch.compile, which raises where it would go on in eager mode unseen.
+
+    dynamo keeps eight versions of a function; `new_shape` before each shape lets none be the ninth.
+    `fullgraph` makes that ninth, and any part that cannot be compiled, an error.
+    """
+
+    backend = "inductor"
+
+    def __init__(self, function: Callable) -> None:
+        self.function = function
+        self.compiled: Callable | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self.compiled is None:
+            from torch._functorch import config
+
+            config.donated_buffer = False  # else a compiled backward could be timed once only
+            self.compiled = torch.compile(
+                self.function, dynamic=False, fullgraph=True, backend=self.backend
+            )
+        return self.compiled(*arguments)
+
+
+def new_shape() -> None:
+    """Forget what torch.compile made for the shapes before."""
+    import torch._dynamo as dynamo
+
+    dynamo.reset()
+    dynamo.utils.counters.clear()
+
+
+def graphs() -> int:
+    """How many graphs torch.compile made since `new_shape`."""
+    import torch._dynamo as dynamo
+
+    return int(dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 class Peer(NamedTuple):

@@ -2,8 +2,10 @@
 
 import csv
 import datetime
+import os
 import platform
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -25,21 +27,59 @@ def write(name: str, rows: list[dict[str, object]]) -> Path:
 
     Rows that hold conditions already, from `kept`, keep them.
     """
+    here = conditions()
+    RESULTS.mkdir(exist_ok=True)
+    path = place(name, "csv")
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, list(dict.fromkeys([*rows[0], *here])))
+        writer.writeheader()
+        writer.writerows([here | row for row in rows])
+    return path
+
+
+def conditions() -> dict[str, object]:
+    """What a row was measured under."""
     cuda = torch.cuda.is_available()
-    conditions = {
-        "device": torch.cuda.get_device_name(0) if cuda else platform.machine(),
+    return {
+        "device": torch.cuda.get_device_name(0) if cuda else processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "date": datetime.date.today().isoformat(),
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = place(name, "csv")
-    with path.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, list(dict.fromkeys([*rows[0], *conditions])))
-        writer.writeheader()
-        writer.writerows([conditions | row for row in rows])
-    return path
+
+
+def processor() -> str:
+    """Model of the CPU, its architecture where the system does not name it."""
+    facts = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*:\s*(.+)", facts.read_text()) if facts.exists() else None
+    return named[1] if named else platform.machine()
+
+
+class Rows:
+    """A CSV that holds every row as soon as it is measured, whatever ends the program after it.
+
+    Args:
+        path: continued where it exists.
+        columns: those of the rows; conditions and the host's CPU are added.
+        more: a condition of every row.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], **more: object) -> None:
+        self.path = path
+        self.conditions = conditions() | {"host": processor()} | more
+        self.columns = list(dict.fromkeys([*columns, *self.conditions]))
+
+    def add(self, **row: object) -> None:
+        """Append one row, on the disk when this returns."""
+        with self.path.open("a", newline="", encoding="utf-8") as handle:
+            writer = csv.DictWriter(handle, self.columns)
+            if not handle.tell():
+                writer.writeheader()
+            writer.writerow(self.conditions | row)
+            handle.flush()
+            os.fsync(handle.fileno())
+        print({key: value for key, value in row.items() if value not in ("", None)}, flush=True)
 
 
 def place(name: str, suffix: str) -> Path:

@@ -19,12 +19,12 @@ WIDEST = 8192
 def refusal(request: Request) -> str:
     """Refuses other devices, float64 and ops that are not written.
 
-    On the CPU the contrastive losses run in Triton's interpreter where TRITON_INTERPRET=1.
+    On the CPU the ops run in Triton's interpreter where TRITON_INTERPRET=1.
     """
     if request.op not in OPS:
         return ABSENT
-    interpreted = triton.knobs.runtime.interpret and request.op in CONTRASTIVE
-    if request.device.type != "cuda" and not (interpreted and request.device.type == "cpu"):
+    interpreted = triton.knobs.runtime.interpret and request.device.type == "cpu"
+    if request.device.type != "cuda" and not interpreted:
         return "runs on cuda only"
     if request.dtype == torch.float64:
         return "float64 is not supported"
