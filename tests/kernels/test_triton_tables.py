@@ -99,3 +99,22 @@ def test_tables_have_every_shape(kernel, split):
             else:
                 assert 16 <= shape.out <= wide
             assert shape in tuning.candidates(kernel, shape, wide)
+
+
+@pytest.mark.parametrize("kernel, fixed, most", [("sum", 1.5, 64), ("weight", 3.0, 16)])
+def test_programs_fill_their_last_wave(kernel, fixed, most):
+    """Time in visits, of 132 multiprocessors that take one program at a time."""
+    cpu, shape = torch.device("cpu"), tuning.table_shape(kernel, 9, 128, False)
+    for rows in range(3072, 65_537, 1024):
+        blocks, visits = rows // shape.rows, rows // shape.columns
+        each = tuning.visits_each(blocks, visits, shape, cpu, fixed, most)
+        programs = blocks * -(-visits // each)
+        assert -(-visits // each) <= most
+        taken, least = -(-programs // 132) * (fixed + each), blocks * visits / 132
+        assert taken < 1.25 * least + 2 * fixed, rows
+    # A block alone is cut into as many parts as may be, one visit is not cut.
+    assert tuning.visits_each(1, 64, shape, cpu, fixed, most) == 64 // most
+    assert tuning.visits_each(1, 1, shape, cpu, fixed, most) == 1
+    halves = shape._replace(warps=4)  # two programs at a time
+    assert tuning.visits_each(132, 64, shape, cpu, fixed, most) == 64
+    assert tuning.visits_each(132, 64, halves, cpu, fixed, most) == 32

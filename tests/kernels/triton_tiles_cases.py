@@ -15,7 +15,7 @@ import triton
 
 from selftaught.kernels.reference import contrastive as reference
 from selftaught.kernels.tiles import Classes, Excluded, Side
-from selftaught.kernels.triton import BACKEND, log_sums, tuning, weighted_sums
+from selftaught.kernels.triton import BACKEND, log_sums, tuning
 from selftaught.kernels.triton.tuning import Shape
 from tests.kernels.tiles_truth import logits_of, weighted
 
@@ -120,7 +120,7 @@ def test_symmetric(count, tau):
 
 def test_partial_sums_in_rounds(monkeypatch):
     monkeypatch.setattr(log_sums, "_slots", lambda pair: 1)
-    monkeypatch.setattr(log_sums, "PROGRAMS", 2)
+    monkeypatch.setattr(tuning, "processors", lambda device: 2)
     z, y, tau = normal(150, 16), normal(70, 16, seed=1), number(0.1)
     x, other = TILES.prepare(z, True, "auto"), TILES.prepare(y, True, "auto")
     logits, _ = logits_of(z, z, tau, Excluded(0, 75))
@@ -383,8 +383,8 @@ def test_losses_against_reference(normalize, tau):
 
 
 def test_columns_in_parts(monkeypatch):
-    monkeypatch.setattr(weighted_sums, "PROGRAMS", 1)
-    z, tau = normal(70, 16), number(0.1)
+    monkeypatch.setattr(tuning, "visits_each", lambda *_: 2)  # of three: a ragged last part
+    z, tau = normal(150, 16), number(0.1)
     x = TILES.prepare(z, True, "auto")
     logits, y = logits_of(z, z, tau, None)
     row = side(logits, 1)

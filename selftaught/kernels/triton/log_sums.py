@@ -28,8 +28,8 @@ from selftaught.kernels.triton.pieces import (
 )
 from selftaught.kernels.triton.tuning import Shape
 
-# Programs that keep any GPU busy.
-PROGRAMS = 1024
+# Visits that a program's start takes, and programs that may share a block's visits.
+START, PROGRAMS = 1.5, 64
 # Bytes of partial sums at a time, at least; or as many as the columns' entries.
 PARTIAL_BYTES = 8 << 20
 MERGED = 256
@@ -200,9 +200,10 @@ def _slots(pair: Pair) -> int:
     return max(1, max(PARTIAL_BYTES, most * pair.width) // (4 * most))
 
 
-def _each(blocks: int, visits: int) -> int:
-    """Visits of a program, so that there are about `PROGRAMS`."""
-    return min(visits, triton.cdiv(blocks * visits, PROGRAMS))
+def _each(pair: Pair, shape: Shape, blocks: int, visits: int) -> int:
+    """Visits of a program; see `tuning.visits_each`."""
+    device = pair.operands[0].device
+    return tuning.visits_each(blocks, visits, shape, device, START, PROGRAMS)
 
 
 def _sum_tiles(
@@ -297,7 +298,7 @@ def symmetric_log_sums(pair: Pair) -> Tensor:
     both = triton.cdiv(blocks, 2)
     held = min(distances, _slots(pair))
     tiles = shape.rows // shape.columns
-    each = _each(blocks, held * tiles)
+    each = _each(pair, shape, blocks, held * tiles)
     merge = _Merge(pair)
     row_sums = pair.empty(triton.cdiv(held * tiles, each), pair.rows)
     column_sums = pair.empty(held, pair.rows)
@@ -323,7 +324,7 @@ def log_sums(pair: Pair, columns: bool) -> tuple[Tensor, Tensor | None]:
     blocks = triton.cdiv(pair.rows, shape.rows)
     visits = triton.cdiv(pair.columns, shape.columns)
     held = min(blocks, _slots(pair)) if columns else blocks
-    each = max(_each(held, visits), triton.cdiv(visits, _slots(pair)))
+    each = max(_each(pair, shape, held, visits), triton.cdiv(visits, _slots(pair)))
     of_rows = _Merge(pair)
     row_sums = pair.empty(triton.cdiv(visits, each), pair.rows)
     if not columns:

@@ -78,7 +78,7 @@ SHAPES = {
     ("weight", 9, 256, False): Shape(128, 64, 0, 256, 8, 2),
     ("weight", 9, 0, False): Shape(128, 64, 64, 256, 8, 2),
     ("weight", 9, 64, True): Shape(128, 64, 0, 64, 8, 2),
-    ("weight", 9, 128, True): Shape(128, 32, 0, 128, 8, 2),
+    ("weight", 9, 128, True): Shape(128, 64, 0, 128, 8, 3),
     ("weight", 9, 0, True): Shape(128, 32, 32, 128, 8, 3),
     ("more", 9, 128, False): Shape(128, 64, 0, 128, 8, 2),
     ("more", 9, 0, False): Shape(128, 32, 32, 128, 8, 2),
@@ -138,6 +138,39 @@ def generation(device: torch.device) -> int:
     return (
         generation_of(torch.cuda.get_device_capability(device)[0]) if device.type == "cuda" else 9
     )
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of the device; in the interpreter those of an H100."""
+    if device.type != "cuda":
+        return 132
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def visits_each(
+    blocks: int, visits: int, shape: Shape, device: torch.device, fixed: float, most: int
+) -> int:
+    """How many of its visits a program makes, so that the last wave of programs is nearly full.
+
+    A program has a multiprocessor to itself with 8 warps, half of it with 4: its registers decide.
+
+    Args:
+        blocks: that visit.
+        visits: of every block.
+        shape: of the programs.
+        device: where they run.
+        fixed: what a program takes beside its visits, in visits.
+        most: programs that may share a block's visits.
+    """
+    at_once = processors(device) * max(1, 8 // shape.warps)
+
+    def waves(each: int) -> float:
+        return triton.cdiv(blocks * triton.cdiv(visits, each), at_once) * (fixed + each)
+
+    choices = {triton.cdiv(visits, parts) for parts in range(1, min(most, visits) + 1)}
+    # The fewest programs of those that end first: less is written and added up.
+    return min(sorted(choices, reverse=True), key=waves)
 
 
 def candidates(kernel: str, default: Shape, width: int) -> list[Shape]:

@@ -37,9 +37,9 @@ from selftaught.kernels.triton.pieces import (
 )
 from selftaught.kernels.triton.tuning import Shape
 
-# Programs that occupy a large GPU, and most parts that a row's sum is made of.
-PROGRAMS = 132
-PARTS = 8
+# Visits that a program's start and the partial sums it leaves take; most parts that a row's sum is
+# made of, and bytes of all of them.
+START, PARTS, PARTIAL_BYTES = 3.0, 16, 48 << 20
 # Largest weight as a power of two: float16 ends at 2 ** 16, and a softmax may round above 1.
 TOP = tl.constexpr(15)
 BLOCK = 1024
@@ -348,7 +348,9 @@ def weighted_sums(
     def launch(shape: Shape) -> tuple[Tensor, Tensor | None]:
         blocks, outs = triton.cdiv(pair.rows, shape.rows), triton.cdiv(width, shape.out)
         visits = triton.cdiv(pair.columns, shape.columns)
-        each = triton.cdiv(visits, min(PARTS, visits, triton.cdiv(PROGRAMS, blocks * outs)))
+        device = pair.operands[0].device
+        most = max(1, min(PARTS, PARTIAL_BYTES // (4 * pair.rows * width)))
+        each = tuning.visits_each(blocks * outs, visits, shape, device, START, most)
         parts = triton.cdiv(visits, each)
         sums = pair.empty(parts, pair.rows, width)
         slopes = pair.empty(parts, pair.rows) if slope else None
