@@ -277,7 +277,8 @@ def score_images(
     Raises:
         InputError: its outputs are not as `Task.scorer` says.
     """
-    outputs, count = scorer(images) if masks is None else scorer(images, masks), len(images)
+    outputs = scorer(images) if masks is None else scorer(images, masks)
+    count = images.shape[0]  # len() would fix the number of images in a traced program
     if not isinstance(outputs, dict) or not isinstance(outputs.get("score"), Tensor):
         raise _unlike("the scorer", outputs, '{"score": a float tensor (B,), ...}')
     if taken := sorted(TAKEN & outputs.keys()):
