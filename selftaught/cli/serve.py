@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from selftaught.cli.parser import build_parser, parse
 
@@ -15,18 +14,13 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(parser, arguments)
     from starlette.applications import Starlette
 
-    from selftaught.data.images.decode import read_grey
     from selftaught.export.runtime import Exported
-    from selftaught.files import sha256
+    from selftaught.web.exported import scorer_of
     from selftaught.web.scoring import Service
     from selftaught.web.server import ADDRESS, Guard, listen, serve
 
-    model = Exported.load(options.model)
-
-    def score(path: Path) -> Any:
-        return model.score([read_grey(path)])[0]
-
-    service = Service(score, sha256(Path(options.model)))
+    model = Exported.load(Path(options.model))
+    service = Service(scorer_of(model), model.facts["model"])
     open_ = listen(options.port)
     port = open_.getsockname()[1]
     print(f"POST a film's bytes to http://{ADDRESS}:{port}/score", flush=True)

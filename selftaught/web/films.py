@@ -14,6 +14,7 @@ from selftaught.evaluation.images import NEIGHBOURS, normal_training_rows
 from selftaught.evaluation.report import find_image_root
 from selftaught.evaluation.run_files import RunFiles, read_run
 from selftaught.models.files import FACTS
+from selftaught.models.preprocessing import Preprocessing
 from selftaught.semi_labels import UNKNOWN
 
 SPREAD = 200  # films that are far from all before the rest follow by their distance alone
@@ -27,7 +28,7 @@ class Films:
 
     Attributes:
         table: columns path, label (float64, NaN blank), split ("" of a list that has none),
-            body_part, score, percentile, flagged, as far as they are known.
+            body_part and mask ("" where there is none), score; percentile, if known.
         root: folder of the paths; None = unknown.
         features: (N, D) of the films, for their like; None = not known beforehand.
         threshold: of the model; None where it has none.
@@ -60,7 +61,23 @@ class Films:
         Raises:
             InputError: nobody knows, or it is not where it may be.
         """
-        return _file(self.root, str(self.table["path"].iloc[number]), self.contained)
+        return self._file(str(self.table["path"].iloc[number]))
+
+    def _file(self, path: str) -> Path:
+        return _file(self.root, path, self.contained)
+
+    def given(self, number: int, films: Preprocessing) -> dict[str, Any]:
+        """What a detector is given beside a film's file: body part, and a mask where one counts.
+
+        Args:
+            number: of the film.
+            films: what the model's films went through.
+        """
+        row = self.table.iloc[number]
+        given: dict[str, Any] = {"body_parts": [row["body_part"]]}
+        if (films.masked or not films.known) and self.root and (self.table["mask"] != "").any():
+            given["masks"] = [self._file(row["mask"]) if row["mask"] else None]
+        return given
 
     def order(self, split: str, by: str, hidden: bool, labelled: Sequence[int]) -> np.ndarray:
         """Numbers of a set's films as they are offered.
@@ -181,7 +198,10 @@ def films_of_run(folder: Path) -> Films:
     table = run.scores.copy()
     for name in ("split", "body_part"):
         table[name] = table[name] if name in table else ""
-    table["flagged"] = pd.to_numeric(table.get("flagged", pd.Series(dtype=float)), errors="coerce")
+    table["mask"] = ""
+    if run.split is not None and "mask" in run.split:
+        masks = run.split.set_index("path")["mask"]
+        table["mask"] = table["path"].map(masks).fillna("")
     return Films(
         table=table,
         root=find_image_root(run),
@@ -204,9 +224,7 @@ def listed(
         contained: whether paths may not leave `root`.
     """
     facts = json.loads((model / FACTS).read_text(encoding="utf-8"))
-    table = table.assign(
-        split="", label=table["label"].astype("Float64").astype(float), score=table["score"]
-    )
+    table = table.assign(split="", label=table["label"].astype("Float64").astype(float))
     return Films(
         table=table,
         root=root,

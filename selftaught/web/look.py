@@ -161,7 +161,8 @@ class Look:
         if self.films.features is not None:
             return self.films.features[number]
         with self.service.one:
-            return self.detector.embed([self.films.file(number)])[0][0].numpy()
+            h = self.detector.embed([self.films.file(number)], **self._given(number))[0]
+        return h[0].numpy()
 
     async def small(self, request: Request) -> Response:
         """A thumbnail."""
@@ -190,16 +191,17 @@ class Look:
         return await self._picture("map", number, lambda: self._map(number))
 
     def _map(self, number: int) -> bytes:
-        from selftaught.data.images.decode import read_grey
+        from selftaught.maps import film_of, overlay
 
-        try:
-            from selftaught.maps import overlay
-        except ModuleNotFoundError as error:
-            raise InputError("this version draws no maps") from error
-        path = self.films.file(number)
+        path, detector = self.films.file(number), self.detector
+        part = str(self.films.table["body_part"].iloc[number])
         with self.service.one:
-            heat = self.detector.maps([path])[0]
-        return jpeg(np.asarray(overlay(read_grey(path), np.asarray(heat))), LARGE, 92)
+            heat = detector.maps([path], **self._given(number))[0].numpy()
+        film, cut = film_of(path, detector.preprocessing, part)
+        return jpeg(overlay(film, heat, cut), LARGE, 92)
+
+    def _given(self, number: int) -> dict[str, Any]:
+        return self.films.given(number, self.detector.preprocessing)
 
     def _jpeg(self, number: int, size: tuple[int, int], quality: int) -> bytes:
         from selftaught.data.images.decode import read_grey
