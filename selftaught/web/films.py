@@ -171,19 +171,20 @@ def far_from(features: np.ndarray, known: np.ndarray) -> np.ndarray:
     After the first 200 the others follow by their distance from all these.
     """
     count = len(features)
-    distances = np.full(count, np.inf)
-    lengths = np.square(features).sum(axis=1, dtype=np.float64)
+    distances, lengths = np.full(count, np.inf), np.square(features).sum(axis=1, dtype=np.float64)
+
+    def nearer(others: np.ndarray) -> np.ndarray:
+        """Squared distances to the nearest of others and of those before."""
+        squares = np.square(others).sum(axis=1, dtype=np.float64) - 2.0 * (features @ others.T)
+        return np.minimum(distances, lengths + squares.min(axis=1))
+
     for start in range(0, len(known), ROWS):
-        part = known[start : start + ROWS]
-        squares = lengths[:, None] + np.square(part).sum(axis=1, dtype=np.float64)
-        distances = np.minimum(distances, (squares - 2.0 * (features @ part.T)).min(axis=1))
-    chosen = []
+        distances = nearer(known[start : start + ROWS])
+    chosen: list[int] = []
     for _ in range(min(SPREAD, count)):
-        one = int(np.argmax(distances))
-        chosen.append(one)
-        new = np.square(features - features[one]).sum(axis=1, dtype=np.float64)
-        distances = np.where(distances == -np.inf, -np.inf, np.minimum(distances, new))
-        distances[one] = -np.inf
+        chosen.append(int(np.argmax(distances)))
+        distances = nearer(features[chosen[-1:]])
+        distances[chosen] = -np.inf
     rest = np.argsort(-distances, kind="stable")[: count - len(chosen)]
     return np.concatenate([chosen, rest]).astype(int)
 

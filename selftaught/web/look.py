@@ -70,7 +70,7 @@ class Look:
         routes = [
             Route("/", self.page),
             Route("/static/{name}", self.static),
-            Route("/films", self.list),
+            Route("/films", self.listing),
             Route("/film/{number:int}", self.film),
             Route("/small/{number:int}", self.small),
             Route("/large/{number:int}", self.large),
@@ -116,7 +116,7 @@ class Look:
             return _line(404, "there is no such file")
         return FileResponse(HERE / name, media_type=FILES[name])
 
-    async def list(self, request: Request) -> Response:
+    async def listing(self, request: Request) -> Response:
         """The films of a set in order, as columns; without scores where these are hidden."""
         query = request.query_params
         split, by, hidden = query.get("set", "all"), query.get("order"), query.get("hidden") == "1"

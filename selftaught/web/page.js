@@ -101,6 +101,7 @@ async function load() {
   $("list").scrollTop = 0;
   $("facts").hidden = $("near").hidden = $("judge").hidden = $("maps").hidden = hidden;
   if (!facts.maps) $("maps").hidden = true;
+  $("sethint").hidden = !["test", "val"].includes($("set").value);
   scale();
   layout();
   judge();
@@ -193,7 +194,7 @@ function later(work) {
 
 function label(word) {
   if (at < 0) return;
-  if (!loaded) return say("Wait until the film is seen.");
+  if (!loaded) return say($("blank").hidden ? "Wait until the film is seen." : "A film that cannot be shown gets no label.");
   const i = at, of = films, was = of.label[i], who = $("who").value.trim(), blind = hidden;
   of.label[i] = word;
   mark(i);
@@ -257,7 +258,8 @@ function judge() {
   $("sensitivity").textContent = share(1);
   $("specificity").textContent = share(0);
   $("read").textContent = scored ? Math.round((flagged / scored) * Number($("day").value || 0)).toLocaleString("en") : "–";
-  $("judgehint").textContent = $("set").value === "train" || $("set").value === "all" ? "The model has seen training films: these figures flatter it." : "";
+  const seen = "train" in facts.sets && ["train", "all"].includes($("set").value);
+  $("judgehint").textContent = seen ? "The model has seen training films: these figures flatter it." : "";
 }
 
 function move(value) {
@@ -278,10 +280,12 @@ const KEYS = {
   ArrowUp: () => show(at - columns), ArrowDown: () => show(at + columns), h: () => hide(!hidden),
 };
 document.addEventListener("keydown", (event) => {
-  const typing = event.target.matches("input:not([type=checkbox]), select");
-  if (typing || event.ctrlKey || event.metaKey || event.altKey || !KEYS[event.key]) return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const typing = event.target.matches("input:not([type=checkbox], [type=range])");
+  const choosing = event.target.matches("select, [type=range]") && !"123".includes(key);
+  if (typing || choosing || event.ctrlKey || event.metaKey || event.altKey || !KEYS[key]) return;
   event.preventDefault();
-  KEYS[event.key]();
+  KEYS[key]();
 });
 for (const button of document.querySelectorAll("[data-label]"))
   button.addEventListener("click", () => label(button.dataset.label));
@@ -294,7 +298,10 @@ $("large").addEventListener("error", () => {
   $("blank").textContent = "The film cannot be shown: it was moved or deleted, or cannot be decoded.";
   $("blank").hidden = false;
 });
-$("heat").addEventListener("error", () => { $("heat").hidden = true; say("The map cannot be drawn.", true); });
+$("heat").addEventListener("error", () => {
+  $("heat").hidden = true;
+  ask($("heat").src).catch((error) => say(`No map: ${error.message}`, true));
+});
 $("opacity").addEventListener("input", heat);
 $("threshold").addEventListener("input", () => move(Number($("threshold").value)));
 $("reset").addEventListener("click", () => facts.threshold !== null && move(facts.threshold));

@@ -19,7 +19,7 @@ from selftaught.errors import InputError, MachineError
 
 # A film's file and what it was scored by name: at least score, percentile and flagged.
 Score = Callable[[Path], Mapping[str, Any]]
-WAITING = 16  # films that may wait for the model; who comes later is asked to come again
+WAITING = 8  # films that may wait for the model; who comes later is asked to come again
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "TIFF": ".tif", "DICOM": ".dcm"}
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import uvicorn
 
 ADDRESS = "127.0.0.1"
-BODY_BYTES = 1 << 28  # of a film: 64 Mpx of 16 bits, and room
+BODY_BYTES = 1 << 27  # of a film: 64 Mpx of 16 bits
 SMALL_BYTES = 1 << 16  # of anything else
 BODY_SECONDS, HEADER_SECONDS = 60.0, 20.0
 CONNECTIONS = 64
