@@ -16,7 +16,7 @@ GROUPS = [
     {"losses"},
     {"data", "models", "search"},
     {"methods"},
-    {"detector", "export", "maps"},
+    {"detector", "export", "maps", "dicom"},
     {"training", "evaluation", "monitoring"},
     {"table1", "web"},
     {"cli", "__main__"},

@@ -30,6 +30,8 @@ COMMANDS = {
     "maps": "films with the heat of their scores, on one scale for all films of a model",
     "look": "a page to look at films and label them, and POST /score",
     "serve": "POST /score of an exported model, without torch",
+    "dicom": "score a folder of DICOM studies; results as DICOM reports and captures",
+    "listen": "take films from an archive over the network, send results back",
     "evaluate": "AUROC and the other figures of a run or of any scores.csv",
     "report": "report.html and MODEL_CARD.md of a run",
     "compare": "runs on the same test images: one table, paired differences of AUROC, a page",

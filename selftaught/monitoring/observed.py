@@ -9,6 +9,7 @@ import pandas as pd
 from selftaught.data.images.decode import check_header, is_dicom
 from selftaught.data.images.dicom import acquisition
 from selftaught.data.images.pack import locate
+from selftaught.models.seen import plain
 from selftaught.monitoring.drift import Films
 
 if TYPE_CHECKING:
@@ -65,10 +66,12 @@ def of_model(detector: "Detector") -> Observed:
         seen[SCORES] = Films(values=np.array(detector.calibration.normal_scores))
     if detector.bank is not None:
         seen[EMBEDDINGS] = Films(values=detector.bank.normals.numpy())
-    parts = detector.training.get("body_parts")
-    if isinstance(parts, dict) and parts:
-        values = np.repeat(list(map(str, parts)), [int(count) for count in parts.values()])
-        seen["body part"] = Films(values=values)
+    films = detector.training.get("films")
+    for column, name in FROM_LIST.items():
+        counts = films.get(column) if isinstance(films, dict) else None
+        known = {one: int(count) for one, count in (counts or {}).items() if one}
+        if known:
+            seen[name] = Films(values=np.repeat(list(known), list(known.values())))
     return seen
 
 
@@ -90,7 +93,8 @@ def header_facts(table: pd.DataFrame, root: Path) -> pd.DataFrame:
         facts[name] = facts[name].fillna("").astype(str)
     for column, name in FROM_LIST.items():
         if column in table and (table[column] != "").any():
-            facts[name] = table[column].str.lower()
+            facts[name] = table[column]
+        facts[name] = [plain(column, value) for value in facts[name]]
     return facts
 
 

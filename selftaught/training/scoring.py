@@ -19,6 +19,7 @@ from selftaught.models.bank import COLUMNS, Bank
 from selftaught.models.calibration import Calibration
 from selftaught.models.files import save_model
 from selftaught.models.preprocessing import Preprocessing
+from selftaught.models.seen import seen
 from selftaught.search import knn_score
 from selftaught.training import checkpoint, guards
 from selftaught.training.bank import compare, members, score_rows
@@ -87,14 +88,13 @@ def _write_model(
 ) -> None:
     config, images = run.config, run.images
     if distributed.is_main():
-        parts = images.frame["body_part"].iloc[images.rows("train")].value_counts()
         facts = {
             "epoch": epoch,
             "seed": config.seed,
             "preset": config.preset,
             "pretext": config.pretext.method,
             "training_images": len(images.rows("train")),
-            "body_parts": {name: int(n) for name, n in parts.items() if name},
+            "films": seen(images.frame.iloc[images.rows("train")], images.root),
         }
         save_model(
             path,

@@ -1,0 +1,1 @@
+"""Films from a hospital's archive in, structured reports and captures back."""
