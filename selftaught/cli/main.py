@@ -198,8 +198,9 @@ def guarded(name: str, arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("selftaught"):
             raise
+        extra = "dicom" if error.name in ("pynetdicom", "highdicom") else "train"
         complain(
-            f"the package {error.name} is missing; install it by: pip install selftaught[train]"
+            f"the package {error.name} is missing; install it by: pip install selftaught[{extra}]"
         )
         return 2
     except (RuntimeError, MemoryError) as error:

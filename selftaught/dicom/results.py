@@ -25,7 +25,7 @@ from selftaught.dicom.scorer import Identity
 NOTE = "research, not a diagnosis"
 MAKER, SCHEME = "selftaught", "99SELFTAUGHT"
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "selftaught.dicom")
-LARGEST = 1024  # pixels of a capture's longer side
+LARGEST, BAR = 1024, 48  # pixels of a capture's longer side, of a line of text
 REPORTS, CAPTURES = 9001, 9002  # numbers of series, after those of films
 BLANK = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"),
@@ -38,6 +38,7 @@ NUMBER, PERCENT = CodedConcept("1", "UCUM", "no units"), CodedConcept("%", "UCUM
 MEASURED = (
     ("score", "Anomaly score", NUMBER),
     ("percentile", "Percentile among normal films", PERCENT),
+    ("p_value", "Conformal p-value among normal films", NUMBER),
     ("threshold", "Threshold of the anomaly score", NUMBER),
 )
 
@@ -127,7 +128,7 @@ def capture(
         film: with its header.
         columns: its score; percentile and flagged where the model gives them.
         model: that gave them.
-        picture: (H, W) uint8 or uint16, or (H, W, 3) uint8.
+        picture: (H, W) uint8, or (H, W, 3) uint8 with a heat map.
     """
     header = film.header
     assert header is not None
@@ -159,29 +160,35 @@ def _with_figures(
     picture: np.ndarray, columns: Mapping[str, Any], remarks: tuple[str, ...]
 ) -> np.ndarray:
     """(H, W, 3) uint8 with a line of figures above the film and what to think of them below."""
-    if picture.dtype == np.uint16:
-        picture = (picture >> 8).astype(np.uint8)
+    notes = [NOTE, *remarks]
     if picture.ndim == 2:
         picture = np.repeat(picture[:, :, None], 3, axis=2)
+    else:
+        notes.insert(1, "colour: what raises the score")
     above = [f"{MAKER}: score {columns['score']:.4g}"]
     if (percentile := columns.get("percentile")) is not None:
         above.append(f"above {percentile:.0f} % of normal films")
     if (flagged := columns.get("flagged")) is not None:
         above.append("FLAGGED" if flagged else "not flagged")
-    bars = (", ".join(above), "; ".join((NOTE, *remarks)))
-    scale = (LARGEST - 2 * 48) / max(picture.shape[:2])
-    if scale < 1:
-        size = (round(picture.shape[1] * scale) or 1, round(picture.shape[0] * scale) or 1)
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    return np.concatenate([_bar(bars[0], picture), picture, _bar(bars[1], picture)])
+    above_it, below = _bar(", ".join(above), picture), _bar("; ".join(notes), picture)
+    return np.concatenate([above_it, picture, below])
+
+
+def shrunk(film: np.ndarray) -> np.ndarray:
+    """A film (H, W) as large as a capture may be, with room for two bars."""
+    scale = (LARGEST - 2 * BAR) / max(film.shape)
+    if scale >= 1:
+        return film
+    size = (round(film.shape[1] * scale) or 1, round(film.shape[0] * scale) or 1)
+    return cv2.resize(film, size, interpolation=cv2.INTER_AREA)
 
 
 def _bar(text: str, picture: np.ndarray) -> np.ndarray:
-    """A text as wide as the picture, at most 48 px high; letters as large as fit."""
+    """A text as wide as the picture, at most `BAR` px high; letters as large as fit."""
     font, width = cv2.FONT_HERSHEY_SIMPLEX, picture.shape[1]
     (wide, high), base = cv2.getTextSize(text, font, 1.0, 1)
     size = min(0.8, 0.94 * width / wide)
-    bar = np.zeros((min(48, int((high + base) * size) + 12), width, 3), np.uint8)
+    bar = np.zeros((min(BAR, int((high + base) * size) + 12), width, 3), np.uint8)
     at = (int(0.03 * width), bar.shape[0] - 6 - int(base * size))
     return cv2.putText(bar, text, at, font, size, (255, 255, 255), 1, cv2.LINE_AA)
 

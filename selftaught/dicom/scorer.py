@@ -1,16 +1,21 @@
 """A model beside an archive: films in, scores and the objects that carry them out."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from selftaught import __version__
 from selftaught.detector import Detector
 from selftaught.dicom.film import Film, read_film
 from selftaught.errors import InputError, MachineError
 from selftaught.files import sha256, standing
+from selftaught.maps.heat import DEFAULT
+from selftaught.maps.overlay import eight_bits, film_of, overlay
 from selftaught.models.files import FACTS
 
 if TYPE_CHECKING:
@@ -113,8 +118,8 @@ class Scorer:
 
     def _scored(self, films: Sequence[Film]) -> list[Result]:
         try:
-            rows = self._rows(films)
-            return [self._result(*one) for one in zip(films, rows, strict=True)]
+            rows, heats = self._rows(films), self._heats(films)
+            return [self._result(*one) for one in zip(films, rows, heats, strict=True)]
         except (MachineError, MemoryError):
             raise
         except Exception as error:
@@ -124,28 +129,45 @@ class Scorer:
             return [Result(film=films[0], columns={}, problem=f"cannot be scored ({reason})")]
 
     def _rows(self, films: Sequence[Film]) -> list[dict[str, Any]]:
-        table = self.detector.explain(
-            [film.path for film in films],
-            body_parts=[film.body_part for film in films],
-            batch_size=BATCH,
-            bad_files="skip",
-        ).drop(columns="path")
-        rows: list[dict[str, Any]] = json.loads(
-            table.to_json(orient="records", double_precision=15)
-        )
+        table = self.detector.explain(**_given(films)).drop(columns="path")
+        text = table.to_json(orient="records", double_precision=15)
+        rows: list[dict[str, Any]] = json.loads(text)
         return rows
 
-    def _result(self, film: Film, row: dict[str, Any]) -> Result:
+    def _heats(self, films: Sequence[Film]) -> Sequence[np.ndarray | None]:
+        """(S, S) of each film, where captures are made and the model has a scale for maps."""
+        if not self._captures or DEFAULT not in self.detector.scales:
+            return [None] * len(films)
+        return list(self.detector.maps(**_given(films)).numpy())
+
+    def _result(self, film: Film, row: dict[str, Any], heat: np.ndarray | None) -> Result:
         problem = row.pop("problem").removeprefix(f"{film.path}: ")
         if problem or row["score"] is None:
             return Result(film=film, columns={}, problem=problem or "has no score")
         columns = {name: value for name, value in row.items() if value is not None}
         objects = [self._results.report(film, columns, self.model)]
         if self._captures:
-            objects.append(self._results.capture(film, columns, self.model, self._picture(film)))
+            picture = self._picture(film, heat)
+            objects.append(self._results.capture(film, columns, self.model, picture))
         return Result(film=film, columns=columns, problem="", objects=tuple(objects))
 
-    def _picture(self, film: Film) -> Any:
-        from selftaught.data.images.decode import read_grey
+    def _picture(self, film: Film, heat: np.ndarray | None) -> np.ndarray:
+        """(H, W) uint8 of a film, or (H, W, 3) with its heat; as large as a capture may be."""
+        pixels, cut = film_of(film.path, self.detector.preprocessing, film.body_part)
+        small = self._results.shrunk(eight_bits(pixels))
+        if heat is None:
+            return small
+        if cut is not None:
+            share = np.array(small.shape[::-1]) / pixels.shape[::-1]
+            cut = dataclasses.replace(cut, quad=(cut.quad + 0.5) * share - 0.5)
+        return overlay(small, heat, cut)
 
-        return read_grey(film.path)
+
+def _given(films: Sequence[Film]) -> dict[str, Any]:
+    """Films as the detector takes them."""
+    return {
+        "images": [film.path for film in films],
+        "body_parts": [film.body_part for film in films],
+        "batch_size": BATCH,
+        "bad_files": "skip",
+    }

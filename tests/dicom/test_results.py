@@ -93,10 +93,11 @@ def test_captures_are_small_pictures(made, scorer):
     one = dcmread(path)
     assert one.file_meta.TransferSyntaxUID == RLELossless
     assert one.pixel_array.shape[1:] == (80, 3) and one.pixel_array.std() > 10
-    from selftaught.dicom.results import _with_figures
+    from selftaught.dicom.results import _with_figures, shrunk
 
-    large = _with_figures(np.zeros((4000, 2000), np.uint16), {"score": 1.0}, ())
-    assert max(large.shape) <= 1024
+    for shape in ((4000, 2000), (2000, 4000), (30, 9000)):
+        large = _with_figures(shrunk(np.zeros(shape, np.uint8)), {"score": 1.0}, ("long " * 40,))
+        assert max(large.shape) <= 1024
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dciodvfy (dicom3tools)")
