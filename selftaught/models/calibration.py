@@ -22,12 +22,13 @@ class Calibration:
     Attributes:
         threshold: in the unit of the scores; None where no image is flagged nor cleared.
         normal_scores: of normal validation images, or of the site's own normal films, rising.
-        weights: of each normal score in `p_values`: 1 / (films of its patient); () = 1 each.
+        patients: number of the patient of each normal score, in no order that means anything;
+            () = each film is a patient of its own.
     """
 
     threshold: float | None = None
     normal_scores: tuple[float, ...] = ()
-    weights: tuple[float, ...] = ()
+    patients: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Keep Python's own numbers, which a model can store."""
@@ -38,10 +39,17 @@ class Calibration:
             object.__setattr__(self, "threshold", threshold)
         scores = tuple(_vector(self.normal_scores, "normal_scores").tolist())
         object.__setattr__(self, "normal_scores", scores)
-        weights = tuple(_vector(self.weights, "weights").tolist())
-        fine = len(weights) in (0, len(scores)) and all(0 < one <= 1 for one in weights)
-        require("weights", self.weights, "one above 0, up to 1, for each normal score", fine)
-        object.__setattr__(self, "weights", weights)
+        fine = len(self.patients) in (0, len(scores))
+        fine = fine and all(type(one) is int and one >= 0 for one in self.patients)
+        require("patients", self.patients, "a whole number for each normal score, or none", fine)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(N,) what each normal score counts: 1 / (films of its patient)."""
+        if not self.patients:
+            return np.ones(len(self.normal_scores))
+        _, place, films = np.unique(self.patients, return_inverse=True, return_counts=True)
+        return 1.0 / films[place]
 
     @classmethod
     def from_normals(cls, scores: Scores, quantile: float = 0.95) -> "Calibration":
@@ -98,7 +106,7 @@ class Calibration:
 
         Of a new normal film it is at most a with probability at most a, for every a, ties and few
         normals included (Vovk, Gammerman and Shafer, 2005); it is never below 1 / (1 + number).
-        With `weights` patients are counted and not films: a patient counts by the share of its
+        With `patients` these are counted and not films: a patient counts by the share of its
         films, and the promise is that of a film of a new patient (two layers of exchangeability;
         Dunn, Wasserman and Ramdas, 2022; Lee, Barber and Willett, 2023).
 
@@ -112,7 +120,7 @@ class Calibration:
         if not self.normal_scores:
             return np.full(len(placed), np.nan)
         normals = np.asarray(self.normal_scores)
-        weights = np.asarray(self.weights or np.ones(len(normals)))
+        weights = self.weights
         above = np.append(np.cumsum(weights[::-1])[::-1], 0.0)
         above = above[np.searchsorted(normals, placed, side="left")]
         return np.where(np.isnan(placed), np.nan, (1 + above) / (1 + weights.sum()))
@@ -134,7 +142,7 @@ class Calibration:
     def facts(self) -> dict[str, Any]:
         """What a model stores, as JSON values."""
         facts = {"threshold": self.threshold, "normal_scores": list(self.normal_scores)}
-        return {**facts, "weights": list(self.weights)} if self.weights else facts
+        return {**facts, "patients": list(self.patients)} if self.patients else facts
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> "Calibration":
@@ -142,19 +150,19 @@ class Calibration:
 
         Raises:
             KeyError: something is missing.
-            ValueError: the threshold or a score is no finite number, or the weights are not those
+            ValueError: the threshold or a score is no finite number, or the patients are not those
                 of the scores.
         """
         threshold, scores = facts["threshold"], facts["normal_scores"]
-        weights = facts.get("weights", [])
+        patients = facts.get("patients", [])
         if threshold is not None and not _is_number(threshold):
             raise ValueError(f"threshold is {threshold!r}; allowed: a finite number or null")
-        for name, values in (("normal_scores", scores), ("weights", weights)):
+        for name, values in (("normal_scores", scores), ("patients", patients)):
             if not isinstance(values, list) or not all(map(_is_number, values)):
                 raise ValueError(f"{name}: allowed: a list of finite numbers")
-        if weights and sorted(scores) != scores:
-            raise ValueError("normal_scores: allowed beside weights: rising numbers")
-        return cls(threshold, tuple(sorted(map(float, scores))), tuple(map(float, weights)))
+        if patients and sorted(scores) != scores:
+            raise ValueError("normal_scores: allowed beside patients: rising numbers")
+        return cls(threshold, tuple(sorted(map(float, scores))), tuple(patients))
 
 
 def _vector(values: Scores, name: str) -> np.ndarray:

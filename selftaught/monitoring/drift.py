@@ -15,7 +15,7 @@ import numpy as np
 
 from selftaught.evaluation.statistics import holm
 
-LIMIT = 1000  # patients of a set; of more a sample is taken
+LIMIT = 1000  # films of a set; of more a sample of patients is taken
 FEWEST = 5
 GRID = 1000
 CHUNK = 256  # permutations at a time
@@ -155,7 +155,9 @@ def _drawn(here: Films, there: Films, seed: int) -> tuple[np.ndarray, np.ndarray
         names = np.arange(len(films.values)) if films.patients is None else films.patients
         unique, place = np.unique(names, return_inverse=True)
         generator = np.random.default_rng([seed, len(counts)])
-        kept = np.sort(generator.permutation(len(unique))[:LIMIT])
+        order = generator.permutation(len(unique))
+        total = np.cumsum(np.bincount(place)[order])
+        kept = np.sort(order[: max(1, np.searchsorted(total, LIMIT, side="right"))])
         rows = np.isin(place, kept)
         owners.append(np.searchsorted(kept, place[rows]) + sum(counts))
         values.append(films.values[rows])

@@ -63,7 +63,11 @@ def of_model(detector: "Detector") -> Observed:
     """What a model holds of the films it was trained and calibrated with."""
     seen = {}
     if detector.calibration.normal_scores:
-        seen[SCORES] = Films(values=np.array(detector.calibration.normal_scores))
+        patients = (
+            np.array(detector.calibration.patients) if detector.calibration.patients else None
+        )
+        scores = np.array(detector.calibration.normal_scores)
+        seen[SCORES] = Films(values=scores, patients=patients)
     if detector.bank is not None:
         seen[EMBEDDINGS] = Films(values=detector.bank.normals.numpy())
     films = detector.training.get("films")
@@ -126,5 +130,8 @@ def _of_film(path: Path) -> dict[str, str | float]:
     if is_dicom(path):
         taken = {FROM_DICOM[name]: value for name, value in acquisition(path).items()}
         return facts | {name: v.lower() if isinstance(v, str) else v for name, v in taken.items()}
-    with Image.open(path) as film:
-        return facts | {"bits": DEEP.get(film.mode, "8")}
+    try:
+        with Image.open(path) as film:
+            return facts | {"bits": DEEP.get(film.mode, "8")}
+    except (OSError, ValueError):  # a kind of TIFF that only we read
+        return facts

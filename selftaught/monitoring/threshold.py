@@ -10,7 +10,7 @@ film of a new patient (Lee, Barber and Willett, 2023).
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,14 +67,15 @@ def for_false_alarms(scores: np.ndarray, rate: float, patients: np.ndarray | Non
         patients: (N,) patient of each film, any hashable; None: unknown.
 
     Raises:
-        ValueError: `rate` is none.
+        ValueError: `rate` is out of range.
         InputError: too few films or patients for the rate.
     """
-    scores, weights = _weighted(scores, patients)
-    threshold = scores[_rank(scores, weights, "false_alarms", rate, rate, patients, "normal")]
+    normals = _ordered(scores, patients)
+    rank = _rank(normals, "false_alarms", rate, rate, "normal", patients is not None)
+    threshold = normals.normal_scores[rank]
     return Choice(
-        calibration=_calibration(float(threshold), scores, weights, patients),
-        false_alarms=_above(threshold, scores, weights),
+        calibration=replace(normals, threshold=threshold),
+        false_alarms=_above(threshold, normals),
     )
 
 
@@ -100,16 +101,17 @@ def for_sensitivity(
         InputError: too few films or patients.
     """
     own, others = patients or (None, None)
-    scores, weights = _weighted(normal, own)
-    falling, theirs = _weighted(-np.asarray(abnormal), others)
-    missed = 1 - sensitivity
-    rank = _rank(falling, theirs, "sensitivity", sensitivity, missed, others, "abnormal")
+    falling = _ordered(-np.asarray(abnormal), others)
+    missed, known = 1 - sensitivity, others is not None
+    rank = _rank(falling, "sensitivity", sensitivity, missed, "abnormal", known)
+    lowest = np.float32(-falling.normal_scores[rank])
     # In float32, as scores are: an equal score has to be above it wherever it is compared.
-    threshold = np.nextafter(np.float32(-falling[rank]), np.float32(-np.inf), dtype=np.float32)
+    threshold = float(np.nextafter(lowest, np.float32(-np.inf), dtype=np.float32))
+    normals = _ordered(normal, own)
     return Choice(
-        calibration=_calibration(float(threshold), scores, weights, own),
-        false_alarms=_above(threshold, scores, weights),
-        sensitivity=_above(threshold, -falling, theirs),
+        calibration=replace(normals, threshold=threshold),
+        false_alarms=_above(threshold, normals),
+        sensitivity=_above(threshold, _ordered(abnormal, others)),
     )
 
 
@@ -134,41 +136,35 @@ def share_interval(count: float, n: int, confidence: float = CONFIDENCE) -> tupl
     return low, high
 
 
-def _weighted(scores: np.ndarray, patients: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Scores, rising, and what each film counts: all films of a patient together 1."""
-    scores = np.asarray(scores)
+def _ordered(scores: np.ndarray, patients: np.ndarray | None) -> Calibration:
+    """Rising scores with their patients, by number; none where each has one film."""
     order = np.argsort(scores, kind="stable")
-    if patients is None:
-        return scores[order], np.ones(len(scores))
-    _, place, films = np.unique(patients, return_inverse=True, return_counts=True)
-    return scores[order], (1 / films[place])[order]
+    rising = tuple(np.asarray(scores)[order].tolist())
+    if patients is None or len(set(patients.tolist())) == len(rising):
+        return Calibration(None, rising)
+    numbers = np.unique(patients, return_inverse=True)[1]
+    return Calibration(None, rising, tuple(numbers[order].tolist()))
 
 
 def _rank(
-    scores: np.ndarray,
-    weights: np.ndarray,
-    option: str,
-    value: float,
-    rate: float,
-    patients: np.ndarray | None,
-    label: str,
+    films: Calibration, option: str, value: float, rate: float, label: str, patients: bool
 ) -> int:
     """Position of the lowest of the rising scores that few enough lie above."""
     require(option, value, "above 0, below 1", bool(0 < rate < 1))
+    scores, weights = np.array(films.normal_scores), films.weights
     units = round(weights.sum())
     least = math.ceil(1 / rate - 1 - ROUNDING)
     if units < least:
-        what = f"{label} films" if patients is None else f"patients with {label} films"
+        what = f"patients with {label} films" if patients else f"{label} films"
         raise InputError(
             f"{option} {value:g} needs {least} {what} at least, and here are {units}; allowed: "
             f"more of them, or {option} {'up to' if option == 'sensitivity' else 'of'} "
             f"{_reachable(option, units)}"
         )
-    above = np.cumsum(weights[::-1])[::-1] - weights
     # Of equal scores none lies above the others.
-    last = np.searchsorted(scores, scores, side="right") - 1
-    fits = (1 + above[last]) / (1 + units) <= rate + ROUNDING
-    return int(np.argmax(fits))
+    last = np.searchsorted(scores, scores, side="right")
+    above = np.append(np.cumsum(weights[::-1])[::-1], 0.0)[last]
+    return int(np.argmax((1 + above) / (1 + units) <= rate + ROUNDING))
 
 
 def _reachable(option: str, units: int) -> str:
@@ -179,7 +175,8 @@ def _reachable(option: str, units: int) -> str:
     return f"{math.ceil(least * 10**digits) / 10**digits:g} or more"
 
 
-def _above(threshold: float | np.floating, scores: np.ndarray, weights: np.ndarray) -> Share:
+def _above(threshold: float, films: Calibration) -> Share:
+    scores, weights = np.array(films.normal_scores), films.weights
     count, units = float(weights[scores > threshold].sum()), round(weights.sum())
     return Share(
         share=count / units,
@@ -187,11 +184,3 @@ def _above(threshold: float | np.floating, scores: np.ndarray, weights: np.ndarr
         films=len(scores),
         units=units,
     )
-
-
-def _calibration(
-    threshold: float, scores: np.ndarray, weights: np.ndarray, patients: np.ndarray | None
-) -> Calibration:
-    equal = patients is None or bool((weights == 1).all())
-    kept = () if equal else tuple(weights.tolist())
-    return Calibration(threshold, tuple(scores.tolist()), kept)

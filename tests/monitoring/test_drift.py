@@ -93,5 +93,5 @@ def test_large_sets_are_sampled_by_whole_patients():
     owners = np.repeat(np.arange(3000), 2)
     films = Films(values=owners.astype(float), patients=owners)
     values, units, first = drift._drawn(films, films, 0)
-    assert first == drift.LIMIT and len(values) == 4 * drift.LIMIT
+    assert first == drift.LIMIT // 2 and len(values) == 2 * drift.LIMIT
     assert (np.bincount(units) == 2).all()
