@@ -25,7 +25,8 @@ from selftaught.dicom.scorer import Identity
 NOTE = "research, not a diagnosis"
 MAKER, SCHEME = "selftaught", "99SELFTAUGHT"
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "selftaught.dicom")
-LARGEST, BAR = 1024, 48  # pixels of a capture's longer side, of a line of text
+# Pixels: of a capture's longer side, of one that is still legible; of a line of text, of all.
+LARGEST, LEAST, LINE, TEXT = 1024, 512, 32, 192
 REPORTS, CAPTURES = 9001, 9002  # numbers of series, after those of films
 BLANK = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"),
@@ -159,7 +160,7 @@ def capture(
 def _with_figures(
     picture: np.ndarray, columns: Mapping[str, Any], remarks: tuple[str, ...]
 ) -> np.ndarray:
-    """(H, W, 3) uint8 with a line of figures above the film and what to think of them below."""
+    """(H, W, 3) uint8 with a line of figures above the film, and what to know of them below."""
     notes = [NOTE, *remarks]
     if picture.ndim == 2:
         picture = np.repeat(picture[:, :, None], 3, axis=2)
@@ -170,26 +171,27 @@ def _with_figures(
         above.append(f"above {percentile:.0f} % of normal films")
     if (flagged := columns.get("flagged")) is not None:
         above.append("FLAGGED" if flagged else "not flagged")
-    above_it, below = _bar(", ".join(above), picture), _bar("; ".join(notes), picture)
-    return np.concatenate([above_it, picture, below])
+    lines = [_bar(text, picture) for text in (", ".join(above), *notes)][: TEXT // LINE]
+    return np.concatenate([lines[0], picture, *lines[1:]])
 
 
-def shrunk(film: np.ndarray) -> np.ndarray:
-    """A film (H, W) as large as a capture may be, with room for two bars."""
-    scale = (LARGEST - 2 * BAR) / max(film.shape)
-    if scale >= 1:
+def fitted(film: np.ndarray) -> np.ndarray:
+    """A film (H, W) as large as a capture may be, with room for its lines of text."""
+    largest = max(film.shape)
+    scale = min(max(1.0, LEAST / largest), (LARGEST - TEXT) / largest)
+    if scale == 1:
         return film
     size = (round(film.shape[1] * scale) or 1, round(film.shape[0] * scale) or 1)
-    return cv2.resize(film, size, interpolation=cv2.INTER_AREA)
+    return cv2.resize(film, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
 def _bar(text: str, picture: np.ndarray) -> np.ndarray:
-    """A text as wide as the picture, at most `BAR` px high; letters as large as fit."""
+    """A line of text as wide as the picture; letters as large as fit."""
     font, width = cv2.FONT_HERSHEY_SIMPLEX, picture.shape[1]
-    (wide, high), base = cv2.getTextSize(text, font, 1.0, 1)
-    size = min(0.8, 0.94 * width / wide)
-    bar = np.zeros((min(BAR, int((high + base) * size) + 12), width, 3), np.uint8)
-    at = (int(0.03 * width), bar.shape[0] - 6 - int(base * size))
+    (wide, _), base = cv2.getTextSize(text, font, 1.0, 1)
+    size = min(0.7, 0.96 * width / wide)
+    bar = np.zeros((LINE, width, 3), np.uint8)
+    at = (int(0.02 * width), LINE - 6 - int(base * size))
     return cv2.putText(bar, text, at, font, size, (255, 255, 255), 1, cv2.LINE_AA)
 
 

@@ -154,7 +154,7 @@ class Scorer:
     def _picture(self, film: Film, heat: np.ndarray | None) -> np.ndarray:
         """(H, W) uint8 of a film, or (H, W, 3) with its heat; as large as a capture may be."""
         pixels, cut = film_of(film.path, self.detector.preprocessing, film.body_part)
-        small = self._results.shrunk(eight_bits(pixels))
+        small = self._results.fitted(eight_bits(pixels))
         if heat is None:
             return small
         if cut is not None:

@@ -92,12 +92,23 @@ def test_captures_are_small_pictures(made, scorer):
     _, (_, path) = made()
     one = dcmread(path)
     assert one.file_meta.TransferSyntaxUID == RLELossless
-    assert one.pixel_array.shape[1:] == (80, 3) and one.pixel_array.std() > 10
-    from selftaught.dicom.results import _with_figures, shrunk
+    assert one.pixel_array.shape[1:] == (427, 3) and one.pixel_array.std() > 10
+    from selftaught.dicom.results import _with_figures, fitted
 
     for shape in ((4000, 2000), (2000, 4000), (30, 9000)):
-        large = _with_figures(shrunk(np.zeros(shape, np.uint8)), {"score": 1.0}, ("long " * 40,))
+        large = _with_figures(fitted(np.zeros(shape, np.uint8)), {"score": 1.0}, ("long " * 40,))
         assert max(large.shape) <= 1024
+
+
+def test_captures_show_heat_where_the_model_has_a_scale(made, scorer, monkeypatch):
+    from selftaught.maps.scale import Scale
+
+    _, (_, path) = made()
+    assert np.ptp(dcmread(path).pixel_array, axis=2).max() == 0  # grey
+    scale = Scale(method="occlusion", low=0.0, high=1e-6, films=1)
+    monkeypatch.setitem(scorer.detector.scales, "occlusion", scale)
+    _, (_, path) = made()
+    assert np.ptp(dcmread(path).pixel_array.astype(int), axis=2).max() > 50
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dciodvfy (dicom3tools)")
