@@ -1,7 +1,7 @@
 """`selftaught look`: a page on this machine to look at films and to label them."""
 
 import getpass
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,27 +31,32 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(parser, arguments)
     from selftaught.data.reader_labels import LabelFile
     from selftaught.files import sha256
-    from selftaught.models.files import FACTS
+    from selftaught.models.files import FACTS, MAPS
     from selftaught.web.look import Look
     from selftaught.web.server import ADDRESS, Guard, listen, new_token, serve
 
-    place = Path(options.model)
+    place, source = Path(options.model), options.data.manifest
     model = place / "model" if (place / "model").is_dir() else place
     if not (model / FACTS).is_file():
         raise InputError(f"{place}: holds no model; allowed: a run folder or a model folder")
+    if not source and place == model:
+        raise InputError(f"{place}: is no run folder; a model folder needs --data.manifest")
+    outside = options.data.allow_outside
     open_ = listen(options.port)
-    films, home = _films(place, model, options.data.manifest, options.data.allow_outside)
+    home = _root(source, outside) if source else place
     labels = LabelFile(Path(options.labels) if options.labels else home / "labels.csv")
     if labels.cut:
         print(f"{labels.path}: a row that was never finished was cut off")
-
-    def detector() -> "Detector":
-        from selftaught.detector import Detector
-
-        return Detector.load(model)
-
-    title = Path(options.data.manifest or place).resolve().name
-    look = Look(films, labels, detector, model=sha256(model / FACTS), title=title, reader=_reader())
+    films, detector = _scored(place, source, outside) if source else _of_run(place)
+    look = Look(
+        films,
+        labels,
+        detector,
+        model=sha256(model / FACTS),
+        maps=(model / MAPS).is_file(),
+        title=Path(source or place).resolve().name,
+        reader=_reader(),
+    )
     port, token = open_.getsockname()[1], new_token()
     guard = Guard(look.app(), port, token)
     look.secret = guard.secret
@@ -63,24 +68,54 @@ def main(arguments: Sequence[str]) -> None:
         print(f"stopped; the labels are in {labels.path}")
 
 
-def _films(place: Path, model: Path, source: str, allow_outside: bool) -> tuple["Films", Path]:
-    """The films to show, and the folder where their labels go."""
-    from selftaught.web.films import films_of_run, listed, normals_of_run
+def _root(source: str, allow_outside: bool) -> Path:
+    """The folder of the films of a list."""
+    from selftaught.data.manifest import read_manifest
 
-    if not source:
-        if place == model:
-            raise InputError(f"{place}: is no run folder; a model folder needs --data.manifest")
-        return films_of_run(place), place
+    return read_manifest(source, allow_outside=allow_outside, missing=True, unlabelled=True).root
+
+
+def _of_run(place: Path) -> tuple["Films", Callable[[], "Detector"]]:
+    """The films that a run scored, and what reads its model once it is needed."""
+    from selftaught.web.films import films_of_run
+
+    def detector() -> "Detector":
+        from selftaught.detector import Detector
+
+        return Detector.load(place)
+
+    return films_of_run(place), detector
+
+
+def _scored(
+    place: Path, source: str, allow_outside: bool
+) -> tuple["Films", Callable[[], "Detector"]]:
+    """The films of a list, scored now, and the model."""
     from selftaught import distributed
     from selftaught.cli.score import scored
-    from selftaught.data.manifest import read_manifest
     from selftaught.training.stop import Stopper
+    from selftaught.web.films import films_of_list, normals_of_run
 
-    device = distributed.start()
-    how = {"allow_outside": allow_outside, "executor": "auto", "bad_files": "skip"}
-    table = scored(model, Path(source), device, Stopper(), **how).table
-    root = read_manifest(source, allow_outside=allow_outside, missing=True, unlabelled=True).root
-    return listed(table, root, model, normals_of_run(place), not allow_outside), root
+    device, stopper = distributed.start(), Stopper()
+    found = scored(
+        place,
+        Path(source),
+        device,
+        stopper,
+        allow_outside=allow_outside,
+        executor="auto",
+        bad_files="skip",
+    )
+    features = None if found.features is None else found.features.numpy()
+    films = films_of_list(
+        found.table,
+        found.manifest.root,
+        features,
+        threshold=found.detector.calibration.threshold,
+        normals=normals_of_run(place),
+        contained=not allow_outside,
+    )
+    return films, lambda: found.detector
 
 
 def _reader() -> str:

@@ -1,6 +1,5 @@
 """The films of a page by number: scores, labels, the order they are offered in, their like."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ from selftaught.errors import InputError
 from selftaught.evaluation.images import NEIGHBOURS, normal_training_rows
 from selftaught.evaluation.report import find_image_root
 from selftaught.evaluation.run_files import RunFiles, read_run
-from selftaught.models.files import FACTS
 from selftaught.models.preprocessing import Preprocessing
 from selftaught.semi_labels import UNKNOWN
 
@@ -112,18 +110,17 @@ class Films:
             known = np.flatnonzero(semi.fillna(UNKNOWN).to_numpy() != UNKNOWN)
             known = np.union1d(known, np.array(labelled, int)).astype(int)
             kinds.append(far_from(self.features[rows], self.features[known]))
-        elif "knn_score" in self.table:
-            far = self.table["knn_score"].to_numpy(float)[rows]
-            kinds.append(np.argsort(-np.where(np.isnan(far), -np.inf, far), kind="stable"))
         turns = np.stack(kinds, axis=1).ravel()
         _, first = np.unique(turns, return_index=True)
         return turns[np.sort(first)]
 
-    def like(self, number: int, h: np.ndarray) -> list[tuple[int, float]]:
-        """Numbers in `normals` of the nearest to a film of features (D,), with their distances."""
-        path = str(self.table["path"].iloc[number])
-        itself = path if self.root == self.normals.root else ""
-        return self.normals.nearest(h, NEIGHBOURS, itself)
+    def like(self, number: int) -> list[tuple[int, float]]:
+        """Numbers in `normals` of the nearest to a film, with their distances."""
+        row = self.table.iloc[number]
+        if self.features is None or np.isnan(row["score"]):
+            return []
+        itself = str(row["path"]) if self.root == self.normals.root else ""
+        return self.normals.nearest(self.features[number], NEIGHBOURS, itself)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,24 +209,39 @@ def films_of_run(folder: Path) -> Films:
     )
 
 
-def listed(
-    table: pd.DataFrame, root: Path, model: Path, normals: "Normals", contained: bool
+def films_of_list(
+    table: pd.DataFrame,
+    root: Path,
+    features: np.ndarray | None,
+    *,
+    threshold: float | None,
+    normals: Normals,
+    contained: bool,
 ) -> Films:
-    """The films of a list that was scored; those that could not be read come last.
+    """The films of a list that was scored; those that cannot be read come last.
 
     Args:
         table: the manifest's, with the columns of `Detector.explain`.
         root: folder of its paths.
-        model: model folder.
-        normals: films to compare with.
+        features: (N, D), NaN where a film cannot be read; None: the method has none.
+        threshold: of the model.
+        normals: films to compare with; without any, those of the list that are labelled normal.
         contained: whether paths may not leave `root`.
     """
-    facts = json.loads((model / FACTS).read_text(encoding="utf-8"))
     table = table.assign(split="", label=table["label"].astype("Float64").astype(float))
+    if features is not None and normals.features is None:
+        rows = np.flatnonzero((table["label"] == 0) & np.isfinite(features).all(axis=1))
+        normals = Normals(
+            paths=list(table["path"].iloc[rows]),
+            features=features[rows],
+            root=root,
+            words="films of this list that are labelled normal",
+        )
     return Films(
         table=table,
         root=root,
-        threshold=threshold_of(facts),
+        features=None if features is None else np.nan_to_num(features),
+        threshold=threshold,
         normals=normals,
         contained=contained,
     )

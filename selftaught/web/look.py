@@ -1,13 +1,11 @@
 """The page: films with their scores and their like, labels of readers, and POST /score."""
 
-import importlib.util
 import json
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -45,6 +43,7 @@ class Look:
         model: SHA-256 of its model.json.
         title: what is looked at.
         reader: the name that labels get unless the page gives another.
+        maps: whether the model has a scale for heat maps.
     """
 
     def __init__(
@@ -56,10 +55,12 @@ class Look:
         model: str,
         title: str,
         reader: str,
+        maps: bool = False,
     ) -> None:
         self.films, self.labels, self.model = films, labels, model
-        self.title, self.reader, self.secret = title, reader, ""
-        self._load, self._detector = detector, None
+        self.title, self.reader, self.maps, self.secret = title, reader, maps, ""
+        self._load = detector
+        self._detector: Detector | None = None
         self._one, self._writing = threading.Lock(), threading.Lock()
         self.pictures = Pictures()
         self.numbers = {path: number for number, path in enumerate(films.table["path"])}
@@ -102,7 +103,7 @@ class Look:
             "threshold": self.films.threshold,
             "reader": self.reader,
             "normals": self.films.normals.words,
-            "maps": importlib.util.find_spec("selftaught.maps") is not None,
+            "maps": self.maps,
         }
         text = template(HERE / "page.html").render(
             title=self.title, facts=json.dumps(facts), secret=self.secret
@@ -146,23 +147,9 @@ class Look:
             return facts
         for name in ("score", "percentile", "label"):
             facts[name] = plain(row.get(name))
-        like, problem = [], ""
-        try:
-            like = self.films.like(number, self._features(number))
-        except (InputError, ValueError) as error:
-            problem = str(error)
+        like = self.films.like(number)
         facts["like"] = [{"number": one, "distance": distance} for one, distance in like]
-        facts["problem"] = problem
         return facts
-
-    def _features(self, number: int) -> np.ndarray:
-        if self.films.normals.features is None:
-            return np.zeros(0)
-        if self.films.features is not None:
-            return self.films.features[number]
-        with self.service.one:
-            h = self.detector.embed([self.films.file(number)], **self._given(number))[0]
-        return h[0].numpy()
 
     async def small(self, request: Request) -> Response:
         """A thumbnail."""
@@ -195,13 +182,11 @@ class Look:
 
         path, detector = self.films.file(number), self.detector
         part = str(self.films.table["body_part"].iloc[number])
+        given = self.films.given(number, detector.preprocessing)
         with self.service.one:
-            heat = detector.maps([path], **self._given(number))[0].numpy()
+            heat = detector.maps([path], **given)[0].numpy()
         film, cut = film_of(path, detector.preprocessing, part)
         return jpeg(overlay(film, heat, cut), LARGE, 92)
-
-    def _given(self, number: int) -> dict[str, Any]:
-        return self.films.given(number, self.detector.preprocessing)
 
     def _jpeg(self, number: int, size: tuple[int, int], quality: int) -> bytes:
         from selftaught.data.images.decode import read_grey

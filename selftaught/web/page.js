@@ -164,7 +164,7 @@ function describe(film, i) {
     item.append(image, `distance ${text(one.distance)}`);
     return item;
   }));
-  $("likehint").textContent = film.like.length ? `Of the ${facts.normals}.` : film.problem || "None: the run's folder, with its embeddings, has them.";
+  $("likehint").textContent = film.like.length ? `Of the ${facts.normals}.` : "None: a run's folder has some, or films of the list that are labelled normal.";
 }
 
 function heat() {
