@@ -142,9 +142,9 @@ class Look:
 
     def _film(self, number: int, hidden: bool) -> dict[str, Any]:
         row = self.films.table.iloc[number]
-        facts: dict[str, Any] = {"path": row["path"], "body_part": row.get("body_part", "")}
         if hidden:
-            return facts
+            return {}
+        facts: dict[str, Any] = {"path": row["path"], "body_part": row["body_part"]}
         for name in ("score", "percentile", "label"):
             facts[name] = plain(row.get(name))
         like = self.films.like(number)

@@ -99,8 +99,8 @@ async function load() {
   }
   at = -1;
   $("list").scrollTop = 0;
-  $("facts").hidden = $("near").hidden = $("judge").hidden = $("maps").hidden = hidden;
-  if (!facts.maps) $("maps").hidden = true;
+  document.body.classList.toggle("blind", hidden);
+  $("maps").hidden = hidden || !facts.maps;
   $("sethint").hidden = !["test", "val"].includes($("set").value);
   scale();
   layout();
@@ -146,7 +146,8 @@ async function show(i) {
 }
 
 function describe(film, i) {
-  $("name").textContent = film.path;
+  // A path may tell a label, as that of a folder abnormal/ does.
+  $("name").textContent = hidden ? `Film ${i + 1}` : film.path;
   if (hidden) return;
   const values = { Score: text(film.score), Percentile: film.percentile === null ? "–" : `${film.percentile.toFixed(1)} %`,
     "Above the threshold": threshold === null ? "–" : above(i) ? "yes" : "no",
@@ -161,10 +162,10 @@ function describe(film, i) {
     const item = document.createElement("li"), image = document.createElement("img");
     image.src = `/normal/${one.number}`;
     image.alt = `Normal film ${place + 1}`;
-    item.append(image, `distance ${text(one.distance)}`);
+    item.append(image, text(one.distance));
     return item;
   }));
-  $("likehint").textContent = film.like.length ? `Of the ${facts.normals}.` : "None: a run's folder has some, or films of the list that are labelled normal.";
+  $("likehint").textContent = film.like.length ? `Of the ${facts.normals}, with the distance of their features.` : "None: a run's folder has some, or films of the list that are labelled normal.";
 }
 
 function heat() {

@@ -103,7 +103,7 @@ class Browser:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def wait(self, script, seconds=30):
+    def wait(self, script, seconds=90):
         """Until an expression is true in the page."""
         until = time.monotonic() + seconds
         while not self.run(script):

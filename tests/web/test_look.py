@@ -87,7 +87,7 @@ def test_a_hidden_score_is_in_nothing_that_is_sent(run, open_look, labels):
             ranks = [places[number] for number in hidden["number"]]
             assert abs(np.corrcoef(ranks, range(len(ranks)))[0, 1]) < 0.7
         _, film = client.json("GET", f"/film/{shown['number'][0]}?hidden=1")
-        assert set(film) == {"path", "body_part"}
+        assert not film  # a path may tell a label
         client.json("POST", "/label", {"film": 0, "label": "normal", "who": "a", "hidden": True})
         client.json("POST", "/label", {"film": 0, "label": "normal", "who": "a", "hidden": False})
     assert [row.score for row in read_rows(labels)] == ["hidden", "shown"]
