@@ -3,6 +3,10 @@
 import torch
 import triton
 
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
+    # As older torches bring; the kernels below would fail while they are defined.
+    raise ImportError(f"Triton is {triton.__version__}; allowed: 3.6 or newer")
+
 from selftaught.kernels.backend import ABSENT, Backend, Request
 from selftaught.kernels.contrastive import Contrastive
 from selftaught.kernels.triton.spheres import TritonSpheres
