@@ -29,7 +29,14 @@ def test_every_csv_has_its_picture():
         assert path.with_suffix(".png").exists(), f"python -m benchmarks.plot {path.stem}"
 
 
-@pytest.mark.parametrize("name", PICTURES)
+# Of a dozen panels each: seconds to lay out.
+LARGE = {"nearest_center", "neighbours"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=[pytest.mark.slow] if one in LARGE else []) for one in PICTURES],
+)
 def test_a_picture_is_drawn_from_the_csv(results, name):
     shutil.copy(COMMITTED / f"{name}.csv", results)
     path = draw(name)

@@ -301,9 +301,9 @@ def test_new_tensors_of_a_method_are_float32_and_on_the_cpu():
 
 
 PRINTED = """
-import os, sys, torch
-from tests import thin
-thin.start()
+import os, sys, torch, torchvision
+from tests.thin import thin_resnet18
+torchvision.models.resnet18 = thin_resnet18
 from selftaught import Detector
 from selftaught.search import kmeans
 os.mkdir("gone"); os.chdir("gone"); os.rmdir(os.getcwd())
@@ -352,13 +352,13 @@ def test_asserts_may_be_left_out():
 
 FORKED = """
 import multiprocessing, os, sys, threading
-import torch
+import torch, torchvision
 from selftaught import Detector
 from selftaught.losses import mad_loss, ntxent_loss
 from selftaught.search import kmeans, knn_score
-from tests import thin
+from tests.thin import thin_resnet18
 
-thin.start()
+torchvision.models.resnet18 = thin_resnet18
 torch.set_num_threads(2)
 z = torch.randn(512, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
 images = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(0))

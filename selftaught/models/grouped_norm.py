@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from selftaught import distributed
@@ -82,7 +83,7 @@ class GroupedNorm(nn.Module):
 
     # Collectives cannot be traced; a compiled network breaks its graph here. Unlike the public
     # torch.compiler.disable it imports the compiler (2 s) when it is called, not with this file.
-    @torch._disable_dynamo
+    @_disable_dynamo
     def forward(self, input: Tensor) -> Tensor:
         """Normalised `input` (B, C, ...); moves the running statistics while training.
 

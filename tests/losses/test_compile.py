@@ -1,11 +1,9 @@
-"""torch.compile takes every loss as one graph; one case goes through the real compiler."""
+"""torch.compile takes every loss as one graph, and the real compiler makes the same of it."""
 
 import copy
-import shutil
 
 import pytest
 import torch
-import torch._inductor.config
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
@@ -144,9 +142,12 @@ def test_without_values(name):
 
 # The partitioner of the real compiler computes again in the backward pass what is cheap, such as a
 # copy of the bank, from what is by then another bank.
-@pytest.mark.parametrize(
+BACKENDS = pytest.mark.parametrize(
     "backend", ["aot_eager_decomp_partition", pytest.param("inductor", marks=pytest.mark.slow)]
 )
+
+
+@BACKENDS
 def test_memory_bank_is_one_graph(backend):
     torch._dynamo.reset()
     found = train_with_a_bank(lambda m: torch.compile(m, fullgraph=True, backend=backend))
@@ -166,14 +167,11 @@ class Step(nn.Module):
         return self.ntxent(z1, z2) + self.mad(z1, LABELS[: len(x1)] % 3 - 1)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
-# One graph for both batch sizes; compiled here, because a pool of workers starts slower. Not by
-# monkeypatch, whose undoing takes the setting out of torch for all later tests.
-@torch._inductor.config.patch(compile_threads=1)
-def test_training_step_through_the_real_compiler():
+@BACKENDS
+def test_training_step_is_one_graph_for_all_batch_sizes(backend):
     torch._dynamo.reset()
     step = Step()
-    compiled = torch.compile(step, fullgraph=True, dynamic=True)
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=backend)
     for images in (8, 5):
         x = views(images, 16, 0.5)
         found = []

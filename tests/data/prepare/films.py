@@ -1,5 +1,6 @@
 """A small folder of films, good and broken, for the tests of `prepare`."""
 
+import functools
 import zlib
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def png_chunk(name: bytes, data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + name + data + crc.to_bytes(4, "big")
 
 
+@functools.cache
 def bomb_png(side: int) -> bytes:
     """A valid PNG of side x side black pixels in a few kilobytes."""
     head = side.to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0])
