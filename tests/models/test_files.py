@@ -4,7 +4,6 @@ import hashlib
 import json
 import pickle
 import random
-import sys
 
 import pandas as pd
 import pytest
@@ -345,17 +344,6 @@ def test_other_options_in_the_facts_are_refused(folder, options, message):
 def test_other_methods_are_refused(folder, method, message):
     rewrite_facts(folder, method=method)
     refused(folder, match=f"model.json: .*{message}")
-
-
-def test_a_module_beside_the_model_is_not_imported(folder, tmp_path):
-    """Only what Python's path already reaches: nothing is added to it."""
-    trace = tmp_path / "it ran"
-    for place in (folder.parent, tmp_path):
-        (place / "mine_beside.py").write_text(f"open({str(trace)!r}, 'w')")
-    rewrite_facts(folder, method="mine_beside.Mine")
-    before = list(sys.path)
-    refused(folder, match="cannot be imported .*in a folder that PYTHONPATH names")
-    assert sys.path == before and not trace.exists()
 
 
 @pytest.mark.parametrize(
