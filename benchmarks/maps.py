@@ -3,11 +3,11 @@
 python -m benchmarks.maps DEMO [RUN]
 
 DEMO is the folder of `selftaught demo --out DEMO`, which is made where it is missing; RUN another
-run on its images, DEMO/run by default. On the abnormal films of the test set, in their own pixels:
+run on its images, DEMO/run by default. On abnormal films that are drawn anew, in their own pixels:
 `pointing` is the share whose hottest pixel lies in a box of the truth (Zhang et al., 2016),
 `pixel_auroc` the mean over films of the AUROC of pixels inside the truth's mask against the others,
-`normal_top` the share of normal test films that reach the top of the scale. Baselines: the centre
-of the film, a random pixel, the brightest place, and the same maps of untrained weights.
+`normal_top` and `abnormal_top` the shares of new films that reach the top of the scale. Baselines:
+the centre of the film, a random pixel, the brightest place, and the default maps of fresh weights.
 """
 
 import argparse
@@ -23,12 +23,16 @@ from torch import nn
 from benchmarks.record import kept, write
 from selftaught import Detector
 from selftaught.cli import demo
-from selftaught.cli.maps import fix_scale
 from selftaught.data.images.decode import read_grey
 from selftaught.evaluation.metrics import auroc
 from selftaught.evaluation.run_files import read_table
-from selftaught.maps import METHODS, film_of, on_film
+from selftaught.maps import METHODS, Scale, film_of, on_film
+from selftaught.maps.folder import films_of
+from selftaught.phantoms import write_set
 
+KINDS = demo.KINDS
+FILMS, SEED = 64, 1001
+NORMALS = 32
 BRIGHT = 0.03  # of the longer side: the brightest place is of film blurred by so much
 
 
@@ -66,53 +70,71 @@ def untrained(detector: Detector) -> Detector:
     """The same with fresh weights in every layer that has some."""
     torch.manual_seed(0)
     for module in detector.scorer.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
             module.reset_parameters()
     return detector
 
 
-def measured(run: Path, folder: Path, truth: dict[str, dict]) -> list[dict[str, object]]:
-    scores = read_table(run / "scores.csv")
-    test = scores[scores["split"] == "test"]
-    abnormal = [path for path in test[test["label"] == 1]["path"] if truth[path]["boxes"]]
-    normal = list(test[test["label"] == 0]["path"])
-    films = {path: read_grey(folder / path) for path in abnormal}
-    heats: dict[str, dict[str, np.ndarray]] = {}
+def measured(run: Path, folder: Path) -> list[dict[str, object]]:
+    listed = read_table(folder / "manifest.csv")
+    document = json.loads((folder / "truth.json").read_text())
+    truth = {one["path"]: one for one in document["images"]}
+    abnormal = listed[[bool(truth[path]["boxes"]) for path in listed["path"]]]
+    normal = listed[listed["label"] == 0]
+    split, root = read_table(run / "split.csv"), run.parent / "images"
+    known = split[(split["split"] == "val") & (split["label"] == 0)].head(NORMALS)
+    heats: dict[str, list[np.ndarray]] = {}
     more: dict[str, dict[str, float]] = {}
-    for path in abnormal:
-        for name, heat in baselines(films[path]).items():
-            heats.setdefault(name, {})[path] = heat
-    for kind, detector in (
-        ("selftaught", Detector.load(run)),
-        ("untrained", untrained(Detector.load(run))),
+    for path in abnormal["path"]:
+        for name, heat in baselines(read_grey(folder / path)).items():
+            heats.setdefault(name, []).append(heat)
+    trained = Detector.load(run)
+    flagged = trained.explain(**films_of(trained, abnormal, folder))["flagged"].to_numpy(bool)
+    fresh = untrained(Detector.load(run))
+    for kind, detector, methods in (
+        ("selftaught", trained, METHODS),
+        ("untrained", fresh, (fresh.map_method,)),
     ):
-        for method in METHODS:
+        for method in methods:
             name = f"{kind}, {method}"
             start = time.process_time()
-            raw = detector.maps([folder / path for path in abnormal], method=method, scaled=False)
+            raw = detector.maps(**films_of(detector, abnormal, folder), method=method, scaled=False)
             ms = 1000 * (time.process_time() - start) / len(abnormal)
-            heats[name] = {
-                path: on_film(one.numpy(), *where(folder / path, detector))
-                for path, one in zip(abnormal, raw, strict=True)
-            }
+            heats[name] = [
+                on_film(one.numpy(), *where(folder / path, detector))
+                for path, one in zip(abnormal["path"], raw, strict=True)
+            ]
             if kind == "selftaught":
-                fix_scale(detector, run, method, "", False)
-                top = detector.maps([folder / path for path in normal], method=method)
-                reached = (top.flatten(1).amax(1) >= 1).float().mean()
-                more[name] = {"normal_top": round(float(reached), 3), "ms_per_map": round(ms, 1)}
-    return [
-        {
-            "model": label(run),
-            "kind": kind,
-            "provider": name,
-            "films": len(chosen),
-            **means([film_figures(of[path], truth[path], folder) for path in chosen]),
-            **more.get(name, {"normal_top": "", "ms_per_map": ""}),
-        }
-        for kind in ("plate", "wire")
-        if (chosen := [path for path in abnormal if truth[path]["kind"] == kind])
-        for name, of in heats.items()
-    ]
+                given = films_of(detector, known, root)
+                scale = Scale.from_normals(
+                    method, detector.maps(**given, method=method, scaled=False)
+                )
+                calm = detector.maps(
+                    **films_of(detector, normal, folder), method=method, scaled=False
+                )
+                more[name] = {
+                    "normal_top": share_at_top(scale, calm),
+                    "abnormal_top": share_at_top(scale, raw),
+                    "ms_per_map": round(ms, 1),
+                }
+    rows: list[dict[str, object]] = []
+    for kind in KINDS:
+        of_kind = np.array([truth[path]["kind"] == kind for path in abnormal["path"]])
+        for which, chosen in ((kind, of_kind), (f"{kind}, flagged", of_kind & flagged)):
+            for name, of in heats.items():
+                figures = [
+                    film_figures(of[n], truth[abnormal["path"].iloc[n]], folder)
+                    for n in np.flatnonzero(chosen)
+                ]
+                row = {"model": label(run), "kind": which, "provider": name, "films": len(figures)}
+                blank = {"normal_top": "", "abnormal_top": "", "ms_per_map": ""}
+                rows.append({**row, **means(figures), **more.get(name, blank)})
+    return rows
+
+
+def share_at_top(scale: Scale, raw: torch.Tensor) -> float:
+    """Share of films whose hottest place reaches the top of the scale."""
+    return round(float((scale(raw).flatten(1).amax(1) >= 1).float().mean()), 3)
 
 
 def where(path: Path, detector: Detector) -> tuple:
@@ -137,9 +159,19 @@ def main() -> None:
     options = parser.parse_args()
     if not (options.demo / "run" / "model" / "model.json").exists():
         demo.main(["--out", str(options.demo)])
-    folder, run = options.demo / "images", options.run or options.demo / "run"
-    truth = {one["path"]: one for one in json.loads((folder / "truth.json").read_text())["images"]}
-    rows = measured(run, folder, truth)
+    run = options.run or options.demo / "run"
+    write_set(
+        options.demo / "fresh",
+        FILMS,
+        seed=SEED,
+        abnormal_fraction=0.75,
+        size=128,
+        clutter=False,
+        severity=0.9,
+        kinds=KINDS,
+        body_parts=demo.PARTS,
+    )
+    rows = measured(run, options.demo / "fresh")
     for row in rows:
         print(*row.values(), sep=", ")
     name = label(run)

@@ -1,7 +1,7 @@
 """What a user ends with: a trained model that scores radiographs."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,7 +14,7 @@ from torch import Tensor
 from selftaught import host
 from selftaught.arguments import paths_in, tensor_in, whole
 from selftaught.errors import InputError
-from selftaught.maps.heat import DEFAULT, Method, raw_heat
+from selftaught.maps.heat import ALWAYS, BEST, Method, raw_heat
 from selftaught.maps.scale import NO_SCALE, Scale, read_scales
 from selftaught.methods import Task
 from selftaught.methods.stored import built, expected
@@ -255,7 +255,7 @@ class Detector:
         batch_size: int = 32,
         bad_files: BadFiles = "fail",
         progress: Callable[[int], object] = lambda count: None,
-        method: Method = DEFAULT,
+        method: Method | None = None,
         scaled: bool = True,
     ) -> Tensor:
         """Where in each image the score comes from; arguments and errors as for `explain`.
@@ -269,7 +269,7 @@ class Detector:
             batch_size: as for `score`.
             bad_files: as for `score`.
             progress: as for `explain`.
-            method: of `selftaught.maps.METHODS`.
+            method: of `selftaught.maps.METHODS`; None: `map_method`.
             scaled: on the scale of all images of this model, 0 = as on normal films, 1 = its top;
                 False: raw, at least 0, in the unit of the score, as `Scale.from_normals` takes it.
 
@@ -279,11 +279,22 @@ class Detector:
         Raises:
             InputError: `scales` lacks the method, or it cannot explain this score.
         """
+        method = method or self.map_method
         if scaled and method not in self.scales:
             raise InputError(f"maps: {NO_SCALE}")
         given = images, masks, body_parts, batch_size, bad_files, progress
         raw = self._columns(*given, partial(self._heat, method, batch_size))[0]["heat"]
         return self.scales[method](raw) if scaled else raw
+
+    @cached_property
+    def map_method(self) -> Method:
+        """The method of maps by default: what finds most, or else what explains any score."""
+        blank = torch.zeros(1, 1, self.image_size, self.image_size, device="cpu")
+        try:
+            self._heat(BEST, 1, blank, torch.ones_like(blank) if self.masks else None)
+        except InputError:
+            return ALWAYS
+        return BEST
 
     def _columns(
         self,
@@ -354,7 +365,7 @@ class Detector:
 
     def _heat(self, method: Method, batch_size: int, images: Tensor, masks: Tensor | None) -> Made:
         """Raw heat of images by a method of maps."""
-        sloped = method != "occlusion"
+        sloped = method != ALWAYS
         if sloped and self.by != "model":
             raise InputError(
                 f"maps: method {method} needs a gradient, which the model's score by {self.by} of "

@@ -18,7 +18,7 @@ NORMALS = 64  # films that fix a scale, spread evenly over those that are offere
 
 def main(arguments: Sequence[str]) -> None:
     """Write a film with its heat for every image."""
-    from selftaught.maps.heat import DEFAULT, METHODS
+    from selftaught.maps.heat import METHODS
 
     parser = build_parser("maps", "Write each film with its heat: where its score comes from.")
     parser.add_argument("model", type=str, help="run folder, or model folder with --data.manifest")
@@ -44,12 +44,16 @@ def main(arguments: Sequence[str]) -> None:
         help="films that cannot be read: fail names the first and ends; skip gives them no map",
     )
     parser.add_argument(
-        "--method", type=str, default=DEFAULT, help=f"{', '.join(METHODS)} (docs/maps.md)"
+        "--method",
+        type=str,
+        default="auto",
+        help=f"auto, {', '.join(METHODS)}; auto is the best that the model allows (docs/maps.md)",
     )
     parser.add_argument("--out", type=str, default="", help="folder to write; new, or of the same")
     options = parse(parser, arguments)
-    if options.method not in METHODS:
-        raise InputError(f"method is {options.method!r}; allowed: {', '.join(METHODS)}")
+    if options.method not in ("auto", *METHODS):
+        raise InputError(f"method is {options.method!r}; allowed: auto, {', '.join(METHODS)}")
+    chosen = None if options.method == "auto" else options.method
     model = Path(options.model)
     run = (model / "config.yaml").is_file() and (model / "scores.csv").is_file()
     if bool(options.data.manifest) != bool(options.out):
@@ -59,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"{model}: is no finished run folder; a model needs --data.manifest")
     outside = options.data.allow_outside
     if options.data.manifest:
-        more = {"method": options.method, "normals": options.data.normals}
+        more = {"method": chosen, "normals": options.data.normals}
         more |= {"allow_outside": outside, "bad_files": options.data.bad_files}
         print(maps_of_list(model, Path(options.data.manifest), Path(options.out), **more))
         return
@@ -68,8 +72,9 @@ def main(arguments: Sequence[str]) -> None:
     from selftaught.evaluation.report import write_report
 
     detector = Detector.load(model)
-    fix_scale(detector, model, options.method, options.data.normals, outside)
-    _maps_of(model / "maps", detector, options.method, *stand_out(model))
+    method = chosen or detector.map_method
+    fix_scale(detector, model, method, options.data.normals, outside)
+    _maps_of(model / "maps", detector, method, *stand_out(model))
     print(write_report(model))
 
 
@@ -90,7 +95,7 @@ def maps_of_list(
         model: model folder, or a run folder with one.
         source: manifest, or folder of images.
         out: folder to write.
-        method: of maps; None = the default.
+        method: of maps; None = the best that the model allows.
         normals: as for `fix_scale`.
         allow_outside: accept paths that leave the manifest's folder.
         executor: who reads the images.
@@ -105,11 +110,11 @@ def maps_of_list(
     """
     from selftaught.data.manifest import read_manifest
     from selftaught.detector import Detector
-    from selftaught.maps.heat import DEFAULT
 
-    skip, method = bad_files == "skip", method or DEFAULT
+    skip = bad_files == "skip"
     listed = read_manifest(source, allow_outside=allow_outside, missing=skip, unlabelled=True)
     detector = Detector.load(model, pipeline=executor)
+    method = method or detector.map_method
     fix_scale(detector, model, method, normals, allow_outside)
     return _maps_of(out, detector, method, listed.table, listed.root, listed.digest, bad_files)
 

@@ -26,16 +26,16 @@ PLACE = slice(4, 8), slice(20, 24)  # rows and columns, away from all symmetries
 
 
 class Knowing(nn.Module):
-    """Scores by what one place shows beyond its surroundings; with an encoder of 8 x 8 places."""
+    """Scores by what one place shows beyond its surroundings; with an encoder of one channel."""
 
     def __init__(self):
         super().__init__()
         self.encoder = Encoder(EncoderConfig())
-        self.encoder.layers = nn.Sequential(nn.AvgPool2d(4), nn.ReLU())
+        self.encoder.layers = nn.Sequential(nn.ReLU())
 
     def forward(self, images):
-        features = self.encoder.feature_map(images)[:, 0]
-        return {"score": features[:, 1, 5].square() + 0 * features.sum((1, 2))}
+        places = self.encoder.feature_map(images)[:, 0, PLACE[0], PLACE[1]]
+        return {"score": places.mean((1, 2)).square()}
 
 
 def score_of(scorer, sign=1.0):
@@ -237,11 +237,11 @@ def test_the_command_fixes_a_scale_once_and_keeps_it(model, films, tmp_path, cap
     table = pd.read_csv(out / TABLE)
     assert table["path"].tolist() == [f"{n}.png" for n in range(8)]
     detector = Detector.load(model)
-    scale = detector.scales["occlusion"]
+    scale = detector.scales["cam"]  # the default, as the network has places
     assert scale.films == 6  # the normal ones
     paths = [films.parent / path for path in table["path"]]
     raw = detector.maps(paths, scaled=False)
-    wanted = Scale.from_normals("occlusion", raw[:6])
+    wanted = Scale.from_normals("cam", raw[:6])
     assert (scale.low, scale.high) == pytest.approx((wanted.low, wanted.high), rel=1e-3)
     peaks = (raw.flatten(1).amax(1) - scale.low) / (scale.high - scale.low)
     np.testing.assert_allclose(table["heat"], peaks, rtol=1e-2, atol=1e-3)
@@ -286,6 +286,14 @@ def test_a_scale_is_of_one_model(model, films, recwarn):
         damaged.maps(paths)
     write_model(model)  # replaces the model, and the scale with it
     assert not (model / "maps.json").exists()
+
+
+def test_what_has_no_gradient_is_explained_by_occlusion(model):
+    detector = Detector.load(model)
+    detector.by = "knn"
+    assert detector.map_method == "occlusion"
+    with pytest.raises(InputError, match="allowed: occlusion"):
+        detector.maps(torch.rand(1, 1, SIZE, SIZE), method="cam", scaled=False)
 
 
 def test_score_writes_maps_beside_scores(model, films, tmp_path, capsys):
