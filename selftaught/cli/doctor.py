@@ -77,10 +77,19 @@ def main(arguments: Sequence[str]) -> None:
     """Print versions, devices and backends."""
     # By hand: the parser's package is not among those that the losses alone bring.
     if any(word in ("-h", "--help") for word in arguments):
-        print("usage: selftaught doctor\n\nWhat is here, which backend is taken, and why.")
+        print("usage: selftaught doctor [--dicom AET@host:port]\n")
+        print(
+            "What is here, which backend is taken, and why; or whether an archive answers C-ECHO."
+        )
         raise SystemExit(0)
+    if len(arguments) == 2 and arguments[0] == "--dicom":
+        from selftaught.dicom.network import Address, echo
+
+        print(echo(Address.of(arguments[1], "dicom"), "SELFTAUGHT"))
+        return
     if arguments:
-        raise InputError(f"doctor: unknown option {arguments[0]!r}; allowed: none")
+        allowed = "none, or --dicom AET@host:port"
+        raise InputError(f"doctor: unknown option {arguments[0]!r}; allowed: {allowed}")
     import torch
 
     from selftaught.kernels.dispatch import backend_table, requested

@@ -37,8 +37,8 @@ class Address(NamedTuple):
     port: int
 
     @classmethod
-    def of(cls, text: str) -> "Address":
-        """`AET@host:port`.
+    def of(cls, text: str, option: str = "to") -> "Address":
+        """`AET@host:port`, given by an option.
 
         Raises:
             InputError: it is none.
@@ -46,8 +46,9 @@ class Address(NamedTuple):
         aet, _, rest = text.partition("@")
         host, _, port = rest.rpartition(":")
         if not (host and port.isdecimal() and 0 < int(port) < 2**16):
-            raise InputError(f"to is {text!r}; allowed: AET@host:port, such as PACS@10.0.0.5:104")
-        return cls(title("to", aet), host.strip("[]"), int(port))
+            allowed = "AET@host:port, such as PACS@10.0.0.5:104"
+            raise InputError(f"{option} is {text!r}; allowed: {allowed}")
+        return cls(title(option, aet), host.strip("[]"), int(port))
 
 
 def title(option: str, text: str) -> str:
@@ -164,8 +165,7 @@ class Sender(threading.Thread):
         self.sent = 0
         self._over = threading.Event()
         self._trouble = ""
-        self.entity = AE(ae_title=aet)
-        self.entity.acse_timeout = self.entity.connection_timeout = 10
+        self.entity = _caller(aet)
         classes = EnhancedSRStorage, SecondaryCaptureImageStorage
         self._contexts = [build_context(uid, PLAIN) for uid in classes]
         self._contexts.append(build_context(SecondaryCaptureImageStorage, [RLELossless]))
@@ -183,8 +183,10 @@ class Sender(threading.Thread):
             if keys := self.spool.outbox():
                 try:
                     trouble = self._send(keys)
-                except (MachineError, OSError) as error:
+                except MachineError as error:
                     trouble = str(error)
+                except Exception as error:  # this thread has no successor
+                    trouble = f"sending failed ({type(error).__name__}); results are sent again"
             if self.sent > before:
                 self._report(f"{self.sent} results sent")
             if trouble != self._trouble:
@@ -197,8 +199,7 @@ class Sender(threading.Thread):
         to = self.to
         link = self.entity.associate(to.host, to.port, contexts=self._contexts, ae_title=to.aet)
         if not link.is_established:
-            answer = "rejects the association" if link.is_rejected else "does not answer"
-            return f"{to.aet} {answer}; results wait and are sent again"
+            return f"{to.aet} {_silence(link)}; results wait and are sent again"
         refused = 0
         try:
             for key in keys:
@@ -215,6 +216,31 @@ class Sender(threading.Thread):
             if link.is_established:
                 link.release()
         return f"{to.aet} refuses {refused} results; they are sent again" if refused else ""
+
+
+def _caller(aet: str) -> AE:
+    entity = AE(ae_title=aet)
+    entity.acse_timeout = entity.connection_timeout = 10
+    return entity
+
+
+def _silence(link: Any) -> str:
+    return "rejects the association" if link.is_rejected else "does not answer"
+
+
+def echo(to: Address, aet: str) -> str:
+    """That an application entity answers C-ECHO, in words.
+
+    Raises:
+        InputError: it does not.
+    """
+    verification = [build_context(Verification)]
+    link = _caller(aet).associate(to.host, to.port, contexts=verification, ae_title=to.aet)
+    answer = link.send_c_echo() if link.is_established else None
+    if not answer or answer.Status != SUCCESS:
+        raise InputError(f"{to.aet} at {to.host}:{to.port} {_silence(link)}; called by {aet}")
+    link.release()
+    return f"{to.aet} at {to.host}:{to.port} answers C-ECHO"
 
 
 def _stored(link: Any, path: Path) -> bool:

@@ -101,7 +101,7 @@ class Scorer:
         film = read_film(path, self.seen)
         if self.detector.preprocessing.known or film.problem:
             return film
-        return Film(**{**vars(film), "remarks": (*film.remarks, UNKNOWN)})
+        return dataclasses.replace(film, remarks=(*film.remarks, UNKNOWN))
 
     def __call__(self, films: Sequence[Film]) -> list[Result]:
         """Score films and build their objects; a film that cannot be scored has the reason.

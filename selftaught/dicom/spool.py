@@ -136,7 +136,7 @@ class Spool:
             else:
                 self._finish(key, text)
         with self._lock:
-            path.unlink()
+            path.unlink(missing_ok=True)
             del self._waiting[study][key]
             if not self._waiting[study]:
                 del self._waiting[study], self._arrivals[study]

@@ -1,6 +1,7 @@
 """What a forkserver imports once for all starts of the listener."""
 
-import torch  # noqa: F401
+# ruff: noqa: F401
+import torch
 
 import selftaught.cli.listen
 import selftaught.cli.main
@@ -10,4 +11,4 @@ import selftaught.dicom.results
 import selftaught.dicom.service
 import selftaught.dicom.spool
 import selftaught.methods.spheres
-import tests.thin  # noqa: F401
+import tests.thin

@@ -189,6 +189,18 @@ def test_results_are_sent_until_the_archive_has_them(tmp_path, scorer):
     assert place.known(key_of("1.2")) and not place.take("1.2", "1.1", b"again")
 
 
+def test_doctor_calls_an_archive(listening, capsys):
+    from selftaught.cli.main import main
+
+    listener, _, _ = listening
+    at = f"{listener.where[0]}:{listener.where[1]}"
+    listener.entity.require_calling_aet = ["SELFTAUGHT"]
+    assert main(["doctor", "--dicom", f"SELFTAUGHT@{at}"]) == 0
+    assert "answers C-ECHO" in capsys.readouterr().out
+    assert main(["doctor", "--dicom", f"OTHER@{at}"]) == 2
+    assert "rejects the association" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "text", ["PACS", "PACS@host", "@h:1", "P@h:0", "P@h:99999", "A" * 17 + "@h:1"]
 )
