@@ -37,6 +37,7 @@ COMMANDS = {
     "serve": "POST /score of an exported model, without torch",
     "dicom": "score a folder of DICOM studies; results as DICOM reports and captures",
     "listen": "take films from an archive over the network, send results back",
+    "log": "mirror a run into MLflow or Weights & Biases",
     "table1": "every system of the paper's Table 1 on the same images, and the table",
     "bench": "run a benchmark of the source tree",
     "doctor": "versions, devices, backends with reasons, optional parts",
