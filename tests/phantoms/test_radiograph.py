@@ -49,7 +49,7 @@ def test_every_part_and_kind_renders(part: str, kind: str) -> None:
     assert max(drawn.image.shape) == SIZE
     assert min(drawn.image.shape) >= 32
     assert np.ptp(drawn.image) > 20000
-    assert drawn.label == int(kind != "none")
+    assert drawn.kind == kind and drawn.label == int(kind != "none")
     assert bool(drawn.boxes) == bool(drawn.anomaly_mask.any()) == (kind != "none")
     assert drawn.bone_mask.sum() > 100
     assert drawn.body_mask.mean() < 0.995
