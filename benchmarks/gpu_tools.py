@@ -77,7 +77,7 @@ def build(run: Run) -> None:
         return
     # A rehearsal has no use for it.
     words = [sys.executable, "-m", "selftaught.kernels.cuda.build"] if run.real else ["true"]
-    code = command(run, words, 85, "build")
+    code = command(run, words, 55, "build")
     run.rows.add(phase="build", note=f"exit code {code}")
     if code:
         raise RuntimeError(f"build: exit code {code}, see build.log")

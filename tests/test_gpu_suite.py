@@ -133,15 +133,30 @@ def test_gates_are_told_from_the_rows_they_are_about(tmp_path):
 
 
 def test_warpgroups_are_timed_only_where_they_were_right(tmp_path):
-    right = {"phase": "wgmma", "provider": "selftaught cuda wgmma fp16", "note": "right"}
+    begun, right, end = (
+        {"phase": "wgmma", "note": note} for note in ("begun", "right", gpu_phases.ALL_RIGHT)
+    )
     run = gpu_tools.Run(
         tmp_path, Rows(tmp_path / "gpu.csv", gpu_suite.COLUMNS), torch.device("cpu")
     )
     assert not gpu_phases._wgmma_is_right(run)
-    suite_rows(tmp_path, *3 * [right])  # then it hung
+    suite_rows(tmp_path, begun, right)  # then it hung
     assert not gpu_phases._wgmma_is_right(run)
-    suite_rows(tmp_path, right)
+    suite_rows(tmp_path, begun, right, end)
     assert gpu_phases._wgmma_is_right(run)
+    suite_rows(tmp_path, begun)
+    assert not gpu_phases._wgmma_is_right(run)
+
+
+def test_without_a_gpu_one_line_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu_suite", "--out", str(tmp_path)])
+    assert gpu_suite.main() == 2
+    assert "build: no CUDA device here; --rehearse" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["gpu_suite", "--out", str(tmp_path), "--phases", "tests,mat"])
+    with pytest.raises(SystemExit):
+        gpu_suite.main()
+    assert "got 'mat', allowed are build, tests" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("noise, tau", [(1.0, 0.5), (0.25, 0.07)])

@@ -76,7 +76,9 @@ class TorchEngine:
                 "has its own"
             )
         self.optimizers = {
-            player: optim.make_optimizer(optimizer, some, weight_decay, task.betas)
+            player: optim.make_optimizer(
+                optimizer, some, weight_decay, task.betas, fused=self.device.type == "cuda"
+            )
             for player, some in groups.items()
         }
 

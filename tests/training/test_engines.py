@@ -8,7 +8,7 @@ import torch
 from selftaught.errors import InputError
 from selftaught.training.config import build
 from selftaught.training.ddp import TorchEngine
-from selftaught.training.optim import Lars, make_optimizer
+from selftaught.training.optim import Lars, load_state, make_optimizer, set_rate, state_of
 from tests.ranks import results_of, start_ranks
 
 from . import engine_cases as cases
@@ -289,3 +289,27 @@ def test_a_missing_deepspeed_is_said_in_one_line(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "deepspeed", None)
     with pytest.raises(InputError, match="engine.kind is 'deepspeed', but it cannot be imported"):
         cases.train(zero(1))
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_fused_updates_are_the_plain_ones_and_go_on_from_their_state(name):
+    """On a GPU engines fuse; checkpoints pass between both."""
+
+    def moved(fused, state=None):
+        weights = [torch.nn.Parameter(torch.linspace(-1, 1, size)) for size in (3, 40)]
+        made = make_optimizer(name, weights, 1e-2, fused=fused)
+        if state is not None:
+            load_state(made, state)
+        set_rate(made, 1e-2)
+        for step in range(3):
+            for weight in weights:
+                weight.grad = torch.linspace(1, -2, len(weight)) * (step + 1)
+            made.step()
+        return torch.cat([weight.detach() for weight in weights]), state_of(made)
+
+    for before in (None, moved(False)[1], moved(True)[1]):
+        (plain, left), (fused, right) = moved(False, before), moved(True, before)
+        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-7)
+        assert left.keys() == right.keys()
+        for key, value in left.items():
+            torch.testing.assert_close(right[key], value, rtol=1e-5, atol=1e-7)
