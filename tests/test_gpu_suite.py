@@ -36,6 +36,7 @@ def rows_of(folder):
         return list(csv.DictReader(handle))
 
 
+@pytest.mark.timeout(900)
 def test_every_phase_on_torch_numpy_and_triton_alone(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(ABSENT)
     out = tmp_path / "out"
