@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -140,7 +140,6 @@ def traced(detector: Detector) -> Traced:
     try:
         with torch.no_grad(), _quiet():
             program = torch.export.export(graph, tuple(example), dynamic_shapes=tuple(moving))
-            program = program.run_decompositions(_plain())
     except Exception as error:  # whatever a method's own code raises while it is traced
         raise InputError(
             f"method {detector.method} cannot be exported, as its scorer cannot be traced: "
@@ -157,21 +156,6 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(first_line(error).split())[:300]
-
-
-def _plain() -> dict[Any, Any]:
-    """Our own operators in terms of torch's."""
-
-    def nearest_center(
-        x: Tensor, centers: Tensor, active: Tensor | None, *_: object
-    ) -> tuple[Tensor, Tensor]:
-        squared = (x[:, None] - centers.to(x)[None]).square().sum(2)
-        if active is not None:
-            squared = torch.where(active, squared, torch.inf)
-        nearest = squared.min(1)
-        return nearest.values, nearest.indices
-
-    return {torch.ops.selftaught.nearest_center.default: nearest_center}
 
 
 @contextmanager

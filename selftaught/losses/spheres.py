@@ -78,6 +78,12 @@ def nearest_center(
     """
     backend = check_options(backend, precision)
     _check(x, centers, active, check_values)
+    if torch.compiler.is_exporting():  # an exported program cannot hold our operators
+        distances = (x[:, None] - centers.to(x)).square().sum(2)
+        if active is not None:
+            distances = torch.where(active, distances, torch.inf)
+        nearest = distances.min(1)
+        return nearest.values, nearest.indices
     squared, index = ops.nearest_center(x, centers, active, precision, backend)
     return squared, index
 

@@ -139,7 +139,7 @@ class Bank(nn.Module):
             "knn_score": lambda rows: knn_score(rows, self.normals, self.neighbours),
         }
         h = h.detach().cpu()
-        return {name: made[name](h) if len(h) else torch.zeros(0) for name in names}
+        return {name: made[name](h) if h.shape[0] else torch.zeros(0) for name in names}
 
     def holds(self, h: Tensor) -> Tensor:
         """Which of the images with features h (B, W) are remembered, as (B,) bool.
@@ -162,14 +162,19 @@ class Bank(nn.Module):
     @host.defaults()
     def _normality(self, h: Tensor) -> Tensor:
         mean, whitening = self.mean.double(), self.whitening.double()
-        parts = [((rows.double() - mean) @ whitening).norm(dim=1) for rows in h.split(ROWS)]
+        parts = [((rows.double() - mean) @ whitening).norm(dim=1) for rows in _parts(h)]
         # At the mean itself there would be no logarithm.
         return torch.cat(parts).clamp_min(torch.finfo(torch.float32).tiny).log().float()
 
 
+def _parts(h: Tensor) -> tuple[Tensor, ...]:
+    """Rows that go to float64 at a time; a program that is traced takes any number."""
+    return (h,) if torch.compiler.is_exporting() else h.split(ROWS)
+
+
 def unit(h: Tensor) -> Tensor:
     """Rows (N, W) at length 1, computed in float64; rows of zeros stay."""
-    lengths = torch.cat([rows.double().norm(dim=1) for rows in h.split(ROWS)] or [torch.zeros(0)])
+    lengths = torch.cat([rows.double().norm(dim=1) for rows in _parts(h)] or [torch.zeros(0)])
     return (h / lengths.where(lengths > 0, 1.0)[:, None]).to(h.dtype)
 
 
