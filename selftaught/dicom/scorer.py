@@ -14,7 +14,6 @@ from selftaught.detector import Detector
 from selftaught.dicom.film import Film, read_film
 from selftaught.errors import InputError, MachineError
 from selftaught.files import sha256, standing
-from selftaught.maps.heat import DEFAULT
 from selftaught.maps.overlay import eight_bits, film_of, overlay
 from selftaught.models.files import FACTS
 
@@ -136,7 +135,7 @@ class Scorer:
 
     def _heats(self, films: Sequence[Film]) -> Sequence[np.ndarray | None]:
         """(S, S) of each film, where captures are made and the model has a scale for maps."""
-        if not self._captures or DEFAULT not in self.detector.scales:
+        if not self._captures or self.detector.map_method not in self.detector.scales:
             return [None] * len(films)
         return list(self.detector.maps(**_given(films)).numpy())
 
