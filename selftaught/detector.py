@@ -258,9 +258,7 @@ class Detector:
         method: Method | None = None,
         scaled: bool = True,
     ) -> Tensor:
-        """Where in each image the score comes from; arguments and errors as for `explain`.
-
-        `selftaught.maps.overlay` lays such a map over its film.
+        """Where in each image the score comes from, for `selftaught.maps.overlay`.
 
         Args:
             images: as for `score`.
@@ -270,14 +268,14 @@ class Detector:
             bad_files: as for `score`.
             progress: as for `explain`.
             method: of `selftaught.maps.METHODS`; None: `map_method`.
-            scaled: on the scale of all images of this model, 0 = as on normal films, 1 = its top;
-                False: raw, at least 0, in the unit of the score, as `Scale.from_normals` takes it.
+            scaled: from 0, as on normal films, to 1, the top of the model's scale; False: raw, at
+                least 0, as `Scale.from_normals` takes it.
 
         Returns:
             (N, S, S) float32 of the network's view; NaN for what was skipped.
 
         Raises:
-            InputError: `scales` lacks the method, or it cannot explain this score.
+            InputError: as `score`; `scales` lacks the method, or it cannot explain this score.
         """
         method = method or self.map_method
         if scaled and method not in self.scales:
@@ -286,9 +284,15 @@ class Detector:
         raw = self._columns(*given, partial(self._heat, method, batch_size))[0]["heat"]
         return self.scales[method](raw) if scaled else raw
 
-    @cached_property
+    @property
     def map_method(self) -> Method:
-        """The method of maps by default: what finds most, or else what explains any score."""
+        """The method of maps by default: the best that the model allows, or else has a scale of."""
+        known, best = self.scales, self._best_maps
+        return best if best in known or not known else next(iter(known))
+
+    @cached_property
+    def _best_maps(self) -> Method:
+        """What finds most, or else what explains any score."""
         blank = torch.zeros(1, 1, self.image_size, self.image_size, device="cpu")
         try:
             self._heat(BEST, 1, blank, torch.ones_like(blank) if self.masks else None)
@@ -307,7 +311,6 @@ class Detector:
         make: Callable[[Tensor, Tensor | None], Made] | None = None,
     ) -> tuple[Made, dict[int, str]]:
         """What `make`, or the scorer, gives; NaN and -1 in rows that were skipped; why, by row."""
-        make = make or self._run
         batch_size, images = whole("batch_size", batch_size), _listed(images)
         if bad_files not in get_args(BadFiles):
             raise ValueError(f"bad_files={bad_files!r}: must be one of {get_args(BadFiles)}")
@@ -336,7 +339,7 @@ class Detector:
         out: dict[str, Tensor] = {}
         for number, (rows, batch, regions) in enumerate(batches, 1):
             if len(rows):
-                made = make(batch, regions)
+                made = (make or self._run)(batch, regions)
                 # Filled outside inference mode, so that the results may enter other computations.
                 out = out or {name: _missing(len(images), one) for name, one in made.items()}
                 for name, one in made.items():
@@ -344,7 +347,7 @@ class Detector:
             progress(min(number * batch_size, len(images)))
         if not out:
             blank = torch.zeros(1, 1, self.image_size, self.image_size, device="cpu")
-            made = make(blank, torch.ones_like(blank) if self.masks else None)
+            made = (make or self._run)(blank, torch.ones_like(blank) if self.masks else None)
             out = {name: _missing(len(images), one) for name, one in made.items()}
         return out, problems
 
@@ -367,20 +370,17 @@ class Detector:
         """Raw heat of images by a method of maps."""
         sloped = method != ALWAYS
         if sloped and self.by != "model":
-            raise InputError(
-                f"maps: method {method} needs a gradient, which the model's score by {self.by} of "
-                "remembered images lacks; allowed: occlusion"
-            )
+            reason = f"needs a gradient, which the score by {self.by} lacks; allowed: {ALWAYS}"
+            raise InputError(f"maps: method {method} {reason}")
 
         def score(some: Tensor, regions: Tensor | None) -> Tensor:
             if sloped:
                 return score_images(self.scorer, some, regions)["score"]
             return self._score(self._run(some, regions))
 
-        device = self.device if sloped else torch.device("cpu")
+        place = (self.device if sloped else torch.device("cpu")), torch.float32
         with host.defaults(self.device, gradients=sloped):
-            images = images.to(device, torch.float32)
-            masks = None if masks is None else masks.to(device, torch.float32)
+            images, masks = images.to(*place), None if masks is None else masks.to(*place)
             return {"heat": raw_heat(method, self.scorer, score, images, masks, batch_size).cpu()}
 
     def _run(self, batch: Tensor, masks: Tensor | None) -> dict[str, Tensor]:

@@ -294,6 +294,10 @@ def test_what_has_no_gradient_is_explained_by_occlusion(model):
     assert detector.map_method == "occlusion"
     with pytest.raises(InputError, match="allowed: occlusion"):
         detector.maps(torch.rand(1, 1, SIZE, SIZE), method="cam", scaled=False)
+    other = Detector.load(model)
+    assert other.map_method == "cam"
+    other.scales["occlusion"] = Scale(method="occlusion", low=0.0, high=1.0, films=1)
+    assert other.map_method == "occlusion"  # the only one that can be shown
 
 
 def test_score_writes_maps_beside_scores(model, films, tmp_path, capsys):
