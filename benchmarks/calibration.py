@@ -8,7 +8,9 @@ list of another exposure: grey levels to the power of GAMMAS.
 """
 
 import argparse
+import itertools
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -25,8 +27,8 @@ from selftaught.monitoring.threshold import for_false_alarms
 
 DRAWS = 100
 CALIBRATE = 200
-WEEK, REFERENCE = 150, 300
-GAMMAS = (0.9, 0.8, 0.7)
+WEEK, REFERENCE = 100, 200
+GAMMAS = (0.9, 0.8)
 EXPOSED = 400
 RATES = (0.01, 0.05)
 
@@ -90,9 +92,9 @@ def of_threshold(scores: np.ndarray) -> list[dict]:
     ]
 
 
-def of_watch(made: dict[str, np.ndarray], model: str) -> list[dict]:
+def of_watch(made: dict[str, np.ndarray], model: str) -> Iterator[dict]:
     """Runs with an alarm, on the same films and on others."""
-    rows, total = [], len(made["score 1.0"])
+    total = len(made["score 1.0"])
     week, reference = min(WEEK, total // 3), min(REFERENCE, total - total // 3)
 
     def part(gamma: float, places: np.ndarray) -> dict[str, Films]:
@@ -118,13 +120,12 @@ def of_watch(made: dict[str, np.ndarray], model: str) -> list[dict]:
         for rate in RATES:
             row = {"what": f"alarms at rate {rate}, {week} against {reference} films"}
             row["what"] += ", same exposure" if gamma == 1 else f", exposure to the power {gamma}"
-            rows.append({**row, "value": int((np.array(smallest) <= rate).sum()), "of": DRAWS})
+            yield {**row, "value": int((np.array(smallest) <= rate).sum()), "of": DRAWS}
         if against_model:
             low = (np.array(against_model) <= RATES[0]).sum(axis=0)
             names = "scores, embeddings"
             what = f"alarms at rate {RATES[0]} against the model itself, {names}"
-            rows.append({"what": what, "value": " and ".join(map(str, low)), "of": DRAWS})
-    return rows
+            yield {"what": what, "value": " and ".join(map(str, low)), "of": DRAWS}
 
 
 def main() -> None:
@@ -140,7 +141,7 @@ def main() -> None:
         made = scored(options.model, options.manifest, options.limit)
         if options.kept:
             np.savez(options.kept, **made)
-    for row in of_threshold(made["score 1.0"]) + of_watch(made, options.model):
+    for row in itertools.chain(of_threshold(made["score 1.0"]), of_watch(made, options.model)):
         print(f"{row['what']}: {row['value']} of {row['of']}", flush=True)
 
 

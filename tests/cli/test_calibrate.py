@@ -37,7 +37,7 @@ def place(tmp_path_factory):
         bare = Detector(spheres(3), films, Calibration())
         seen = bare.embed([folder / f"{number}.png" for number in range(6)])[0]
         bank = Bank.of(torch.cat([seen, seen + 3]), seen[:0])
-        facts = {"body_parts": {"KNEE": 30, "WRIST": 30}}
+        facts = {"films": {"body_part": {"knee": 30, "wrist": 30}}}
         save_model(folder / "model", task, films, Calibration(2.0, (1.0, 2.0)), facts, bank)
         yield folder
 
