@@ -119,22 +119,21 @@ class LabelFile:
             fsync_folder(self.path.parent)
             self.rows: list[Row] = []
             return
-        whole, _, tail = content.rpartition(b"\n")
-        if tail and whole:
-            # Of a row that was written in one piece a crash may leave a part: nobody was told that
-            # it is kept.
-            if len(next(csv.reader([tail.decode("utf-8", "replace")]))) == len(COLUMNS):
-                self._write("\n")
-            else:
-                os.ftruncate(self._handle, len(whole) + 1)
-                os.fsync(self._handle)
-                self.cut = True
         header = content.split(b"\n", 1)[0].decode("utf-8", "replace").strip()
         if header != ",".join(COLUMNS):
             raise InputError(
                 f"{self.path}: exists and is no labels file of this command; allowed: a new file, "
                 f"or one that begins with {','.join(COLUMNS)}"
             )
+        whole, _, tail = content.rpartition(b"\n")
+        if tail and len(next(csv.reader([tail.decode("utf-8", "replace")]))) == len(COLUMNS):
+            self._write("\n")
+        elif tail:
+            # Of a row that was written in one piece a crash may leave a part: nobody was told that
+            # it is kept.
+            os.ftruncate(self._handle, len(whole) + 1)
+            os.fsync(self._handle)
+            self.cut = True
         self.rows = read_rows(self.path)
 
     def _write(self, text: str) -> None:
@@ -142,8 +141,8 @@ class LabelFile:
         data, size = text.encode(), os.fstat(self._handle).st_size
         with machine_errors(self.path, len(data)):
             try:
-                if (written := os.write(self._handle, data)) != len(data):
-                    os.write(self._handle, data[written:])
+                while data:
+                    data = data[os.write(self._handle, data) :]
                 os.fsync(self._handle)
             except OSError:
                 os.ftruncate(self._handle, size)

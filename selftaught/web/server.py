@@ -202,15 +202,19 @@ def server(app: ASGIApp) -> "uvicorn.Server":
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Impatient(H11Protocol):
-        """Closes connections on which no request has begun in time."""
+        """Closes connections on which no request has begun for as long."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self.loop.call_later(HEADER_SECONDS, self._look)
+            self.loop.call_later(HEADER_SECONDS, self._look, None)
 
-        def _look(self) -> None:
-            if self.cycle is None and not self.transport.is_closing():
+        def _look(self, before: Any) -> None:
+            if self.transport.is_closing():
+                return
+            if self.cycle is before and (before is None or before.response_complete):
                 self.transport.close()
+                return
+            self.loop.call_later(HEADER_SECONDS, self._look, self.cycle)
 
     config = uvicorn.Config(
         app,

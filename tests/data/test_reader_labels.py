@@ -58,6 +58,11 @@ def test_a_row_that_a_crash_left_unfinished_is_cut_off(tmp_path):
     file.append("c.png", "abnormal", **FACTS)
     file.close()
     assert not file.cut and [row.path for row in read_rows(path)] == ["a.png", "c.png"]
+    path.write_text(HEAD.strip())
+    file = LabelFile(path)
+    file.append("c.png", "abnormal", **FACTS)
+    file.close()
+    assert [row.path for row in read_rows(path)] == ["c.png"]
 
 
 @pytest.mark.parametrize("text", ["path,label\na.png,normal\n", "my notes\n", "my notes"])

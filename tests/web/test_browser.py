@@ -13,7 +13,7 @@ from tests.web.conftest import write_run
 
 pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine"),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
 ]
 ATTACK = "images/<img src=x onerror=\"document.title='broken'\">.png"
 

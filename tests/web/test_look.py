@@ -68,10 +68,17 @@ def test_bodies_are_neither_large_nor_slow(run, open_look, monkeypatch):
         assert client.ask("POST", "/label", chunks)[0] == 413
         head = f"POST /label HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\n"
         head += "Authorization: Bearer secret\r\nContent-Length: 9\r\n\r\n{"
-        for sent, expected in ((head, b"HTTP/1.1 408"), ("GET / HT", b"")):
-            with socket.create_connection(("127.0.0.1", client.port), timeout=10) as slow:
+        whole = f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\n\r\n"
+        for sent, expected in (
+            (head, b"HTTP/1.1 408"),
+            ("GET / HT", b""),
+            (whole + "GET / HT", b"HTTP/1.1 403"),
+        ):
+            with socket.create_connection(("127.0.0.1", client.port), timeout=60) as slow:
                 slow.sendall(sent.encode())
                 assert slow.recv(12) == expected
+                while slow.recv(1 << 16):  # until it is closed
+                    pass
         assert client.ask("GET", "/healthz")[0] == 200
 
 
