@@ -198,9 +198,11 @@ def guarded(name: str, arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("selftaught"):
             raise
-        extra = "dicom" if error.name in ("pynetdicom", "highdicom") else "train"
+        extra = {"starlette": "serve", "uvicorn": "serve", "onnxruntime": "serve"}
+        extra |= {"pynetdicom": "dicom", "highdicom": "dicom"}
         complain(
-            f"the package {error.name} is missing; install it by: pip install selftaught[{extra}]"
+            f"the package {error.name} is missing; install it by: pip install "
+            f"selftaught[{extra.get(error.name or '', 'train')}]"
         )
         return 2
     except (RuntimeError, MemoryError) as error:

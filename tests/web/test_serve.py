@@ -12,6 +12,8 @@ from selftaught.cli.main import main
 from selftaught.detector import Detector
 from tests import tiny
 
+# An export compares 256 images first.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 NO_TORCH = """
 import sys
 sys.modules["torch"] = None
@@ -21,12 +23,11 @@ sys.exit(main(["serve", sys.argv[1], "--port", "0"]))
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory, thin_encoder):
     return tiny.write_model(tmp_path_factory.mktemp("serve") / "model")
 
 
 def test_scores_are_the_detectors_and_no_torch_is_there(model, tmp_path):
-    pytest.importorskip("selftaught.export.runtime")
     manifest = tiny.write_images(tmp_path / "set", 4)
     out = tmp_path / "model.onnx"
     assert main(["export", str(model), "--data.manifest", str(manifest), "--out", str(out)]) == 0
