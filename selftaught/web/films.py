@@ -112,7 +112,9 @@ class Films:
             kinds.append(far_from(self.features[rows], self.features[known]))
         turns = np.stack(kinds, axis=1).ravel()
         _, first = np.unique(turns, return_index=True)
-        return turns[np.sort(first)]
+        turns = turns[np.sort(first)]
+        # Films without a score have no features either.
+        return turns[np.argsort(score[turns] == -np.inf, kind="stable")]
 
     def like(self, number: int) -> list[tuple[int, float]]:
         """Numbers in `normals` of the nearest to a film, with their distances."""

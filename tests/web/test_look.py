@@ -109,6 +109,8 @@ def test_the_mixed_order_offers_three_kinds_by_turns():
     films = films_module.Films(table=table, root=None, features=features, threshold=2.1)
     assert films.order("", "mixed", False, [0]).tolist()[:6] == [11, 2, 5, 10, 3, 7]
     assert sorted(films.order("", "mixed", False, [0])) == list(range(12))
+    table.loc[5, "score"] = np.nan  # unlike all, but it could not be read
+    assert films.order("", "mixed", False, [0])[-1] == 5
     generator = np.random.default_rng(0)
     points, known = generator.normal(size=(2, 300, 5))
     order = far_from(points, known[:7])
