@@ -74,6 +74,7 @@ def test_a_tracker_that_is_not_there_and_a_folder_that_is_no_run(make_run, wandb
 def test_mlflow_itself_holds_the_figures(make_run, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="needs mlflow-skinny")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlruns")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     run = make_run(images=False, full=True)
     for _ in range(2):
         mirror(run, "mlflow", "knees")
