@@ -24,6 +24,7 @@ def test_they_are_committed_without_outputs(path):
     assert code and not any(cell.outputs or cell.execution_count for cell in code)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
 def test_they_run(path, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient", reason="needs nbclient, of the extra docs")
@@ -31,7 +32,7 @@ def test_they_run(path, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     book = read(path)
     nbclient.NotebookClient(
-        book, timeout=280, resources={"metadata": {"path": str(tmp_path)}}
+        book, timeout=800, resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
     outputs = [one for cell in book.cells for one in cell.get("outputs", ())]
     assert outputs and not [one for one in outputs if one.output_type == "error"]
