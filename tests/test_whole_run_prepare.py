@@ -12,7 +12,7 @@ from selftaught.cli.main import main
 from selftaught.data.manifest import read_manifest
 from selftaught.phantoms import write_set
 from selftaught.training import folder
-from tests.faults.injected import KillIn, KillOnceThere
+from tests.faults.injected import KillOnceThere
 from tests.faults.ranks import start
 from tests.tiny import options, write_images
 
@@ -83,7 +83,7 @@ def test_killed_while_it_prepares_it_ends_with_the_same_bits(
     run = tmp_path / "run"
     words = arguments(tree, run)
     kills = {
-        "prepared/work": KillIn("prepare", 0.3),
+        "prepared/work": KillOnceThere(run / "prepared/work"),
         "prepared/work/00000.json": KillOnceThere(run / "prepared/work/00000.json"),
     }
     for number, (left, kill) in enumerate(kills.items()):
@@ -164,7 +164,7 @@ def test_a_pack_that_was_made_again_is_noticed(
     (run / "config.yaml").write_text(config.replace(str(whole), str(run)))
     kept = manifest.read_bytes()
     shutil.rmtree(run / "prepared")
-    words = ["--size", "64", "--workers", "1", "--carrier", "none", "--mask", "none"]
+    words = ["--size", "64", "--cutoff", "5", "--workers", "1"]
     assert main(["prepare", str(tree), "--out", str(run / "prepared"), *words]) == 0
     manifest.write_bytes(kept)  # even where no line of the list tells
     assert main(["finetune", "--out", str(run)]) == 2

@@ -90,7 +90,9 @@ def test_a_detector_gives_the_runs_scores(finished, manifest):
     np.testing.assert_allclose(score, table["score"], rtol=1e-5, atol=1e-6)
     for name in ("score", *ALL):
         np.testing.assert_allclose(explained[name], table[name], rtol=1e-5, atol=1e-6)
-    assert (explained["flagged"] == table["flagged"]).all()
+    # The threshold is the score of an image, which rounding moves to either side of it.
+    clear = ~np.isclose(table["score"], detector.calibration.threshold, rtol=1e-5, atol=1e-6)
+    assert clear.sum() > 30 and (explained["flagged"] == table["flagged"])[clear].all()
     assert gone[list(ALL)].isna().all(axis=1).tolist() == [True, False, False]
 
 
