@@ -86,8 +86,9 @@ def make_optimizer(
     if name == "adam":
         return torch.optim.Adam(parameters, betas=betas, weight_decay=weight_decay, fused=one)
     if name == "sgd":
-        settings = {"momentum": MOMENTUM, "weight_decay": weight_decay, "fused": one}
-        return torch.optim.SGD(parameters, lr=0.0, **settings)
+        return torch.optim.SGD(
+            parameters, lr=0.0, momentum=MOMENTUM, weight_decay=weight_decay, fused=one
+        )
     if name == "lars":
         return Lars(parameters, lr=0.0, weight_decay=weight_decay)
     raise ValueError(f"optimizer is {name!r}; allowed: adam, sgd, lars")
