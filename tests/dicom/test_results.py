@@ -105,8 +105,9 @@ def test_captures_show_heat_where_the_model_has_a_scale(made, scorer, monkeypatc
 
     _, (_, path) = made()
     assert np.ptp(dcmread(path).pixel_array, axis=2).max() == 0  # grey
-    scale = Scale(method="occlusion", low=0.0, high=1e-6, films=1)
-    monkeypatch.setitem(scorer.detector.scales, "occlusion", scale)
+    method = scorer.detector.map_method
+    scale = Scale(method=method, low=0.0, high=1e-6, films=1)
+    monkeypatch.setitem(scorer.detector.scales, method, scale)
     _, (_, path) = made()
     assert np.ptp(dcmread(path).pixel_array.astype(int), axis=2).max() > 50
 
