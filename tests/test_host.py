@@ -406,7 +406,7 @@ def test_a_forked_process_has_torchs_threads_too(work):
     words = [sys.executable, "-c", FORKED, work.folder]
     job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        said = job.communicate(timeout=90)[1]
+        said = job.communicate(timeout=240)[1]
     finally:
         if job.poll() is None:
             os.killpg(job.pid, 9)
