@@ -10,8 +10,10 @@ from selftaught.errors import InputError
 
 FILES = ("compare.csv", "compare.html")
 MARKS = ("run", "auroc", "difference", "p_holm")
-SHOWN = ("run", "method", "auroc", "auroc_low", "auroc_high", "difference", "difference_low")
-SHOWN += ("difference_high", "p_holm")
+SHOWN = (
+    *("run", "method", "auroc", "auroc_low", "auroc_high"),
+    *("difference", "difference_low", "difference_high", "p_holm"),
+)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from selftaught.cli.parser import build_parser, parse
 from selftaught.errors import InputError
@@ -179,7 +179,7 @@ def fix_scale(
     if table.empty:
         raise InputError(f"{where} has no film of label 0; allowed: one or more normal films")
     chosen = np.unique(np.linspace(0, len(table) - 1, NORMALS).round().astype(int))
-    films = films_of(detector, table.iloc[chosen], root)
+    films: Any = films_of(detector, table.iloc[chosen], root)
     scale = Scale.from_normals(method, detector.maps(**films, method=method, scaled=False))
     detector.scales[method] = scale
     folder = model / "model" if (model / "model").is_dir() else model

@@ -159,7 +159,7 @@ def _resolved(
         return config
     # Absolute, so that the run can be continued from another folder.
     files = {name: getattr(config.data, name) for name in ("manifest", "labels")}
-    absolute = {name: str(Path(path).absolute()) for name, path in files.items() if path}
+    absolute: Any = {name: str(Path(path).absolute()) for name, path in files.items() if path}
     data = dataclasses.replace(config.data, **absolute)
     return dataclasses.replace(config, data=data)
 

@@ -121,7 +121,11 @@ def score_over_ranks(
         target = _target(out, source)
         if maps and distributed.world_size() > 1:
             raise InputError("maps: one process makes them; allowed: without a launcher")
-        how = {"allow_outside": allow_outside, "executor": executor, "bad_files": bad_files}
+        how: Any = {
+            "allow_outside": allow_outside,
+            "executor": executor,
+            "bad_files": bad_files,
+        }
         table = scored(model, source, device, stopper, **how).table
         if distributed.is_main():
             write_atomic(target, lambda path: table.to_csv(path, index=False))

@@ -84,10 +84,9 @@ def process(
     model = scorer.model
     document = {
         "note": "research, not a diagnosis",
-        "model": {**vars(model), "sha256": model.digest},
+        "model": {"sha256" if k == "digest" else k: value for k, value in vars(model).items()},
         "films": lines,
     }
-    del document["model"]["digest"]
     write_atomic(out / NAME, json.dumps(document, indent=1, allow_nan=False) + "\n")
     return document
 

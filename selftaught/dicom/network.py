@@ -117,6 +117,7 @@ class Listener:
                 f"host, port: {host}:{port} cannot be listened on: {error}; allowed: an address of "
                 "this machine and a port that is free"
             ) from error
+        assert server is not None  # as it does not block
         self.where = server.server_address[:2]
         entity, (host, port) = self.entity, self.where
         senders = ", ".join(entity.require_calling_aet)
@@ -167,8 +168,8 @@ class Sender(threading.Thread):
         self._trouble = ""
         self.entity = _caller(aet)
         classes = EnhancedSRStorage, SecondaryCaptureImageStorage
-        self._contexts = [build_context(uid, PLAIN) for uid in classes]
-        self._contexts.append(build_context(SecondaryCaptureImageStorage, [RLELossless]))
+        self._contexts = [build_context(uid, list(map(str, PLAIN))) for uid in classes]
+        self._contexts.append(build_context(SecondaryCaptureImageStorage, str(RLELossless)))
 
     def stop(self) -> None:
         """End after the object that is on its way."""

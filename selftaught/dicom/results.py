@@ -149,8 +149,8 @@ def capture(
         made.SourceImageSequence[0].ReferencedSOPClassUID = header.SOPClassUID
         made.SourceImageSequence[0].ReferencedSOPInstanceUID = header.SOPInstanceUID
         side = _side(header)
-        made.Laterality = side if side in ("L", "R") else None  # empty is allowed, missing is not
-        made.PatientOrientation = header.get("PatientOrientation") or None
+        made.Laterality = side if side in ("L", "R") else ""  # empty is allowed, missing is not
+        made.PatientOrientation = header.get("PatientOrientation") or []
         for name in ("BodyPartExamined", "BurnedInAnnotation"):
             if name in header:
                 made.add(header[name])

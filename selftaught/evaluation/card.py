@@ -14,8 +14,10 @@ from selftaught.evaluation.run_files import RunFiles, flatten, read_run
 from selftaught.files import write_atomic
 
 NAME = "MODEL_CARD.md"
-SETS = ("Set", "Images", "Groups", "Normal", "Abnormal", "No label", "Known normal")
-SETS += ("Known abnormal",)
+SETS = (
+    *("Set", "Images", "Groups", "Normal", "Abnormal", "No label", "Known normal"),
+    "Known abnormal",
+)
 # Written at length in model.json: the look of the set's films.
 LONG = ("reference",)
 
@@ -70,7 +72,7 @@ def _card(run: RunFiles) -> str:
     )
     digests = dict(_flat(model, "sha256"))
     rest = digests.pop("facts", None)  # of all else that describes the model
-    hashes = [*digests.items(), *[("model.json", rest)] * bool(rest), *_recorded(run)]
+    hashes = [*digests.items(), *([("model.json", rest)] if rest else []), *_recorded(run)]
     sections.append(
         "## Versions and hashes\n\n"
         + _table(("Package", "Version"), _flat(run.environment, "packages"))
@@ -112,8 +114,8 @@ def _figures(run: RunFiles) -> str:
     text = f"{sentence} Intervals are of 95 %, groups resampled; they do not hold the spread over "
     text += f"seeds.\n\n{_table(heads, rows)}"
     if parts:
-        heads = ("Body part", *(f"{one}: images (abnormal), AUROC" for one in heads[1:]))
-        text += f"\n\n{_table(heads, parts)}"
+        wide = ("Body part", *(f"{one}: images (abnormal), AUROC" for one in heads[1:]))
+        text += f"\n\n{_table(wide, parts)}"
     return text
 
 

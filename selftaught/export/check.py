@@ -173,9 +173,8 @@ def _check_meaning(
     wrong = ~((low - 1e-3 <= share) & (share <= high + 1e-3)) & ~np.isnan(low)
     flags = wanted["flagged"].to_numpy(np.float64, na_value=-1)
     if calibration.threshold is not None:
-        tied = np.abs(scores - calibration.threshold) <= graph.slack(
-            calibration.threshold, calibration
-        )
+        slack = graph.slack(np.float64(calibration.threshold), calibration)
+        tied = np.abs(scores - calibration.threshold) <= slack
         flags[tied] = 0
     given = made["flagged"].to_numpy(np.float64, na_value=-1)
     for name, bad, value in (("percentile", wrong, share), ("flagged", given != flags, given)):
@@ -216,12 +215,11 @@ def golden(exported: runtime.Exported, size: int) -> list[dict[str, Any]]:
     shapes = [(2 * size + 3, size + 5), (3 * size // 2, 2 * size), (size // 2 + 1, size // 3 + 2)]
     made = []
     for shape, kind in zip(shapes, (np.uint8, np.uint16, np.uint8), strict=True):
-        white = np.iinfo(kind).max
+        white = 255 if kind is np.uint8 else 65535
         y, x = (np.arange(side) / side for side in shape)
-        waves = sum(
-            generator.normal() * np.outer(np.cos(3 * a * y + b), np.cos(3 * b * x + a))
-            for a, b in generator.uniform(1, 7, (6, 2))
-        )
+        waves = np.zeros(shape)
+        for a, b in generator.uniform(1, 7, (6, 2)):
+            waves += generator.normal() * np.outer(np.cos(3 * a * y + b), np.cos(3 * b * x + a))
         waves = (waves - waves.min()) / (waves.max() - waves.min())
         film = np.rint(waves * white).astype(kind)
         mask = np.where(np.hypot(y[:, None] - 0.5, x - 0.5) < 0.4, 255, 0).astype(np.uint8)

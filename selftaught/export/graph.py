@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from selftaught.models.files import first_line
 TIE = 1e-5
 
 
-def slack(scores: np.ndarray, calibration: Calibration) -> np.ndarray:
+def slack(scores: np.ndarray | np.floating, calibration: Calibration) -> np.ndarray:
     """How far from each of `scores` a score is the same but for rounding."""
     normals = calibration.normal_scores
     spread = float(np.std(normals)) if normals else 0.0
@@ -190,7 +190,8 @@ def as_onnx(traced: Traced) -> bytes:
                 verbose=False,
             )
         assert made is not None
-        for one in [made.model.graph, *made.model.functions.values()]:
+        graphs: list[Any] = [made.model.graph, *made.model.functions.values()]
+        for one in graphs:
             for node in one.all_nodes():  # where in our source it comes from
                 node.metadata_props.clear()
                 node.doc_string = None

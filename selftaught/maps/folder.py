@@ -12,7 +12,7 @@ DIR/
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -82,7 +82,7 @@ def write_maps(
     parts = []
     for start in range(0, len(table), BATCH):
         rows = table.iloc[start : start + BATCH]
-        given = films_of(detector, rows, root)
+        given: Any = films_of(detector, rows, root)
         raw = detector.maps(**given, bad_files=bad_files, method=method, scaled=False)
         part = detector.explain(**given, bad_files=bad_files).set_index(rows.index)
         part["path"] = rows["path"]

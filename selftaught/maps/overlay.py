@@ -87,7 +87,8 @@ def on_film(
         return inside
     source = whole_frame((height, width)).astype(np.float32)
     matrix = cv2.getPerspectiveTransform(source, cut.quad.astype(np.float32))
-    return cv2.warpPerspective(inside, matrix, shape[::-1], flags=cv2.INTER_LINEAR)
+    warped = cv2.warpPerspective(inside, matrix, shape[::-1], flags=cv2.INTER_LINEAR)
+    return np.asarray(warped, np.float32)
 
 
 def _unsquared(
@@ -95,7 +96,8 @@ def _unsquared(
 ) -> np.ndarray:
     """What of a square view is picture, resized to `shape`; `seen`: size of that picture."""
     size = view.shape[0]
-    height, width = inner_shape(*(seen or shape)[:2], size)
+    tall, wide = (seen or shape)[:2]
+    height, width = inner_shape(tall, wide, size)
     top, left = (size - height) // 2, (size - width) // 2
     inside = np.ascontiguousarray(view[top : top + height, left : left + width])
     return cv2.resize(inside, tuple(shape[1::-1]), interpolation=cv2.INTER_LINEAR)

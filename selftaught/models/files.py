@@ -165,7 +165,7 @@ def _write(
 
 def _write_parts(
     folder: Path,
-    document: Mapping[str, Any],
+    document: dict[str, Any],
     parts: Mapping[str, bytes],
     replaces: Collection[str] = (),
 ) -> Path:

@@ -150,7 +150,8 @@ def _units(
 
 def _drawn(here: Films, there: Films, seed: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Values, the number of the patient of each, and how many patients are of the first set."""
-    values, owners, counts = [], [], []
+    values, owners = [], []
+    counts: list[int] = []
     for films in (here, there):
         names = np.arange(len(films.values)) if films.patients is None else films.patients
         unique, place = np.unique(names, return_inverse=True)

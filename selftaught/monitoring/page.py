@@ -76,7 +76,8 @@ def _scores(sets: tuple[Observed, Observed], detector: "Detector") -> Picture | 
     drawn = [one[SCORES].values.astype(float) for one in sets if SCORES in one]
     if len(drawn) < 2 or not all(map(len, drawn)):
         return None
-    edges = np.linspace(*np.quantile(np.concatenate(drawn), [0.005, 0.995]), BINS + 1)
+    low, high = np.quantile(np.concatenate(drawn), [0.005, 0.995])
+    edges = np.linspace(low, high, BINS + 1).tolist()
     if not edges[0] < edges[-1]:
         return None
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -187,7 +187,7 @@ def knn_score(queries: Points, database: Points, k: int = 100) -> Tensor:
     """
     k = whole("k", k)
     if torch.compiler.is_exporting():
-        return _traced(queries, database, k)
+        return _traced(cast(torch.Tensor, queries), cast(torch.Tensor, database), k)
     asked, table = checked(queries, "queries").cpu(), checked(database, "database").cpu()
     if asked.shape[1] != table.shape[1]:
         raise ValueError(

@@ -341,7 +341,7 @@ def _cell(name: str, system: System, config: Config, run: str, key: str, donor: 
 
 def _refuse_other_preset(out: Path, planned: Sequence[Cell], rows: Mapping[str, Planned]) -> None:
     """Refuse another preset than a table was begun with: its columns could not be compared."""
-    then = settings_of(out, planned[0]).preset if planned else ""
+    then = str(settings_of(out, planned[0]).preset) if planned else ""
     then = {"default": "eq2", "quick": "eq2-quick"}.get(then, then)  # as tables of before call it
     for row in rows.values():
         if then and row.config.preset != then:

@@ -207,8 +207,8 @@ class Look:
         """Keep a label; answered when it is on the disk."""
         given = await _object(request)
         number, label = given.get("film"), given.get("label")
-        fine = type(number) is int and 0 <= number < len(self.films.table) and label in LABELS
-        if not fine:
+        fine = type(number) is int and 0 <= number < len(self.films.table)
+        if not fine or not isinstance(label, str) or label not in LABELS:
             raise InputError(f"film or label: allowed: a film's number and {', '.join(LABELS)}")
         who, hidden = _reader(given), given.get("hidden") is True
         await run_in_threadpool(
@@ -249,7 +249,8 @@ async def _object(request: Request) -> Mapping[str, Any]:
 def _reader(given: Mapping[str, Any]) -> str:
     """The reader's name, which goes into a file that spreadsheets open."""
     who = given.get("who")
-    fine = isinstance(who, str) and 0 < len(who) <= NAME and who.isprintable()
+    who = who if isinstance(who, str) else ""
+    fine = 0 < len(who) <= NAME and who.isprintable()
     if not fine or not (who[0].isalnum() and who == who.strip()):
         raise InputError(f"reader is {who!r}; allowed: up to {NAME} characters, a letter first")
     return who
