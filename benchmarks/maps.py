@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.plot import draw
 from benchmarks.record import kept, write
 from selftaught import Detector
 from selftaught.cli import demo
@@ -175,7 +176,7 @@ def main() -> None:
     for row in rows:
         print(*row.values(), sep=", ")
     name = label(run)
-    print(write("maps", [*kept("maps", lambda row: row["model"] != name), *rows]))
+    print(write("maps", [*kept("maps", lambda row: row["model"] != name), *rows]), draw("maps"))
 
 
 if __name__ == "__main__":

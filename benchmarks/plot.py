@@ -224,7 +224,7 @@ PICTURES: dict[str, Callable[[list[Row]], Any]] = {
     one.__name__: one
     for one in (
         *(ntxent, nearest_center, kmeans, neighbours, data),
-        *(training_step, scaling, agreement, cheap_baselines),
+        *(training_step, scaling, agreement, cheap_baselines, maps),
     )
 }
 
