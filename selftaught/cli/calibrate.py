@@ -86,12 +86,13 @@ def _calibrate(model: Path, films: Scored, option: str, value: float, out: Path)
     """Choose, write, and say in words."""
     from selftaught.files import sha256, standing
     from selftaught.models.files import FACTS, recalibrated
+    from selftaught.monitoring.observed import patient_numbers
     from selftaught.monitoring.threshold import for_false_alarms, for_sensitivity
 
     table = films.table[_with_score(films)]
     abnormal = _abnormal(table, option, films.manifest.name)
     _check_unseen(films, table)
-    scores, patients = table["score"].to_numpy(), _patients(table)
+    scores, patients = table["score"].to_numpy(), patient_numbers(table)
     if option == "false_alarms":
         choice = for_false_alarms(scores, value, patients)
     else:
@@ -159,19 +160,6 @@ def _check_unseen(films: Scored, table: "pd.DataFrame") -> None:
             f"{first}: the model was trained on this film, and on {seen.sum()} of {len(table)} in "
             "the list; allowed: films that it has not seen"
         )
-
-
-def _patients(table: "pd.DataFrame") -> "np.ndarray | None":
-    """The patient of each film, a film without one standing for itself; None where none is named.
-
-    The film's row is a number, and so no patient's name.
-    """
-    import numpy as np
-
-    named = (table["patient"] != "").to_numpy()
-    if not named.any():
-        return None
-    return np.where(named, table["patient"].astype("category").cat.codes, -1 - table.index)
 
 
 def _in_words(label: str, share: "Share", units: str) -> str:
