@@ -225,13 +225,14 @@ class Distances(nn.Module):
 TASKS = {"relative": Relative}
 SYSTEMS = {
     "default": System(
-        "Preset default: ImageNet encoder held still, relative distance",
+        "Preset default: ImageNet encoder held still, a head by cross-entropy",
         pretext="imagenet",
         finetune="relative",
         changes={  # docs/ablation.md chose them
             "data.image_size": 160,
             "model.architecture": "efficientnet_lite0",
             "model.input_norm": "half",
+            "finetune.floor": 0.0,
             "finetune.encoder": "head",
             "finetune.dropout": 0.3,
             "finetune.lr": 3e-4,
