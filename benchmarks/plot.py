@@ -214,6 +214,7 @@ def cheap_baselines(rows: list[Row]) -> Any:
 
 
 def maps(rows: list[Row]) -> Any:
+    rows = [r for r in rows if "flagged" not in r["kind"]]
     found = values(rows, "pointing", by=lambda r: f"{r['kind']}: {r['model']}", label="provider")
     return panels(
         found, "Heat maps on synthetic metal", "hottest pixel in the truth, share of films"
