@@ -46,7 +46,7 @@ def claim_maps(out: Path, detector: "Detector", method: Method, films: str) -> N
     """
     if method not in detector.scales:
         raise InputError(f"maps: {NO_SCALE}")
-    facts = {"films": films, **asdict(detector.scales[method])}
+    facts = {"list": films, **asdict(detector.scales[method])}
     claim_folder(out, SETTINGS, facts, "a folder of the same maps")
 
 

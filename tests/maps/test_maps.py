@@ -258,6 +258,10 @@ def test_the_command_fixes_a_scale_once_and_keeps_it(model, films, tmp_path, cap
     # Kept: no normal films are needed any more, and the same command goes on.
     assert main([*words, str(out)]) == 0
     capsys.readouterr()
+    fewer = films.with_name("fewer.csv")
+    fewer.write_text("path\n0.png\n")
+    assert main(["maps", str(model), "--data.manifest", str(fewer), "--out", str(out)]) == 2
+    assert "choose another folder" in capsys.readouterr().err
     other = tmp_path / "other"
     other.mkdir()
     (other / "mine.txt").write_text("mine")
