@@ -60,18 +60,14 @@ def export(detector: Detector, model: Path, out: Path, films: Films) -> dict[str
         MachineError: the disk is full.
     """
     traced = graph.traced(detector)
-    content = graph.as_onnx(traced) if out.suffix == ".onnx" else b""
+    content = (graph.as_onnx if out.suffix == ".onnx" else graph.as_program)(traced)
     facts = _facts(detector, model, traced)
 
     def write(path: Path) -> None:
         """The file, sealed with the facts so far."""
         digest = ""
         for _ in range(2):  # all but the facts is the same both times
-            text = json.dumps(runtime.sealed(facts, digest))
-            if content:
-                graph.write_onnx(path, content, text)
-            else:
-                graph.write_program(path, traced.program, text)
+            graph.write(path, content, json.dumps(runtime.sealed(facts, digest)))
             digest = runtime.split(path, path.read_bytes())[0]
 
     with tempfile.TemporaryDirectory() as folder, machine_errors(Path(folder)):

@@ -3,6 +3,7 @@
 import io
 import logging
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -201,15 +202,23 @@ def as_onnx(traced: Traced) -> bytes:
     return content
 
 
-def write_onnx(path: Path, content: bytes, facts: str) -> None:
-    """Write an ONNX model with its facts as metadata."""
-    import onnx
-
-    model = onnx.ModelProto.FromString(content)
-    onnx.helper.set_model_props(model, {runtime.KEY: facts})
-    path.write_bytes(model.SerializeToString(deterministic=True))
+def as_program(traced: Traced) -> bytes:
+    """The program as a torch.export archive."""
+    made = io.BytesIO()
+    torch.export.save(traced.program, made)
+    return made.getvalue()
 
 
-def write_program(path: Path, program: torch.export.ExportedProgram, facts: str) -> None:
-    """Write a torch.export program with its facts as an extra file."""
-    torch.export.save(program, path, extra_files={runtime.KEY: facts})
+def write(path: Path, content: bytes, facts: str) -> None:
+    """Write an exported model, .onnx or .pt2 by the path, with its facts as metadata."""
+    if path.suffix == ".onnx":
+        import onnx
+
+        model = onnx.ModelProto.FromString(content)
+        onnx.helper.set_model_props(model, {runtime.KEY: facts})
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        return
+    path.write_bytes(content)
+    with zipfile.ZipFile(path, "a") as archive:
+        root = archive.namelist()[0].split("/")[0]
+        archive.writestr(f"{root}/extra/{runtime.KEY}", facts)

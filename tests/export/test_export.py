@@ -1,5 +1,7 @@
 """An exported file gives the detector's scores, percentiles and flags, or is refused."""
 
+import zipfile
+
 import cv2
 import numpy as np
 import pytest
@@ -70,6 +72,27 @@ def test_scores_percentiles_and_flags_are_the_detectors_ties_included(model):
     ranks = np.argsort(np.argsort(wanted["score"])) + 1
     np.testing.assert_allclose([row["percentile"] for row in made], 100 * ranks / len(ranks))
     assert [row["flagged"] for row in made] == (ranks > len(ranks) // 2).astype(int).tolist()
+
+
+def test_a_torch_export_file_gives_the_same_and_is_refused_when_altered(model, tmp_path):
+    detector, films, path = model
+    check.export(detector, path.with_name("model"), tmp_path / "m.pt2", films)
+    images = [read_grey(one) for one in films.paths]
+    made, wanted = (runtime.Exported.load(one).score(images) for one in (tmp_path / "m.pt2", path))
+    for one, other in zip(made, wanted, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    assert runtime.verify(tmp_path / "m.pt2")["films"] == 3
+    with (
+        zipfile.ZipFile(tmp_path / "m.pt2") as whole,
+        zipfile.ZipFile(tmp_path / "a.pt2", "w") as out,
+    ):
+        for name in whole.namelist():
+            part = bytearray(whole.read(name))
+            if "weight_0" in name:
+                part[-1] ^= 1
+            out.writestr(name, bytes(part))
+    with pytest.raises(InputError, match="graph or weights"):
+        runtime.verify(tmp_path / "a.pt2")
 
 
 def test_films_of_one_shape_are_scored_together_as_alone(model):

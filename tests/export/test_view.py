@@ -12,8 +12,9 @@ from selftaught.data.plan import PARAMETERS, draw
 from selftaught.export.view import View
 
 S = 24
-# Growing, blocks of 2 x 2 and of 3 x 3, blocks in one axis alone, shares of pixels, one pixel wide.
-SHAPES = [(17, 9), (24, 20), (48, 48), (72, 72), (48, 36), (31, 57), (101, 77), (90, 1), (3, 5)]
+# Growing, blocks of 2 x 2, 3 x 3 and 4 x 4, quarters of pixels (whose sums are often a level and a
+# half), other shares of pixels, one pixel wide.
+SHAPES = [(17, 9), (24, 20), (48, 36), (72, 72), (96, 96), (32, 24), (31, 57), (101, 77), (90, 1)]
 
 
 def expected(image, mask, augment):
@@ -35,16 +36,29 @@ def test_views_are_those_of_the_pipeline(kind):
         masks = None
         if number % 2:
             masks = np.where(random.random(shape) < 0.7, 255, 0).astype(np.uint8)
-        augment = Augment(
-            autocontrast=(1.0, 0.0, 2.5)[number % 3], mask_scale=1 + 254 * (number % 2)
-        )
-        view, region = expected(image, masks, augment)
-        made, covered = View(augment, S)(
-            torch.from_numpy(image.astype(np.int64))[None],
-            torch.tensor([kind is np.uint16]),
-            None if masks is None else torch.from_numpy(masks.astype(np.int64))[None],
-        )
-        # Deep films: OpenCV's sums between pixels differ by a level where the processor fuses them.
-        allowed = 0.0 if kind is np.uint8 and masks is None else 2e-5 * augment.mask_scale
-        assert np.abs(made[0, 0].numpy() - view).max() <= allowed, shape
-        assert np.abs(covered[0, 0].numpy() - region).max() <= 1e-7, shape
+        scale = 1 + 254 * (number % 2)
+        augment = Augment(autocontrast=(1.0, 0.0, 2.5)[number % 3], mask_scale=scale)
+        check(image, masks, augment)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_film_whose_contrast_cannot_be_stretched(kind):
+    """A pixel that is cut off: what the range is divided by has more than the range in it."""
+    image = np.full((S, S), 100, kind)
+    image[3, 4] += 1
+    check(image, None, Augment())
+
+
+def check(image, masks, augment):
+    """Compare view and mask of one film."""
+    view, region = expected(image, masks, augment)
+    deep = image.dtype == np.uint16
+    made, covered = View(augment, S)(
+        torch.from_numpy(image.astype(np.int64))[None],
+        torch.tensor([deep]),
+        None if masks is None else torch.from_numpy(masks.astype(np.int64))[None],
+    )
+    # Deep films: OpenCV's sums between pixels differ by a level where the processor fuses them.
+    allowed = 2e-5 * augment.mask_scale if deep or masks is not None else 0.0
+    assert np.abs(made[0, 0].numpy() - view).max() <= allowed, image.shape
+    assert np.abs(covered[0, 0].numpy() - region).max() <= 1e-7, image.shape
