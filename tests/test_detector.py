@@ -260,7 +260,7 @@ def test_explain_tells_what_a_score_means(paths):
     calibration = Calibration(2.0, (1.0, 2.0, 2.0, 5.0))
     detector = known(calibration, score=[0.5, 1, 2, 3, 9], center=list(range(5)))
     table = detector.explain(paths)
-    first = ["path", "score", "center", "percentile", "flagged", "model_score"]
+    first = ["path", "score", "center", "percentile", "flagged", "p_value", "model_score"]
     assert list(table.columns) == first
     assert table["path"].tolist() == [str(path) for path in paths]
     assert table["percentile"].tolist() == [0, 25, 75, 75, 100]
@@ -272,7 +272,7 @@ def test_explain_tells_what_a_score_means(paths):
 def test_columns_come_from_the_method(paths, tmp_path):
     columns = {"score": [1.0, 2, 3, 4, 5], "sure": [True, False] * 3, "error": [0.5] * 5}
     table = known(Calibration(), **columns).explain(paths)
-    first = ["path", "score", "percentile", "flagged", "model_score"]
+    first = ["path", "score", "percentile", "flagged", "p_value", "model_score"]
     assert list(table.columns) == [*first, "sure", "error"]
     assert table["sure"].tolist() == [1, 0, 1, 0, 1] and table["error"].dtype == "float32"
     detector, given = known(Calibration(), **columns), [tmp_path / "gone.png", *paths[:2]]

@@ -172,7 +172,12 @@ def test_sampled_truth_is_that_of_the_whole_matrix(noise, tau):
 
 def test_what_is_called_compiled_is_compiled(monkeypatch):
     monkeypatch.setattr(peers.Compiled, "backend", "eager")
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 3)
+    # Not monkeypatch, which cannot undo it on this kind of module.
+    with torch._dynamo.config.patch(recompile_limit=3):
+        called_once_a_shape()
+
+
+def called_once_a_shape():
     twice = peers.Compiled(lambda x: 2 * x)
     peers.new_shape()
     for size in (2, 3, 4):

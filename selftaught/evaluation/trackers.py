@@ -6,7 +6,6 @@ the same folder goes on where the first ended, in the same run of the tracker.
 
 import hashlib
 import importlib.util
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +112,7 @@ def _figures(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, f
 def _to_mlflow(content: Content) -> str:
     import mlflow
     from mlflow.entities import Metric
+    from mlflow.utils.time import get_current_time_millis
 
     client = mlflow.MlflowClient()
     known = client.get_experiment_by_name(content.project)
@@ -124,7 +124,7 @@ def _to_mlflow(content: Content) -> str:
         client.set_tag(number, TAG, content.key)
         for setting, text in content.settings.items():
             client.log_param(number, setting, text)
-    now = int(1000 * time.time())
+    now = get_current_time_millis()
     for position, values in [*content.points[sent:], (0, content.figures)]:
         metrics = [Metric(name, value, now, position) for name, value in values.items()]
         client.log_batch(number, metrics=metrics)

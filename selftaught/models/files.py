@@ -286,6 +286,7 @@ def read_model(
 
 def _stored(document: Mapping[str, Any], where: Path) -> StoredModel:
     """What model.json says, checked; options and network are for the method to check."""
+    digests = {name: one for name, one in document["sha256"].items() if name != "facts"}
     try:
         if document["format"] != FORMAT:
             document = first_format.translated(document)
@@ -303,7 +304,7 @@ def _stored(document: Mapping[str, Any], where: Path) -> StoredModel:
             calibration=Calibration.from_facts(document["calibration"]),
             training=dict(document["training"]),
             bank=Bank.from_facts(document["bank"]) if "bank" in document else None,
-            sha256={name: one for name, one in document["sha256"].items() if name != "facts"},
+            sha256=digests,
         )
     except KeyError as error:
         raise InputError(f"{where}: lacks {error}") from error

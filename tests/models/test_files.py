@@ -80,7 +80,7 @@ def test_round_trip(folder, task):
         Detector.load(folder, device="cpu"),
         Detector(task, *PARTS, bank(), device="cpu"),
     )
-    assert loaded.explain(x).columns[5:].tolist() == ["model_score", *COLUMNS]
+    assert loaded.explain(x).columns[5:].tolist() == ["p_value", "model_score", *COLUMNS]
     pd.testing.assert_frame_equal(loaded.explain(x), live.explain(x))
     assert torch.equal(loaded.score(x), live.score(x)) and loaded.training == TRAINING
     assert loaded.by == "ratio" and stored.bank.facts() == bank().facts()

@@ -144,7 +144,7 @@ def read(tmp_path, text, *words):
 
 
 def test_a_file_may_serve_several_methods(tmp_path):
-    text = "pretext: {temperature: 0.1, epochs: 7}\nfinetune: {centers: 9}\n"
+    text = "preset: eq2\npretext: {temperature: 0.1, epochs: 7}\nfinetune: {centers: 9}\n"
     assert read(tmp_path, text).pretext.temperature == 0.1
     for words in (["--pretext.method", "none"], ["--pretext.method=none"]):
         chosen = read(tmp_path, text, *words)
