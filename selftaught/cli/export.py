@@ -56,15 +56,15 @@ def main(arguments: Sequence[str]) -> None:
 
 def _check_out(out: Path) -> None:
     """Refuse to replace what is no export."""
-    from selftaught.export import runtime
+    from selftaught.export import contents
 
-    if out.suffix not in runtime.SUFFIXES:
-        raise InputError(f"out is {str(out)!r}; allowed: a file {' or '.join(runtime.SUFFIXES)}")
+    if out.suffix not in contents.SUFFIXES:
+        raise InputError(f"out is {str(out)!r}; allowed: a file {' or '.join(contents.SUFFIXES)}")
     if not out.parent.is_dir():
         raise InputError(f"out is {str(out)!r}: there is no folder {out.parent}")
     if out.exists():
         try:
-            runtime.read_facts(out)
+            contents.read_facts(out)
         except InputError as error:
             raise InputError(
                 f"{out}: exists and was not written by this command; allowed: a new file, or one "

@@ -17,7 +17,7 @@ from selftaught.data.images.decode import read_grey
 from selftaught.data.images.masks import read_mask
 from selftaught.detector import Detector
 from selftaught.errors import InputError
-from selftaught.export import graph, runtime
+from selftaught.export import contents, graph, runtime
 from selftaught.files import machine_errors, write_atomic
 from selftaught.models.films import as_trained
 
@@ -67,8 +67,8 @@ def export(detector: Detector, model: Path, out: Path, films: Films) -> dict[str
         """The file, sealed with the facts so far."""
         digest = ""
         for _ in range(2):  # all but the facts is the same both times
-            graph.write(path, content, json.dumps(runtime.sealed(facts, digest)))
-            digest = runtime.split(path, path.read_bytes())[0]
+            graph.write(path, content, json.dumps(contents.sealed(facts, digest)))
+            digest = contents.split(path, path.read_bytes())[0]
 
     with tempfile.TemporaryDirectory() as folder, machine_errors(Path(folder)):
         path = Path(folder) / f"model{out.suffix}"
@@ -84,7 +84,7 @@ def export(detector: Detector, model: Path, out: Path, films: Films) -> dict[str
 
 def _facts(detector: Detector, model: Path, traced: graph.Traced) -> dict[str, Any]:
     return {
-        "format": runtime.FORMAT,
+        "format": contents.FORMAT,
         "version": __version__,
         "torch": torch.__version__,
         "method": detector.method,
@@ -220,9 +220,9 @@ def golden(exported: runtime.Exported, size: int) -> list[dict[str, Any]]:
         film = np.rint(waves * white).astype(kind)
         mask = np.where(np.hypot(y[:, None] - 0.5, x - 0.5) < 0.4, 255, 0).astype(np.uint8)
         masks = [mask] if "masks" in exported.facts["inputs"] else None
-        entry = {"film": runtime.packed(film)}
+        entry = {"film": contents.packed(film)}
         if masks:
-            entry["mask"] = runtime.packed(mask)
+            entry["mask"] = contents.packed(mask)
         entry["outputs"] = exported.score([film], masks, prepared=True)[0]
         made.append(entry)
     return made

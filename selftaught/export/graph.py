@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from selftaught.detector import Detector
 from selftaught.errors import InputError
-from selftaught.export import runtime
+from selftaught.export import contents
 from selftaught.export.view import View
 from selftaught.methods.task import FEATURES, score_images
 from selftaught.models.calibration import Calibration
@@ -215,10 +215,10 @@ def write(path: Path, content: bytes, facts: str) -> None:
         import onnx
 
         model = onnx.ModelProto.FromString(content)
-        onnx.helper.set_model_props(model, {runtime.KEY: facts})
+        onnx.helper.set_model_props(model, {contents.KEY: facts})
         path.write_bytes(model.SerializeToString(deterministic=True))
         return
     path.write_bytes(content)
     with zipfile.ZipFile(path, "a") as archive:
         root = archive.namelist()[0].split("/")[0]
-        archive.writestr(f"{root}/extra/{runtime.KEY}", facts)
+        archive.writestr(f"{root}/extra/{contents.KEY}", facts)

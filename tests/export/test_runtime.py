@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from selftaught.errors import InputError
-from selftaught.export import runtime
+from selftaught.export import contents, runtime
 
 OUTPUTS = ("score", "percentile", "flagged")
 
@@ -43,7 +43,7 @@ def file(tmp_path_factory):
     model = helper.make_model(graph, opset_imports=imports, ir_version=10)
     path = tmp_path_factory.mktemp("file") / "model.onnx"
     facts = {
-        **{"format": runtime.FORMAT, "version": "0", "method": "mean", "model": "0" * 64},
+        **{"format": contents.FORMAT, "version": "0", "method": "mean", "model": "0" * 64},
         **{"inputs": ["films", "bits"], "outputs": list(OUTPUTS), "spread": 1.0, "golden": []},
         "preprocessing": {"known": True, "prepared": None},
         "calibration": {"threshold": 1.0, "normal_scores": [1.0]},
@@ -51,7 +51,7 @@ def file(tmp_path_factory):
     write(model, path, facts)
     exported = runtime.Exported.load(path)
     for film in (np.eye(9, dtype=np.uint8), np.eye(8, 5, dtype=np.uint16) * 999):
-        golden = {"film": runtime.packed(film), "outputs": exported.score([film])[0]}
+        golden = {"film": contents.packed(film), "outputs": exported.score([film])[0]}
         facts["golden"].append(golden)
     write(model, path, facts)
     return path
@@ -60,8 +60,8 @@ def file(tmp_path_factory):
 def write(model, path, facts):
     """Save a model with its facts, and checksums that fit both."""
     onnx.save(model, path)
-    digest = runtime.split(path, path.read_bytes())[0]
-    helper.set_model_props(model, {runtime.KEY: json.dumps(runtime.sealed(facts, digest))})
+    digest = contents.split(path, path.read_bytes())[0]
+    helper.set_model_props(model, {contents.KEY: json.dumps(contents.sealed(facts, digest))})
     onnx.save(model, path)
 
 
