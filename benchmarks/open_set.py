@@ -7,7 +7,8 @@ COLUMN names the kind of each abnormal image. Known abnormal images are drawn fr
 held back are the abnormal images of all other kinds and a fifth of the normal ones, the rest of
 which train. Rows of the given test set are left out. Each of `--draws` draws deals the normal
 images, by patient, into five folds anew; its figure is the mean AUROC of what is held back.
-Printed, and written to OUT/open_set.csv: mean and deviation over the draws, and paired gains over the first system.
+Printed and kept in OUT/open_set.csv: mean and deviation over the draws, and paired gains over the
+first system.
 """
 
 import argparse
