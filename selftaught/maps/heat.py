@@ -19,7 +19,7 @@ from selftaught.models.encoder import Encoder
 
 Method = Literal["occlusion", "gradient", "cam"]
 METHODS: tuple[Method, ...] = get_args(Method)
-BEST: Method = "gradient"  # of those, at pointing to synthetic metal: docs/maps.md
+BEST: Method = "cam"  # of those, over both models of docs/maps.md
 ALWAYS: Method = "occlusion"  # explains any score
 # Images (B, 1, S, S), and masks like them or None -> scores (B,).
 Score = Callable[[Tensor, Tensor | None], Tensor]

@@ -237,11 +237,11 @@ def test_the_command_fixes_a_scale_once_and_keeps_it(model, films, tmp_path, cap
     table = pd.read_csv(out / TABLE)
     assert table["path"].tolist() == [f"{n}.png" for n in range(8)]
     detector = Detector.load(model)
-    scale = detector.scales["gradient"]  # the default
+    scale = detector.scales["cam"]  # the default, as the network has places
     assert scale.films == 6  # the normal ones
     paths = [films.parent / path for path in table["path"]]
     raw = detector.maps(paths, scaled=False)
-    wanted = Scale.from_normals("gradient", raw[:6])
+    wanted = Scale.from_normals("cam", raw[:6])
     assert (scale.low, scale.high) == pytest.approx((wanted.low, wanted.high), rel=1e-3)
     peaks = (raw.flatten(1).amax(1) - scale.low) / (scale.high - scale.low)
     np.testing.assert_allclose(table["heat"], peaks, rtol=1e-2, atol=1e-3)
@@ -299,7 +299,7 @@ def test_what_has_no_gradient_is_explained_by_occlusion(model):
     with pytest.raises(InputError, match="allowed: occlusion"):
         detector.maps(torch.rand(1, 1, SIZE, SIZE), method="cam", scaled=False)
     other = Detector.load(model)
-    assert other.map_method == "gradient"
+    assert other.map_method == "cam"
     other.scales["occlusion"] = Scale(method="occlusion", low=0.0, high=1.0, films=1)
     assert other.map_method == "occlusion"  # the only one that can be shown
 
