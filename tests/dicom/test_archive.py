@@ -122,7 +122,8 @@ class Clock:
 
     def __init__(self, archive) -> None:
         self.archive, self.start = archive, time.monotonic()
-        self.went, self.came, self.last = {}, {}, archive.get("/changes?last")["Last"]
+        # From the beginning: the first report may be there before the last film is.
+        self.went, self.came, self.last = {}, {}, 0
 
     def sent(self, study: str) -> None:
         self.went[study] = time.monotonic()
@@ -140,7 +141,7 @@ class Clock:
         return self.went.keys() <= self.came.keys() and news["Done"]
 
     def figures(self) -> str:
-        took = sorted(self.came[one] - when for one, when in self.went.items())
+        took = sorted(max(0.0, self.came[one] - when) for one, when in self.went.items())
         p50, p95 = (took[min(len(took) - 1, int(share * len(took)))] for share in (0.5, 0.95))
         rate = len(took) / (max(self.came.values()) - self.start)
         return f"{rate:.1f} studies/s; from stored to reported p50 {p50:.1f} s, p95 {p95:.1f} s"
