@@ -103,7 +103,7 @@ def test_studies_go_there_and_back_killed_on_the_way(tmp_path, model, capsys, st
         check_results(archive, {str(one.SOPInstanceUID) for one in films})
         # All of it comes back, our own objects too: nothing new follows, and nothing is kept.
         before = service.text()
-        assert archive.forward(*archive.get("/studies"))
+        assert all(archive.forward(study) for study in archive.get("/studies"))
         time.sleep(1.0)
         assert not service.waiting() and service.text() == before
         assert {len(archive.objects(one)) for one in ("SR", "OT")} == {studies}
