@@ -21,7 +21,7 @@ from selftaught.methods.stored import built, expected
 from selftaught.methods.task import score_images
 from selftaught.models.bank import COLUMNS, Bank, By
 from selftaught.models.calibration import Calibration
-from selftaught.models.files import read_model
+from selftaught.models.files import model_folder, read_model
 from selftaught.models.films import checked_tensor, read_films
 from selftaught.models.preprocessing import Preprocessing
 
@@ -125,9 +125,7 @@ class Detector:
         Raises:
             InputError: the folder is incomplete, damaged or holds another kind of model.
         """
-        folder = Path(folder)
-        if not (folder / "model.json").exists() and (folder / "model").is_dir():
-            folder = folder / "model"
+        folder = model_folder(Path(folder))
         with host.defaults(), torch.random.fork_rng(devices=[]):
             stored = read_model(folder, expected)
             task = built(stored)

@@ -1,6 +1,7 @@
 """Files that are either complete or absent: write beside, fsync, rename."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from selftaught.errors import InputError, MachineError
 
@@ -39,6 +40,28 @@ def machine_errors(path: Path, size: int = 0) -> Iterator[None]:
         if code in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
             raise MachineError(f"{path}: cannot be written: {os.strerror(code)}") from error
         raise
+
+
+def hold(handle: IO[str] | int, path: Path, taken: str) -> None:
+    """Lock an open file for this process; the lock goes with the file or process, however it ends.
+
+    Args:
+        handle: the file, or its descriptor.
+        path: how messages call what it guards.
+        taken: what to say where another process has it.
+
+    Raises:
+        InputError: another process has it.
+        MachineError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(taken) from error
+    except OSError as error:
+        raise MachineError(
+            f"{path} cannot be locked ({error.strerror}); allowed: a file system with locks"
+        ) from error
 
 
 def disk_full(path: Path, size: int = 0) -> MachineError:

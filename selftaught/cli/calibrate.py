@@ -76,8 +76,9 @@ def _target(out: str, model: Path) -> Path:
     path = Path(out)
     if path.exists() or path.is_symlink():
         raise InputError(f"{path}: exists; allowed: a new folder, as no model is replaced")
-    folders = [one for one in (model / "model", model) if (one / "model.json").exists()]
-    if folders and folders[0].resolve() in path.absolute().resolve().parents:
+    from selftaught.models.files import model_folder
+
+    if model_folder(model).resolve() in path.absolute().resolve().parents:
         raise InputError(f"{path}: lies in the model's own folder; allowed: a folder beside it")
     return path
 
@@ -85,7 +86,7 @@ def _target(out: str, model: Path) -> Path:
 def _calibrate(model: Path, films: Scored, option: str, value: float, out: Path) -> None:
     """Choose, write, and say in words."""
     from selftaught.files import sha256, standing
-    from selftaught.models.files import FACTS, recalibrated
+    from selftaught.models.files import FACTS, model_folder, recalibrated
     from selftaught.monitoring.observed import patient_numbers
     from selftaught.monitoring.threshold import for_false_alarms, for_sensitivity
 
@@ -98,7 +99,7 @@ def _calibrate(model: Path, films: Scored, option: str, value: float, out: Path)
     else:
         groups = None if patients is None else (patients[~abnormal], patients[abnormal])
         choice = for_sensitivity(scores[~abnormal], scores[abnormal], value, groups)
-    folder = model / "model" if (model / "model").is_dir() else model
+    folder = model_folder(model)
     facts = {
         "wished": {option: value},
         **choice.facts(),

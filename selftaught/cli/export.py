@@ -32,9 +32,9 @@ def main(arguments: Sequence[str]) -> None:
     _check_out(out)
     from selftaught.detector import Detector
     from selftaught.export import check
+    from selftaught.models.files import model_folder
 
     detector = Detector.load(model, device="cpu", pipeline="opencv")
-    folder = model if (model / "model.json").exists() else model / "model"
     with tempfile.TemporaryDirectory() as extra:
         films = _films(
             model,
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
             Path(extra),
             allow_outside=options.data.allow_outside,
         )
-        facts = check.export(detector, folder, out, films)
+        facts = check.export(detector, model_folder(model), out, films)
     compared = facts["compared"]
     flagged = compared["flagged"]
     print(

@@ -31,12 +31,12 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(parser, arguments)
     from selftaught.data.reader_labels import LabelFile
     from selftaught.files import sha256
-    from selftaught.models.files import FACTS, MAPS
+    from selftaught.models.files import FACTS, MAPS, model_folder
     from selftaught.web.look import Look
     from selftaught.web.server import ADDRESS, Guard, listen, new_token, serve
 
     place, source = Path(options.model), options.data.manifest
-    model = place / "model" if (place / "model").is_dir() else place
+    model = model_folder(place)
     if not (model / FACTS).is_file():
         raise InputError(f"{place}: holds no model; allowed: a run folder or a model folder")
     if not source and place == model:

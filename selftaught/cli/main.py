@@ -200,6 +200,7 @@ def guarded(name: str, arguments: list[str]) -> int:
             raise
         extra = {"starlette": "serve", "uvicorn": "serve", "onnxruntime": "serve"}
         extra |= {"pynetdicom": "dicom", "highdicom": "dicom"}
+        extra |= {"onnx": "export", "onnxscript": "export"}
         complain(
             f"the package {error.name} is missing; install it by: pip install "
             f"selftaught[{extra.get(error.name or '', 'train')}]"

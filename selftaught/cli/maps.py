@@ -166,6 +166,7 @@ def fix_scale(
     from selftaught.evaluation.heat import normal_validation
     from selftaught.maps.folder import films_of
     from selftaught.maps.scale import NO_SCALE, Scale, write_scale
+    from selftaught.models.files import model_folder
 
     if normals:
         listed = read_manifest(Path(normals), allow_outside=allow_outside)
@@ -182,8 +183,9 @@ def fix_scale(
     films: Any = films_of(detector, table.iloc[chosen], root)
     scale = Scale.from_normals(method, detector.maps(**films, method=method, scaled=False))
     detector.scales[method] = scale
-    folder = model / "model" if (model / "model").is_dir() else model
     try:
-        print(f"{write_scale(folder, scale)}: scale fixed by {scale.films} normal films")
+        print(
+            f"{write_scale(model_folder(model), scale)}: scale fixed by {scale.films} normal films"
+        )
     except MachineError as error:
         print(f"the scale is not kept: {error}")

@@ -206,8 +206,7 @@ def scored(
     table = listed.table.copy()
     masks = [listed.root / name if name else None for name in table["mask"]]
     share = range(distributed.rank(), len(table), distributed.world_size())
-    folder = model / "model" if (model / "model").is_dir() else model
-    detector = Detector.load(folder, device=device, pipeline=executor)
+    detector = Detector.load(model, device=device, pipeline=executor)
     films = detector.preprocessing
     masked = any(masks) and (films.masked or not films.known)
     with _Watched(len(table), stopper, device) as watched:

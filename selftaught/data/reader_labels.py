@@ -4,7 +4,6 @@ The last row of a path counts. Undoing appends a row, too: what the film had bef
 """
 
 import csv
-import fcntl
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ import pandas as pd
 from selftaught.data.manifest.check import show
 from selftaught.data.manifest.read import csv_columns
 from selftaught.errors import InputError
-from selftaught.files import fsync_folder, machine_errors
+from selftaught.files import fsync_folder, hold, machine_errors
 from selftaught.semi_labels import KNOWN_ABNORMAL, KNOWN_NORMAL, UNKNOWN
 
 COLUMNS = ("path", "label", "who", "when", "score", "model", "undo")
@@ -107,12 +106,8 @@ class LabelFile:
             raise
 
     def _take_up(self) -> None:
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{self.path}: another selftaught look appends to it; allowed: another --labels"
-            ) from error
+        taken = f"{self.path}: another selftaught look appends to it; allowed: another --labels"
+        hold(self._handle, self.path, taken)
         content = self.path.read_bytes()
         if not content:
             self._write(",".join(COLUMNS) + "\n")

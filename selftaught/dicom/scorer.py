@@ -15,7 +15,7 @@ from selftaught.dicom.film import Film, read_film
 from selftaught.errors import InputError, MachineError
 from selftaught.files import sha256, standing
 from selftaught.maps.overlay import eight_bits, film_of, overlay
-from selftaught.models.files import FACTS
+from selftaught.models.files import FACTS, model_folder
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -78,8 +78,7 @@ class Scorer:
         from selftaught.dicom import results  # a missing package is named before work begins
 
         self._results, self._captures = results, captures
-        if not (folder / FACTS).exists() and (folder / "model").is_dir():
-            folder = folder / "model"
+        folder = model_folder(folder)
         self.detector = Detector.load(folder)
         films = self.detector.preprocessing
         if films.masked and films.prepared is None:

@@ -12,7 +12,6 @@ place before it empties the one before, so that a kill at any moment leaves a fi
 least, and `known` makes two of them one.
 """
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -22,11 +21,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from selftaught.errors import InputError
 from selftaught.files import (
     claim_folder,
     disk_full,
     free_bytes,
+    hold,
     machine_errors,
     write_atomic,
     write_folder,
@@ -170,10 +169,9 @@ def _held(folder: Path) -> IO[str]:
     with machine_errors(folder):
         handle = (folder / ".lock").open("a", encoding="utf-8")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        taken = "is in use by another process; choose another folder or end that one"
+        hold(handle, folder, f"spool: {folder} {taken}")
+    except BaseException:
         handle.close()
-        raise InputError(
-            f"spool: {folder} is in use by another process; choose another folder or end that one"
-        ) from error
+        raise
     return handle

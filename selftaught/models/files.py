@@ -239,6 +239,12 @@ def _digest(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def model_folder(path: Path) -> Path:
+    """The model folder that a path means: itself, or the model of a run folder."""
+    inside = path / "model"
+    return inside if standing(inside).is_dir() and not (path / FACTS).exists() else path
+
+
 def read_model(
     folder: Path, expected: Callable[[StoredModel], Mapping[str, Tensor]] | None = None
 ) -> StoredModel:

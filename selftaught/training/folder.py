@@ -1,6 +1,5 @@
 """The run folder: one run in it, locked while it runs, resumed only with the same settings."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ import torch
 
 from selftaught import __version__, distributed
 from selftaught.errors import InputError, MachineError
-from selftaught.files import machine_errors, read_yaml, sha256, write_atomic
+from selftaught.files import hold, machine_errors, read_yaml, sha256, write_atomic
 from selftaught.training.config import (
     Config,
     build,
@@ -64,17 +63,11 @@ def lock(run: Path) -> IO[str]:
         run.mkdir(parents=True, exist_ok=True)
         handle = (run / LOCK).open("a", encoding="utf-8")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        taken = "is in use by another run; choose another folder or wait for it to end"
+        hold(handle, run, f"out: {run} {taken}")
+    except BaseException:
         handle.close()
-        raise InputError(
-            f"out: {run} is in use by another run; choose another folder or wait for it to end"
-        ) from error
-    except OSError as error:
-        handle.close()
-        raise MachineError(
-            f"out: {run} cannot be locked ({error.strerror}); allowed: a file system with locks"
-        ) from error
+        raise
     _held[run.absolute()], _made[run.absolute()] = handle, missing
     return handle
 

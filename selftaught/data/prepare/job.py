@@ -1,6 +1,5 @@
 """The whole job of `selftaught prepare`: many processes, one shard at a time, resumable."""
 
-import fcntl
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from selftaught.data.prepare.shard_work import (
 from selftaught.data.prepare.source import check_apart, pack_names
 from selftaught.data.prepare.survey import survey
 from selftaught.errors import InputError, MachineError
-from selftaught.files import claim_folder, machine_errors
+from selftaught.files import claim_folder, hold, machine_errors
 from selftaught.workers import work_side_by_side, worker_count
 
 SHARD_IMAGES = 64
@@ -135,10 +134,7 @@ def _claimed(out: Path, manifest: Manifest, config: PrepareConfig) -> Iterator[b
             folder.mkdir(parents=True, exist_ok=True)
         lock = (out / "work" / "lock").open("w")
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{out}: another prepare is working in it; wait for it") from None
+        hold(lock, out, f"{out}: another prepare is working in it; wait for it")
         for left in (*out.glob(".*.tmp"), *out.glob("*/.*.tmp"), *out.glob("*/*/.*.tmp")):
             left.unlink(missing_ok=True)
         yield (out / "manifest.csv").is_file()
