@@ -30,7 +30,7 @@ KEYS = ("system", "title", "set", "score", "against", "note")
 METHODS = tuple(f"{stage}.method" for stage in STAGES)
 # What rows may differ in; all else decides images, labels and seeds, or how fast a run is.
 FREE = (*STAGES, "model", "score")
-IMAGE_SIZE = "data.image_size"
+ALSO = ("data.image_size", "split.labels")
 
 
 def read_rows(path: Path) -> dict[str, System]:
@@ -71,10 +71,10 @@ def _row(name: str, facts: Any, known: Mapping[str, System], where: str) -> Syst
         raise InputError(f"{where}: set is {given!r}; allowed: options by dotted name")
     changes = {**base.changes, **flatten(given)}
     for option in changes:
-        if option.partition(".")[0] not in FREE and option != IMAGE_SIZE:
+        if option.partition(".")[0] not in FREE and option not in ALSO:
             raise InputError(
-                f"{where}: set names {option}; allowed: {IMAGE_SIZE}, or options of "
-                f"{', '.join(FREE)}, not what decides images, labels or seeds"
+                f"{where}: set names {option}; allowed: {', '.join(ALSO)}, or options of "
+                f"{', '.join(FREE)}, not what decides images, known labels or seeds"
             )
     used = {"pretext.method": base.pretext, "finetune.method": base.finetune}
     for option in METHODS:

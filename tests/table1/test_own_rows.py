@@ -1,5 +1,7 @@
 """Rows of a user's own: what they are made from, what is refused, what a table keeps of them."""
 
+from pathlib import Path
+
 import pytest
 
 from selftaught import methods
@@ -34,6 +36,12 @@ def test_a_row_is_its_system_with_what_it_sets(tmp_path):
     assert two.changes == {**one.changes, "model.stem": "small"} and two.title == "two"
     assert [one.against, two.against, three.against] == ["uni-modal", "one", "uni-modal"]
     assert all(row.extra for row in rows.values())
+
+
+def test_the_rows_of_the_ablation():
+    rows = read_rows(Path(__file__).parents[2] / "launch" / "configs" / "ablation.yaml")
+    assert rows["a5-logistic-all"].changes["split.labels"] == "all"
+    assert "split.labels" not in rows["a5-logistic"].changes
 
 
 @pytest.mark.parametrize(
