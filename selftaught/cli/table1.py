@@ -175,6 +175,8 @@ def _dry(
     with tempfile.TemporaryDirectory() as folder:
         place, cells = out, there
         if not there or _adds(own, common):
+            # Last in the line wins: features are kept where the user has them, or for this time.
+            common = ["--data.features", str(Path(folder) / "features"), *common]
             rows, base, manifest = resolved(out, options, common)
             if wants_prepared(base) and not (Path(base.data.pack) / "manifest.csv").is_file():
                 raise InputError("dry: the films are not prepared yet; allowed: a prepared set")
