@@ -75,7 +75,16 @@ def build(architecture: str, digest: str = "") -> nn.Module:
             one.p = 0.0
         elif type(one).__name__ == "DropPath":
             one.drop_prob = 0.0  # type: ignore[assignment]
+    if architecture.startswith((LITE, *PREFIXES)) and _grouped(network):
+        # On one core efficientnet_lite0 then takes 1.5 (fp32) or 1.8 times (bf16) as many images
+        # a second at 160 px; ResNets at 64 px take fewer, and a user's own may rely on its order.
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
+
+
+def _grouped(network: nn.Module) -> bool:
+    """Whether it has grouped convolutions, such as depthwise ones."""
+    return any(isinstance(one, nn.Conv2d) and one.groups > 1 for one in network.modules())
 
 
 def _timm(architecture: str, name: str, **more: Any) -> nn.Module:
