@@ -122,6 +122,19 @@ def implementation(request: Request, backend: str | None = None) -> Backend:
     return loaded
 
 
+def widest_views(device: torch.device, dtype: torch.dtype, backend: str) -> int:
+    """Widest embeddings that `ops.views` takes of the backend that would be chosen; 0: none."""
+    try:
+        loaded = implementation(Request(op="ntxent", device=device, dtype=dtype, width=1), backend)
+    except InputError:  # the op that is then called says so
+        return 0
+    return getattr(loaded.losses, "widest_views", 0)
+
+
+# As torch.compiler.assume_constant_result marks it, which would import torch._dynamo here.
+widest_views._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def backend_table() -> list[BackendRow]:
     """Every op, backend and device here, for `selftaught doctor` (float32, width 128).
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selftaught.kernels import ranks
+from selftaught.kernels import dispatch, ranks
 from selftaught.kernels.contrastive import INFO_NCE, NTXENT, SUPCON, Loss
 from selftaught.kernels.reference.common import compute_dtype
 from selftaught.kernels.registration import OVER_RANKS, Family, define, register
@@ -21,6 +21,12 @@ def _rows(z: Tensor, count: int) -> Tensor:
 
 def _fake_nearest_center(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _rows(x, x.shape[0]), x.new_empty(x.shape[0], dtype=torch.int64)
+
+
+def _fake_views(z1: Tensor, _: Tensor, labels: Tensor | None, *more: Any) -> tuple[Tensor, ...]:
+    *_, reduction, precision, backend = more
+    losses = dispatch.implementation(VIEWS.request(z1), backend).losses
+    return losses.keep_views(z1, labels, reduction, precision)
 
 
 def _rows_of_info_nce(
@@ -37,6 +43,15 @@ _INFO_NCE = (
     "bool normalize, str precision"
 )
 
+VIEWS = Family(
+    name="views",
+    inputs="Tensor z1, Tensor z2, Tensor? labels, Tensor? temperature, float fixed_temperature, "
+    "bool normalize, str reduction, str precision",
+    outputs=("Tensor loss", "Tensor operands", "Tensor vectors", "Tensor classes"),
+    differentiable=(0, 1, 3),
+    fake=_fake_views,
+    like="ntxent",
+)
 FAMILIES = (
     Family(
         name="ntxent",
@@ -77,6 +92,8 @@ FAMILIES = (
 )
 
 ntxent, supcon, info_nce, nearest_center, mad = map(register, FAMILIES)
+# NT-Xent and, with labels, SupCon, of a process alone and on backends that have kernels for it.
+views = register(VIEWS)
 
 
 def _over_ranks(loss: Loss, inputs: str, gathered: str) -> Any:

@@ -43,6 +43,7 @@ class Family:
         differentiable: positions of the inputs that may need a gradient.
         fake: the outputs' shapes and dtypes from the inputs.
         on_passes: gives the op and its backward on a backend's passes; None: the backend has them.
+        like: the op that it is chosen a backend as, if that is another.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Family:
     differentiable: tuple[int, ...]
     fake: Callable[..., Tensor | tuple[Tensor, ...]]
     on_passes: Callable[[Tiles], Functions] | None = None
+    like: str = ""
 
     def functions(self, backend: Backend) -> Functions:
         """The op and its backward on a backend, with the arguments of their schemas less it."""
@@ -61,7 +63,7 @@ class Family:
     def request(self, embeddings: Tensor) -> dispatch.Request:
         """What a backend is chosen by."""
         return dispatch.Request(
-            op=self.name.removesuffix(OVER_RANKS),
+            op=self.like or self.name.removesuffix(OVER_RANKS),
             device=embeddings.device,
             dtype=embeddings.dtype,
             width=int(embeddings.shape[1]),
@@ -189,6 +191,8 @@ def _autograd(
             results = result if isinstance(result, tuple) else (result,)
             if differentiable is not None:
                 ctx.mark_non_differentiable(*results[differentiable:])
+                # No zeros are made up as the gradients by results that have none.
+                ctx.set_materialize_grads(differentiable != 1)
             _save(ctx, arguments, results)
             return result
 

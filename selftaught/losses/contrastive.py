@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from selftaught.kernels import contrastive as formulas
-from selftaught.kernels import ops, ranks
+from selftaught.kernels import dispatch, ops, ranks
 from selftaught.losses.checks import (
     check_content,
     check_labels,
@@ -43,7 +43,7 @@ def _evaluate(
     loss: formulas.Loss,
     first: tuple[str, Tensor],
     second: tuple[str, Tensor],
-    more: Callable[[int], Tensor | None],
+    more: Callable[[], Tensor | None],
     settings: _Settings,
     **flags: bool,
 ) -> Tensor:
@@ -53,7 +53,7 @@ def _evaluate(
         loss: which one.
         first: name of an argument, and (B, D) first views or queries.
         second: name of an argument, and (B, D) second views or keys.
-        more: checks and gives, for a rank, the classes of all rows or the negatives.
+        more: checks and gives the labels or the negatives.
         settings: other arguments.
         flags: settings of this loss only.
     """
@@ -70,14 +70,19 @@ def _evaluate(
         scale, fixed = split_temperature(temperature, first, values)
         dtype = torch.promote_types(first[1].dtype, second[1].dtype)
         pair = first[1].to(dtype), second[1].to(dtype)
-        return Arguments(*pair, more(peers.rank), scale, fixed, backend)
+        return Arguments(*pair, more(), scale, fixed, backend)
 
     agreed = {"normalize": normalize, "exchange": exchange, "check_values": values, **flags}
     words = ", ".join(f"{name}={value}" for name, value in agreed.items())
     a, b, other, scale, fixed, backend = agree(peers, loss.name, words, check, every_call=values)
+    if peers.ranks == 1 and loss is not formulas.INFO_NCE:
+        if a.shape[1] <= dispatch.widest_views(a.device, a.dtype, backend):
+            options = [fixed, normalize, reduction, precision]
+            return ops.views(a, b, other, scale, *options, backend)[0]
     tensors: list[Tensor | None] = [a, b, other, scale]
     if loss is not formulas.INFO_NCE:
-        tensors = [torch.cat([a, b]), *([] if other is None else [other]), scale]
+        classes = [] if other is None else [_classes(other, peers.rank)]
+        tensors = [torch.cat([a, b]), *classes, scale]
     options = [fixed, *(flags[name] for name in loss.flags), normalize, precision]
     if peers.ranks == 1:
         rows = getattr(ops, loss.name)(*tensors, *options, backend)
@@ -134,7 +139,7 @@ def ntxent_loss(
     settings = _Settings(
         temperature, normalize, reduction, group, exchange, backend, precision, check_values
     )
-    return _evaluate(formulas.NTXENT, ("z1", z1), ("z2", z2), lambda _: None, settings)
+    return _evaluate(formulas.NTXENT, ("z1", z1), ("z2", z2), lambda: None, settings)
 
 
 def supcon_loss(
@@ -175,14 +180,13 @@ def supcon_loss(
         ValueError: as in `ntxent_loss`, and labels that are not (B,) integers of -1 or above.
     """
 
-    def classes(rank: int) -> Tensor:
-        checked = check_labels("labels", labels, z1.shape[0], ("z1", z1), None, check_values)
-        return _classes(checked, rank)
+    def more() -> Tensor:
+        return check_labels("labels", labels, z1.shape[0], ("z1", z1), None, check_values)
 
     settings = _Settings(
         temperature, normalize, reduction, group, "gather", backend, precision, check_values
     )
-    return _evaluate(formulas.SUPCON, ("z1", z1), ("z2", z2), classes, settings, paired=True)
+    return _evaluate(formulas.SUPCON, ("z1", z1), ("z2", z2), more, settings, paired=True)
 
 
 def _classes(labels: Tensor, rank: int) -> Tensor:
@@ -237,8 +241,7 @@ def info_nce_loss(
             `symmetric`, together with `in_batch=False`.
     """
 
-    def more(rank: int) -> Tensor | None:
-        del rank
+    def more() -> Tensor | None:
         if not in_batch and (negatives is None or symmetric):
             raise ValueError("in_batch: False needs `negatives` and symmetric=False")
         if negatives is None:

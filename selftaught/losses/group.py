@@ -18,7 +18,7 @@ class Arguments(NamedTuple):
     Attributes:
         first: (B, D) first views, or queries.
         second: (B, D) second views, or keys, of the same dtype.
-        more: classes of the rows, or further negatives.
+        more: labels of the images, or further negatives.
         scale: 0-d temperature, None where it is a number.
         fixed: that number.
         backend: its name, "auto", or "" for the environment's choice.

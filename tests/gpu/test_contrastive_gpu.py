@@ -102,7 +102,8 @@ def test_memory_grows_with_rows_not_with_pairs(backend):
     before = torch.cuda.memory_allocated()
     ntxent_loss(z1, z2, 0.1, backend=backend, precision="fp16").backward()
     gradients = 2 * z1.numel() * 4
-    assert torch.cuda.max_memory_allocated() - before - gradients < 250 * 2**20
+    most = 80e6 if backend == "triton" else 250 * 2**20
+    assert torch.cuda.max_memory_allocated() - before - gradients < most
 
 
 def test_grad_scaler_and_autocast(backend):

@@ -11,7 +11,15 @@ import triton.language as tl  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from selftaught.kernels.triton import log_sums, rows, tuning, weighted_sums  # noqa: E402
+from selftaught.kernels.triton import (  # noqa: E402
+    factors,
+    log_sums,
+    merging,
+    rows,
+    tuning,
+    views,
+    weighted_sums,
+)
 
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
@@ -19,21 +27,24 @@ OPERANDS = ("x", "x_low", "y", "y_low", "high", "low")
 FLOATS = (
     "x_stats y_stats temperature row_sums column_sums maxima sums slopes of_rows of_columns "
     "unscale running logs parts more_parts row_weight row_total row_share row_positive "
-    "column_weight column_total column_share bounds z unit inverse stats measured found "
-    "products partner coefficient gradient"
+    "column_weight column_total column_share z unit inverse stats measured products partner "
+    "coefficient gradient row_alike column_alike alike_running alike_parts alike_more totals "
+    "pairs means shares many tau z1 z2 grad gradient1 gradient2 losses"
 ).split()
+CLASSES = ("row_classes", "column_classes", "classes", "labels")
 
 
 def build(kernel, capability, constants, warps=4, stages=2, **dtypes):
     """The kernel compiled as a launch on such a device would compile it."""
     types = dict.fromkeys(FLOATS, "fp32") | dict.fromkeys(OPERANDS, "fp16")
-    types |= {"row_classes": "i64", "column_classes": "i64"} | dtypes
+    types |= dict.fromkeys(CLASSES, "i64") | dtypes
     signature, attributes = {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"
             continue
-        signature[name] = "*" + types[name] if name in types else "i32"
+        number = "fp32" if name in ("fixed", "over") else "i32"
+        signature[name] = "*" + types[name] if name in types else number
         if name in types or name == "D" or "stride" in name:
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
@@ -54,10 +65,10 @@ def check(compiled, capability, folder):
 def tiles(kind, capability, width, split, half="fp16", **changes):
     shape = tuning.table_shape(kind, capability // 10, width, split)
     constants = dict(WIDTH=width, BX=shape.rows, BY=shape.columns, CHUNK=shape.chunk)
-    constants |= dict(SPLIT=split, EXCLUDE=2)
-    if kind == "sum":
+    constants |= dict(SPLIT=split, EXCLUDE=2, SAFE=False)
+    if kind in ("sum", "alike"):
         kernel = log_sums.sum_tiles
-        constants |= dict(SYMMETRIC=True, COLUMNS=True)
+        constants |= dict(SYMMETRIC=True, COLUMNS=True, CLASSES=kind == "alike")
     else:
         kernel = weighted_sums.weighted_tiles
         more = kind == "more"
@@ -70,7 +81,7 @@ def tiles(kind, capability, width, split, half="fp16", **changes):
 def marked(*found):
     """All, of which only the width 128 in float32 is not slow."""
     return [
-        case if case[1] == 128 and case[2] and case[0] != "more"
+        case if case[1] == 128 and case[2] and case[0] in ("sum", "weight")
         else pytest.param(*case, marks=pytest.mark.slow)
         for case in found
     ]  # fmt: skip
@@ -78,7 +89,7 @@ def marked(*found):
 
 CASES = [
     (kind, width, split)
-    for kind in ("sum", "weight", "more")
+    for kind in ("sum", "alike", "weight", "more")
     for width in (64, 128, 256, 768)
     for split in (False, True)
 ]
@@ -105,15 +116,20 @@ def test_variants(kind, capability, tmp_path):
     "capability", [90, *(pytest.param(c, marks=pytest.mark.slow) for c in (80, 100))]
 )
 def test_small_kernels(capability, tmp_path):
-    flags = dict(ROW=True, COLUMN=True, SHARE=True, BLOCK=weighted_sums.BLOCK)
+    flags = dict(ROW=True, COLUMN=True, SAME=False, SHARE=2, BLOCK=factors.BLOCK)
     wide = dict(BLOCK=4, WIDE=1024)
     made = dict(WIDTH=768, NORMALIZE=True, SPLIT=True, HALF=tl.float16, SCALED=True, UNIT=True)
+    merged = dict(FIRST=False, LAST=True, SAFE=False, BLOCK=256)
+    of_views = made | dict(FIXED=False, CLASSES=True, COUNTED=128, BLOCK=2, WIDE=1024)
+    del of_views["UNIT"]
     for kernel, constants in (
-        (log_sums.merge_sums, dict(FIRST=False, LAST=True, BLOCK=256)),
-        (weighted_sums.find_bounds, flags),
-        (weighted_sums.find_factors, flags | dict(SLOPE=True)),
+        (merging.merge_sums, merged | dict(LOSS=True, CLASSES=True)),
+        (merging.merge_sums, merged | dict(LOSS=False, CLASSES=False)),
+        (factors.find_factors, flags | dict(SLOPE=True)),
         (rows.measure, wide),
         (rows.make_operands, made | wide),
+        (views.prepare_views, of_views),
+        (views.finish_views, dict(NORMALIZE=True, CLASSES=True, BLOCK=2, WIDE=1024)),
         (rows.finish_rows, dict(NORMALIZED=True, PARTNER=True) | wide),
     ):
         dtypes = dict(x="fp32", y="fp32")
@@ -130,5 +146,5 @@ def test_rows_below_their_maximum(split, width, capability, tmp_path):
     shape = tuning.table_shape("robust", capability // 10, width, split)
     constants = dict(WIDTH=width, BX=shape.rows, BY=shape.columns, CHUNK=shape.chunk)
     constants |= dict(SPLIT=split, EXCLUDE=2)
-    compiled = build(log_sums.sum_rows, capability, constants, shape.warps, shape.stages)
+    compiled = build(merging.sum_rows, capability, constants, shape.warps, shape.stages)
     check(compiled, capability, tmp_path)

@@ -24,15 +24,17 @@ QUICK = {
     "or (rectangles and 0.2-case3) or (exact and (0.07 or 0.1)) or "
     "(low_precision and (dtype0-fp16 or dtype1-bf16)) or tiers or "
     "(normalised and (1e-12 or 10000)) or nothing or dots or contiguous",
+    "tests/kernels/triton_views_cases.py": "",
     "tests/kernels/triton_nearest_center_cases.py": "(collapse and (dtype0 or 1.0-1.0-dtype)) or "
     "(ties and dtype0) or inactive or (does_not_depend and dtype1) or wrong_rows or "
     "(gradients and (shape1 or shape7 or shape8))",
     "tests/losses/test_contrastive.py": "float32_error and (17 or cold or images) or "
     "unchecked and ntxent-5",
 }
-TILES, CENTERS, LOSSES = QUICK
+TILES, VIEWS, CENTERS, LOSSES = QUICK
 WHOLE = {
     TILES: "",
+    VIEWS: "",
     CENTERS: "",
     LOSSES: "float32_error or half_precision or autocast or zero_row or unchecked",
 }
@@ -70,7 +72,7 @@ def test_all_in_the_interpreter(table):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("table", [TILES, CENTERS])
+@pytest.mark.parametrize("table", [TILES, VIEWS, CENTERS])
 def test_on_the_gpu(table):
     run({table: ""})
 
@@ -85,7 +87,7 @@ def test_refusals(op):
     assert "runs on cuda" in backend.refusal(request("meta"))
 
 
-@pytest.mark.parametrize("kernel", ["sum", "weight", "more"])
+@pytest.mark.parametrize("kernel", ["sum", "alike", "weight", "more"])
 @pytest.mark.parametrize("split", [False, True])
 def test_tables_have_every_shape(kernel, split):
     for major in (7, 8, 9, 10, 11, 12):
@@ -95,7 +97,7 @@ def test_tables_have_every_shape(kernel, split):
             assert wide >= width and wide % 16 == 0
             shape = tuning.table_shape(kernel, generation, wide, split)
             assert wide % shape.chunk == 0 and shape.chunk >= 16
-            if kernel == "sum":
+            if kernel in ("sum", "alike"):
                 assert shape.rows % shape.columns == 0
             else:
                 assert 16 <= shape.out <= wide

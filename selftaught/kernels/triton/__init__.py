@@ -8,16 +8,14 @@ if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
     raise ImportError(f"Triton is {triton.__version__}; allowed: 3.6 or newer")
 
 from selftaught.kernels.backend import ABSENT, Backend, Request
-from selftaught.kernels.contrastive import Contrastive
 from selftaught.kernels.triton.spheres import TritonSpheres
 from selftaught.kernels.triton.tiles import TILES
+from selftaught.kernels.triton.views import WIDEST, ViewLosses
 
 OPS: tuple[str, ...] = ("ntxent", "supcon", "info_nce", "nearest_center", "mad")
 CONTRASTIVE = OPS[:3]
 # Oldest GPUs with the instructions that the kernels are compiled and checked for.
 OLDEST = (8, 0)
-# Kernels over rows hold a whole row in registers.
-WIDEST = 8192
 
 
 def refusal(request: Request) -> str:
@@ -39,4 +37,4 @@ def refusal(request: Request) -> str:
     return ""
 
 
-BACKEND = Backend(tiles=TILES, losses=Contrastive(TILES), spheres=TritonSpheres(), refusal=refusal)
+BACKEND = Backend(tiles=TILES, losses=ViewLosses(TILES), spheres=TritonSpheres(), refusal=refusal)

@@ -1,4 +1,4 @@
-"""Log-sums of rows and columns in Triton: kernels, their schedules and launches, merging.
+"""Log-sums of rows and columns in Triton: the kernel over tiles, its schedules and launches.
 
 Notation: rows x (R, D) and columns y (C, D), as operands padded to WIDTH columns, BX and BY rows a
 block. `x_low` and `y_low` are read with SPLIT only. Entry (i, j) is excluded by comparing
@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from selftaught.kernels.triton import tuning
+from selftaught.kernels.triton.merging import Losses, Merge
 from selftaught.kernels.triton.pairs import Pair
 from selftaught.kernels.triton.pieces import (
     LEFT_OUT,
@@ -21,7 +22,6 @@ from selftaught.kernels.triton.pieces import (
     fixed_shift,
     left_out,
     load_tile,
-    logarithm,
     multiply,
     scale_and_reach,
     touches,
@@ -31,22 +31,20 @@ from selftaught.kernels.triton.tuning import Shape
 # Visits that a program's start takes, and programs that may share a block's visits.
 START, PROGRAMS = 1.5, 64
 # Bytes of partial sums at a time, at least; or as many as the columns' entries.
-PARTIAL_BYTES = 8 << 20
-MERGED = 256
-# Programs that share a row where its maximum has to be found.
-ROBUST_PARTS = 8
+PARTIAL_BYTES = 20 << 20
 # Integers that a kernel is not compiled anew for.
 COUNTS = ["R", "C", "half", "row_shift", "column_shift", "visits", "visits_each", "bits"]
 STEPS = ["first_block", "first_visit"]
-PARTS = ["bits", "N", "part_count", "more_first", "more_end", "program_count"]
 
 
 @triton.jit(do_not_specialize=COUNTS + STEPS)
 def sum_tiles(
     x, x_low, y, y_low, x_stats, y_stats, temperature, row_sums, column_sums,
+    classes, row_alike, column_alike,
     R, C, bits, half, row_shift, column_shift, first_block, first_visit, visits, visits_each,
     WIDTH: tl.constexpr, BX: tl.constexpr, BY: tl.constexpr, CHUNK: tl.constexpr,
     SPLIT: tl.constexpr, EXCLUDE: tl.constexpr, SYMMETRIC: tl.constexpr, COLUMNS: tl.constexpr,
+    SAFE: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
     """Sums of exp(logit - shift) of tiles, one exponential for a row's and a column's sum.
 
@@ -54,15 +52,20 @@ def sum_tiles(
     `first_visit` + p * visits_each on. With SYMMETRIC that is a distance: it visits the block so
     far on, cyclically. It writes its rows to `row_sums` (programs, R). With COLUMNS every tile
     writes its columns' sums to `column_sums` (slots, C); the slot is the distance in row blocks
-    with SYMMETRIC, else b. Sums are 0 where float32's range does not hold them.
-    Grid: (blocks, programs).
+    with SYMMETRIC, else b. Sums are of no use where float32's range does not hold them: SAFE says
+    that it does. With CLASSES, of one matrix's rows, products of rows of one class are summed in
+    the same way to `row_alike` and `column_alike`. Grid: (blocks, programs).
     """
     scale, reach = scale_and_reach(x_stats, y_stats, temperature)
     shift, safe = fixed_shift(reach, bits)
     first_row = (first_block + tl.program_id(0)) * BX
     begin = tl.program_id(1) * visits_each
-    end = tl.where(safe, tl.minimum(begin + visits_each, visits), begin)
+    end = tl.minimum(begin + visits_each, visits)
+    if not (SAFE or CLASSES):
+        end = tl.where(safe, end, begin)
     rows = first_row + tl.arange(0, BX)
+    if CLASSES:
+        row_class = tl.load(classes + tl.minimum(rows, R - 1))
     if CHUNK == WIDTH:
         held = tl.trans(load_tile(x, first_row, R, 0, WIDTH, BX, WIDTH))
         held_low = held
@@ -71,6 +74,7 @@ def sum_tiles(
     # Rows lie along the second axis: their sums stay apart in registers until the end, and only
     # the columns' sums, along the first axis, are added up tile by tile, which costs less there.
     total = tl.zeros((BY, BX), tl.float32)
+    alike = tl.zeros((BY, BX), tl.float32)
     for visit in range(begin, end):
         first = (first_visit + visit) * BY
         if SYMMETRIC:
@@ -101,97 +105,20 @@ def sum_tiles(
             logits = tl.where(out, LEFT_OUT, logits)
         powers = tl.exp2(logits)
         total += powers
+        slot = visit // (BX // BY) if SYMMETRIC else tl.program_id(0)
+        target = slot * C.to(tl.int64) + columns
         if COLUMNS:
-            slot = visit // (BX // BY) if SYMMETRIC else tl.program_id(0)
-            tl.store(
-                column_sums + slot * C.to(tl.int64) + columns, tl.sum(powers, 1), mask=columns < C
-            )
-    tl.store(row_sums + tl.program_id(1).to(tl.int64) * R + rows, tl.sum(total, 0), mask=rows < R)
-
-
-@triton.jit(do_not_specialize=COUNTS)
-def sum_rows(
-    x, x_low, y, y_low, x_stats, y_stats, temperature, maxima, sums,
-    R, C, bits, half, row_shift, column_shift, visits, visits_each,
-    WIDTH: tl.constexpr, BX: tl.constexpr, BY: tl.constexpr, CHUNK: tl.constexpr,
-    SPLIT: tl.constexpr, EXCLUDE: tl.constexpr,
-):  # fmt: skip
-    """Rows' sums below their running maximum, where one shift for all would leave float32's range.
-
-    Program (b, p) owns row block b and visits `visits_each` column blocks from p * visits_each on;
-    writes `maxima` and `sums` (programs, R). Does nothing in the range that `sum_tiles` serves.
-    Grid: (blocks, programs).
-    """
-    scale, reach = scale_and_reach(x_stats, y_stats, temperature)
-    _, safe = fixed_shift(reach, bits)
-    if safe:
-        return
-    first_row = tl.program_id(0) * BX
-    begin = tl.program_id(1) * visits_each
-    end = tl.minimum(begin + visits_each, visits)
-    rows = first_row + tl.arange(0, BX)
-    highest = tl.full((BX,), LEFT_OUT, tl.float32)
-    total = tl.zeros((BX,), tl.float32)
-    for visit in range(begin, end):
-        first = visit * BY
-        products = chunked_product(
-            x, x_low, first_row, R, y, y_low, first, C, WIDTH, CHUNK, BX, BY, SPLIT
-        )
-        out = left_out(
-            (rows + row_shift)[:, None], tl.arange(0, BY)[None, :], first + column_shift, C - first,
-            half, EXCLUDE,
-        )  # fmt: skip
-        logits = tl.where(out, LEFT_OUT, products * scale)
-        above = tl.maximum(highest, tl.max(logits, 1))
-        powers = tl.where(out, 0.0, tl.exp2(logits - above[:, None]))
-        total = total * tl.exp2(highest - above) + tl.sum(powers, 1)
-        highest = above
+            tl.store(column_sums + target, tl.sum(powers, 1), mask=columns < C)
+        if CLASSES:
+            column_class = tl.load(classes + tl.minimum(columns, C - 1))
+            same = (column_class[:, None] == row_class[None, :]) & (logits > 0.5 * LEFT_OUT)
+            products = tl.where(same, products, 0.0)
+            alike += products
+            tl.store(column_alike + target, tl.sum(products, 1), mask=columns < C)
     target = tl.program_id(1).to(tl.int64) * R + rows
-    tl.store(maxima + target, highest, mask=rows < R)
-    tl.store(sums + target, total, mask=rows < R)
-
-
-@triton.jit(do_not_specialize=PARTS)
-def merge_sums(
-    running, logs, parts, more_parts, maxima, row_sums, x_stats, y_stats, temperature,
-    N, bits, part_count, more_first, more_end, program_count,
-    FIRST: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Adds partial sums in their order to `running` (N,); with LAST, their logarithms to `logs`.
-
-    `parts` (part_count, N), then rows more_first..more_end of `more_parts`; `maxima` and
-    `row_sums` (program_count, N) of `sum_rows` where the range needs them. Grid: (N / BLOCK,).
-    """
-    scale, reach = scale_and_reach(x_stats, y_stats, temperature)
-    shift, safe = fixed_shift(reach, bits)
-    places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = places < N
-    if FIRST:
-        total = tl.zeros((BLOCK,), tl.float32)
-    else:
-        total = tl.load(running + places, mask=there, other=0.0)
-    source = places.to(tl.int64)
-    for part in range(0, part_count):
-        total += tl.load(parts + source + part * N.to(tl.int64), mask=there, other=0.0)
-    for part in range(more_first, more_end):
-        total += tl.load(more_parts + source + part * N.to(tl.int64), mask=there, other=0.0)
-    if LAST:
-        result = logarithm(total, shift)
-        if safe == 0:
-            highest = tl.full((BLOCK,), LEFT_OUT, tl.float32)
-            for part in range(0, program_count):
-                maximum = tl.load(maxima + source + part * N.to(tl.int64), mask=there, other=0.0)
-                highest = tl.maximum(highest, maximum)
-            total = tl.zeros((BLOCK,), tl.float32)
-            for part in range(0, program_count):
-                place = source + part * N.to(tl.int64)
-                maximum = tl.load(maxima + place, mask=there, other=0.0)
-                some = tl.load(row_sums + place, mask=there, other=0.0)
-                total += some * tl.exp2(maximum - highest)
-            result = logarithm(total, highest)
-        tl.store(logs + places, result, mask=there)
-    else:
-        tl.store(running + places, total, mask=there)
+    tl.store(row_sums + target, tl.sum(total, 0), mask=rows < R)
+    if CLASSES:
+        tl.store(row_alike + target, tl.sum(alike, 0), mask=rows < R)
 
 
 def _slots(pair: Pair) -> int:
@@ -200,122 +127,84 @@ def _slots(pair: Pair) -> int:
     return max(1, max(PARTIAL_BYTES, most * pair.width) // (4 * most))
 
 
-def _each(pair: Pair, shape: Shape, blocks: int, visits: int) -> int:
-    """Visits of a program; see `tuning.visits_each`."""
-    device = pair.operands[0].device
-    return tuning.visits_each(blocks, visits, shape, device, START, PROGRAMS)
-
-
 def _sum_tiles(
     pair: Pair,
     shape: Shape,
-    row_sums: Tensor,
-    column_sums: Tensor,
+    sums: tuple[Tensor, Tensor],
     blocks: tuple[int, int],
     visits: tuple[int, int],
     each: int,
     *,
     symmetric: bool,
     columns: bool,
+    classes: Tensor | None = None,
 ) -> None:
-    """`blocks` and `visits`: first and number."""
+    """`sums`: (kinds, any, N) of rows and of columns; `blocks`, `visits`: first and number."""
+    kind = 0 if classes is None else 1
     sum_tiles[blocks[1], triton.cdiv(visits[1], each)](
-        *pair.tensors, row_sums, column_sums, pair.rows, pair.columns, pair.bits,
-        *pair.exclusion, blocks[0], visits[0], visits[1], each,
+        *pair.tensors, *sums, sums[0] if classes is None else classes, sums[0][kind], sums[1][kind],
+        pair.rows, pair.columns, pair.bits, *pair.exclusion, blocks[0], *visits, each,
         WIDTH=pair.width, BX=shape.rows, BY=shape.columns, CHUNK=shape.chunk,
         SPLIT=pair.split, EXCLUDE=pair.mode, SYMMETRIC=symmetric, COLUMNS=columns,
+        SAFE=pair.safe_sums, CLASSES=classes is not None,
         num_warps=shape.warps, num_stages=shape.stages,
     )  # fmt: skip
 
 
-def _shape(pair: Pair) -> Shape:
+def _each(pair: Pair, shape: Shape, blocks: int, visits: int) -> int:
+    """Visits of a program; see `tuning.visits_each`."""
+    device = pair.operands[0].device
+    return tuning.visits_each(blocks, visits, shape, device, START, PROGRAMS)
+
+
+def _shape(pair: Pair, classes: Tensor | None = None) -> Shape:
     def launch(shape: Shape) -> None:
         blocks = triton.cdiv(pair.rows, shape.rows)
         visits = triton.cdiv(pair.columns, shape.columns)
-        sums = pair.empty(1, pair.rows)
+        of_rows = pair.empty(2, 1, pair.rows)
+        of_columns = of_rows if classes is None else pair.empty(2, blocks, pair.columns)
         _sum_tiles(
-            pair, shape, sums, sums, (0, blocks), (0, visits), visits, symmetric=False,
-            columns=False,
+            pair, shape, (of_rows, of_columns), (0, blocks), (0, visits), visits, symmetric=False,
+            columns=False, classes=classes,
         )  # fmt: skip
 
-    return tuning.best("sum", pair, launch)
+    return tuning.best("sum" if classes is None else "alike", pair, launch)
 
 
-def _sum_rows(pair: Pair) -> tuple[Tensor, Tensor]:
-    """Maxima and sums of rows where no shift serves all; see `sum_rows`."""
-    shape = tuning.default_shape("robust", pair)
-    blocks = triton.cdiv(pair.rows, shape.rows)
-    visits = triton.cdiv(pair.columns, shape.columns)
-    each = triton.cdiv(visits, min(ROBUST_PARTS, visits))
-    parts = triton.cdiv(visits, each)
-    maxima, sums = pair.empty(parts, pair.rows), pair.empty(parts, pair.rows)
-    sum_rows[blocks, parts](
-        *pair.tensors, maxima, sums, pair.rows, pair.columns, pair.bits, *pair.exclusion,
-        visits, each,
-        WIDTH=pair.width, BX=shape.rows, BY=shape.columns, CHUNK=shape.chunk,
-        SPLIT=pair.split, EXCLUDE=pair.mode, num_warps=shape.warps, num_stages=shape.stages,
-    )  # fmt: skip
-    return maxima, sums
-
-
-class _Merge:
-    """Adds up partial sums of the rows of `pair`, round by round, and takes the logarithm."""
-
-    def __init__(self, pair: Pair) -> None:
-        self.pair = pair
-        self.running = pair.empty(pair.rows)
-        self.maxima, self.sums = _sum_rows(pair)
-
-    def add(
-        self,
-        parts: Tensor,
-        more: Tensor | None = None,
-        more_range: tuple[int, int] = (0, 0),
-        *,
-        first: bool = True,
-        last: bool = True,
-    ) -> Tensor:
-        """Adds `parts` (any, N) and a range of `more`; (N,) logarithms, of use after the last."""
-        pair = self.pair
-        merge_sums[(triton.cdiv(pair.rows, MERGED),)](
-            self.running, self.running, parts, parts if more is None else more,
-            self.maxima, self.sums, *pair.stats, pair.temperature,
-            pair.rows, pair.bits, len(parts), *more_range, len(self.maxima),
-            FIRST=first, LAST=last, BLOCK=MERGED,
-        )  # fmt: skip
-        return self.running
-
-
-def symmetric_log_sums(pair: Pair) -> Tensor:
-    """(N,) log-sums where rows and columns are the same; a tile serves both.
+def symmetric_log_sums(pair: Pair, losses: Losses | None = None) -> Tensor:
+    """(N,) log-sums where rows and columns are the same, or losses; a tile serves both.
 
     Row block I visits the blocks I, I + 1, ... I + n // 2, cyclically. Of blocks at the distances
     0 and n / 2 either visits the other, so that only rows are summed there.
     """
-    shape = _shape(pair)
+    classes = None if losses is None else losses.classes
+    shape = _shape(pair, classes)
     blocks = triton.cdiv(pair.rows, shape.rows)
     distances = blocks // 2 + 1
     both = triton.cdiv(blocks, 2)
-    held = min(distances, _slots(pair))
+    kinds = 1 if classes is None else 2
+    held = min(distances, max(1, _slots(pair) // kinds))
     tiles = shape.rows // shape.columns
     each = _each(pair, shape, blocks, held * tiles)
-    merge = _Merge(pair)
-    row_sums = pair.empty(triton.cdiv(held * tiles, each), pair.rows)
-    column_sums = pair.empty(held, pair.rows)
+    merge = Merge(pair, losses)
+    row_sums = pair.empty(kinds, triton.cdiv(held * tiles, each), pair.rows)
+    column_sums = pair.empty(kinds, held, pair.rows)
     for first in range(0, distances, held):
         visits = min(held, distances - first)
+        of_rows = row_sums.view(-1)[: kinds * triton.cdiv(visits * tiles, each) * pair.rows]
+        of_rows = of_rows.view(kinds, -1, pair.rows)
         _sum_tiles(
-            pair, shape, row_sums, column_sums, (0, blocks), (first * tiles, visits * tiles), each,
-            symmetric=True, columns=True,
+            pair, shape, (of_rows, column_sums), (0, blocks), (first * tiles, visits * tiles), each,
+            symmetric=True, columns=True, classes=classes,
         )  # fmt: skip
         merge.add(
-            row_sums[: triton.cdiv(visits * tiles, each)],
+            of_rows,
             column_sums,
             (max(1 - first, 0), min(both - first, visits)),
             first=first == 0,
             last=first + visits == distances,
         )
-    return merge.running
+    return merge.result
 
 
 def log_sums(pair: Pair, columns: bool) -> tuple[Tensor, Tensor | None]:
@@ -325,21 +214,17 @@ def log_sums(pair: Pair, columns: bool) -> tuple[Tensor, Tensor | None]:
     visits = triton.cdiv(pair.columns, shape.columns)
     held = min(blocks, _slots(pair)) if columns else blocks
     each = max(_each(pair, shape, held, visits), triton.cdiv(visits, _slots(pair)))
-    of_rows = _Merge(pair)
-    row_sums = pair.empty(triton.cdiv(visits, each), pair.rows)
-    if not columns:
-        _sum_tiles(
-            pair, shape, row_sums, row_sums, (0, blocks), (0, visits), each, symmetric=False,
-            columns=False,
-        )  # fmt: skip
-        return of_rows.add(row_sums), None
-    of_columns = _Merge(pair.swapped())
-    column_sums = pair.empty(held, pair.columns)
+    of_rows = Merge(pair)
+    row_sums = pair.empty(1, triton.cdiv(visits, each), pair.rows)
+    of_columns = Merge(pair.swapped()) if columns else None
+    column_sums = pair.empty(1, held, pair.columns) if columns else row_sums
     for first in range(0, blocks, held):
         many = min(held, blocks - first)
         _sum_tiles(
-            pair, shape, row_sums, column_sums, (first, many), (0, visits), each,
-            symmetric=False, columns=True,
+            pair, shape, (row_sums, column_sums), (first, many), (0, visits), each,
+            symmetric=False, columns=columns,
         )  # fmt: skip
-        of_columns.add(column_sums[:many], first=first == 0, last=first + many == blocks)
-    return of_rows.add(row_sums), of_columns.running
+        if of_columns is not None:
+            part = column_sums[:, :many]
+            of_columns.add(part, first=first == 0, last=first + many == blocks)
+    return of_rows.add(row_sums), None if of_columns is None else of_columns.result

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from selftaught.kernels.tiles import Embeddings, Excluded
+from selftaught.kernels.triton.pieces import GRADIENT_EXPONENTS, SUM_EXPONENTS
 
 
 def on(tensor: Tensor) -> AbstractContextManager[object]:
@@ -30,6 +31,7 @@ class Pair:
         half: see `Excluded`.
         row_shift: added to row numbers before they are compared.
         column_shift: added to column numbers before they are compared.
+        reach: bound of the logits in units of log 2, where the host knows one.
     """
 
     operands: tuple[Tensor, Tensor, Tensor, Tensor]
@@ -43,11 +45,22 @@ class Pair:
     half: int
     row_shift: int
     column_shift: int
+    reach: float = float("inf")
 
     @property
     def bits(self) -> int:
         """Twice this power of two is more than the number of rows, and of columns."""
         return (max(self.rows, self.columns) - 1).bit_length()
+
+    @property
+    def safe_sums(self) -> bool:
+        """The host knows that one shift serves all logits; see `pieces.fixed_shift`."""
+        return 2 * self.reach + self.bits <= 2 * SUM_EXPONENTS.value
+
+    @property
+    def safe_gradient(self) -> bool:
+        """The host knows that no exponential of a logit leaves float32's range."""
+        return self.reach <= GRADIENT_EXPONENTS.value
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

@@ -59,6 +59,19 @@ def logarithm(value, places):
 
 
 @triton.jit
+def log_of_one_more(value):
+    """log(1 + value) in float64 for values from 0 up, to float32's digits however small."""
+    return tl.where(value < 1e-5, value - 0.5 * value * value, tl.log(1.0 + value))
+
+
+@triton.jit
+def exponential_less_one(value):
+    """exp(value) - 1 in float64, to float32's digits however small."""
+    small = tl.abs(value) < 1e-5
+    return tl.where(small, value + 0.5 * value * value, tl.exp(value) - 1.0)
+
+
+@triton.jit
 def scale_and_reach(x_stats, y_stats, temperature):
     """What a product of operands is multiplied by to be a logit, and a bound of the logits."""
     inverse = log2e() / tl.load(temperature).to(tl.float64)

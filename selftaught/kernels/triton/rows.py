@@ -6,6 +6,8 @@ A program holds BLOCK whole rows of D columns, WIDE the next power of two.
 # Kernel arguments have no Python types.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -26,7 +28,8 @@ ENTRIES = 4096
 
 
 @triton.jit
-def _load(source, rows, N, D, stride, WIDE: tl.constexpr):
+def load_rows(source, rows, N, D, stride, WIDE: tl.constexpr):
+    """Rows of `source` (N, D) in float32, 0 beyond its ends."""
     columns = tl.arange(0, WIDE)
     mask = (rows < N)[:, None] & (columns < D)[None, :]
     place = rows.to(tl.int64)[:, None] * stride + columns[None, :]
@@ -49,10 +52,52 @@ def _lengths(values):
 def measure(z, maxima, N, D, stride, BLOCK: tl.constexpr, WIDE: tl.constexpr):
     """Largest entry and largest length of BLOCK rows: `maxima` (programs, 2)."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    values = _load(z, rows, N, D, stride, WIDE)
+    values = load_rows(z, rows, N, D, stride, WIDE)
     _, largest, length, zero = _lengths(values)
     tl.store(maxima + tl.program_id(0) * 2, tl.max(tl.where(zero, 0.0, largest), 0))
     tl.store(maxima + tl.program_id(0) * 2 + 1, tl.max(tl.where(zero, 0.0, largest * length), 0))
+
+
+@triton.jit
+def unit_rows(z, rows, N, D, stride, NORMALIZE: tl.constexpr, WIDE: tl.constexpr):
+    """Rows, divided by their length with NORMALIZE, and the inverse lengths, 0 for zero rows."""
+    values = load_rows(z, rows, N, D, stride, WIDE)
+    inverse = 1.0
+    if NORMALIZE:
+        values, largest, length, zero = _lengths(values)
+        values = tl.div_rn(values, length[:, None])
+        inverse = tl.where(zero, 0.0, tl.div_rn(1.0, length * largest))
+    return values, inverse
+
+
+@triton.jit
+def set_stats(stats, measured, NORMALIZE: tl.constexpr, SCALED: tl.constexpr):
+    """Program 0 writes `stats`; the power of two that operands are multiplied by."""
+    bound = 1.0
+    places = tl.full((), 0, tl.int32)
+    if NORMALIZE:
+        if SCALED:
+            places = tl.full((), UNIT_PLACES, tl.int32)
+    else:
+        bound = tl.load(measured + 1)
+        if SCALED:
+            places = clamped(-exponent(tl.load(measured)) + TOP_PLACES, -100, 100)
+    scale = power_of_two(places)
+    if tl.program_id(0) == 0:
+        tl.store(stats, scale)
+        tl.store(stats + 1, bound)
+    return scale
+
+
+@triton.jit
+def store_operands(
+    values, place, mask, high, low, WIDTH: tl.constexpr, SPLIT: tl.constexpr, HALF: tl.constexpr
+):
+    """Values of rows `place`, already scaled, as one operand or as a high and a low part."""
+    upper = values.to(HALF)
+    tl.store(high + place * WIDTH, upper, mask=mask)
+    if SPLIT:
+        tl.store(low + place * WIDTH, (values - upper.to(tl.float32)).to(HALF), mask=mask)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -67,37 +112,17 @@ def make_operands(
     length of rows that are not normalised, and then `inverse` is not written.
     """
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    columns = tl.arange(0, WIDE)
-    values = _load(z, rows, N, D, stride, WIDE)
-    places = 0
-    bound = 1.0
+    columns = tl.arange(0, WIDE)[None, :]
+    values, raw = unit_rows(z, rows, N, D, stride, NORMALIZE, WIDE)
     if NORMALIZE:
-        values, largest, length, zero = _lengths(values)
-        values = tl.div_rn(values, length[:, None])
-        raw = tl.where(zero, 0.0, tl.div_rn(1.0, length * largest))
         tl.store(inverse + rows, raw, mask=rows < N)
-        if SCALED:
-            places = UNIT_PLACES
-        scale = power_of_two(tl.full((), places, tl.int32))
-    else:
-        bound = tl.load(measured + 1)
-        scale = power_of_two(tl.full((), 0, tl.int32))
-        if SCALED:
-            scale = power_of_two(clamped(-exponent(tl.load(measured)) + TOP_PLACES, -100, 100))
-    if tl.program_id(0) == 0:
-        tl.store(stats, scale)
-        tl.store(stats + 1, bound)
+    scale = set_stats(stats, measured, NORMALIZE, SCALED)
     there = (rows < N)[:, None]
     place = rows.to(tl.int64)[:, None]
     if UNIT:
-        tl.store(unit + place * D + columns[None, :], values, mask=there & (columns < D)[None, :])
-    values = values * scale
-    upper = values.to(HALF)
-    mask = there & (columns < WIDTH)[None, :]
-    tl.store(high + place * WIDTH + columns[None, :], upper, mask=mask)
-    if SPLIT:
-        lower = (values - upper.to(tl.float32)).to(HALF)
-        tl.store(low + place * WIDTH + columns[None, :], lower, mask=mask)
+        tl.store(unit + place * D + columns, values, mask=there & (columns < D))
+    mask = there & (columns < WIDTH)
+    store_operands(values * scale, place, mask, high + columns, low + columns, WIDTH, SPLIT, HALF)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -106,7 +131,7 @@ def multiply_rows(
 ):
     """Products of rows of the same place: `products` (N,)."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    product = _load(x, rows, N, D, x_stride, WIDE) * _load(y, rows, N, D, y_stride, WIDE)
+    product = load_rows(x, rows, N, D, x_stride, WIDE) * load_rows(y, rows, N, D, y_stride, WIDE)
     tl.store(products + rows, tl.sum(product, 1), mask=rows < N)
 
 
@@ -120,13 +145,13 @@ def finish_rows(
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = rows < N
     columns = tl.arange(0, WIDE)
-    values = _load(sums, rows, N, D, sums_stride, WIDE)
+    values = load_rows(sums, rows, N, D, sums_stride, WIDE)
     if PARTNER:
         factor = tl.load(coefficient + rows, mask=there, other=0.0)
-        values += factor[:, None] * _load(partner, rows, N, D, partner_stride, WIDE)
+        values += factor[:, None] * load_rows(partner, rows, N, D, partner_stride, WIDE)
     values = tl.div_rn(values, tl.load(temperature))
     if NORMALIZED:
-        direction = _load(unit, rows, N, D, unit_stride, WIDE)
+        direction = load_rows(unit, rows, N, D, unit_stride, WIDE)
         along = tl.sum(values * direction, 1)
         factor = tl.load(inverse + rows.to(tl.int64) * inverse_stride, mask=there, other=0.0)
         values = (values - along[:, None] * direction) * factor[:, None]
@@ -134,7 +159,8 @@ def finish_rows(
     tl.store(gradient + place, values, mask=there[:, None] & (columns < D)[None, :])
 
 
-def _dense(z: Tensor) -> Tensor:
+def dense(z: Tensor) -> Tensor:
+    """The same rows, each without gaps."""
     return z if z.stride(1) == 1 else z.contiguous()
 
 
@@ -145,18 +171,28 @@ def _block(count: int, width: int) -> tuple[tuple[int], dict[str, int]]:
     return (triton.cdiv(count, block),), {"BLOCK": block, "WIDE": wide}
 
 
-def _kind(precision: str, dtype: torch.dtype) -> tuple[torch.dtype, bool]:
+def operand_kind(precision: str, dtype: torch.dtype) -> tuple[torch.dtype, bool]:
     """Dtype of the operands, and whether there are two, a high and a low part."""
     if precision == "auto":
         precision = "fp32" if dtype == torch.float32 else "fp16"
     return torch.bfloat16 if precision == "bf16" else torch.float16, precision == "fp32"
 
 
+def measure_rows(several: Sequence[Tensor]) -> Tensor:
+    """(2,) largest entry and largest length of the rows of one shape of several tensors."""
+    count, width = several[0].shape
+    grid, block = _block(count, padded(width))
+    maxima = several[0].new_empty(len(several), grid[0], 2, dtype=torch.float32)
+    for z, into in zip(several, maxima, strict=True):
+        measure[grid](z, into, count, width, z.stride(0), **block)
+    return maxima.amax((0, 1))
+
+
 def prepare(z: Tensor, normalize: bool, precision: str) -> Embeddings:
     """See `Tiles.prepare`, and `TritonTiles` for the operands."""
-    z = _dense(z)
+    z = dense(z)
     count, width = z.shape
-    half, split = _kind(precision, z.dtype)
+    half, split = operand_kind(precision, z.dtype)
     wide = padded(width)
     # Rows that are float32 already, and not to be normalised, are what they are.
     kept = not normalize and z.dtype == torch.float32 and z.is_contiguous()
@@ -171,9 +207,7 @@ def prepare(z: Tensor, normalize: bool, precision: str) -> Embeddings:
         with on(z):
             measured = stats
             if not normalize:
-                maxima = unit.new_empty(grid[0], 2)
-                measure[grid](z, maxima, count, width, z.stride(0), **block)
-                measured = maxima.amax(0)
+                measured = measure_rows([z])
             make_operands[grid](
                 z, unit, stats if inverse is None else inverse, high, low, stats, measured,
                 count, width, z.stride(0),
@@ -186,7 +220,7 @@ def prepare(z: Tensor, normalize: bool, precision: str) -> Embeddings:
 
 def dots(x: Embeddings, y: Embeddings) -> Tensor:
     """See `Tiles.dots`."""
-    left, right = _dense(x.unit), _dense(y.unit)
+    left, right = dense(x.unit), dense(y.unit)
     count, width = left.shape
     products = left.new_empty(count)
     if count:
@@ -206,8 +240,8 @@ def finish(
     coefficient: Tensor | None = None,
 ) -> Tensor:
     """See `Tiles.finish`."""
-    sums, unit = _dense(sums), _dense(x.unit)
-    other = unit if partner is None else _dense(partner.unit)
+    sums, unit = dense(sums), dense(x.unit)
+    other = unit if partner is None else dense(partner.unit)
     factor = sums if coefficient is None else coefficient.contiguous()
     inverse = unit if x.inverse is None else x.inverse
     gradient = sums.new_empty(sums.shape)

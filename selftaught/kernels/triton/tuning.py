@@ -31,7 +31,7 @@ class Shape(NamedTuple):
 
     Attributes:
         rows: rows of x a program owns.
-        columns: rows of y in a tile; divides `rows` in "sum".
+        columns: rows of y in a tile; divides `rows` in "sum" and "alike".
         chunk: columns of the operands read at a time; all of them up to `HELD`.
         out: columns of the result a program owns; of "weight" and "more".
         warps: warps a program.
@@ -47,8 +47,9 @@ class Shape(NamedTuple):
 
 
 # (kernel, generation, width up to (0: any), split operands); chunk 0: the width. "sum" are
-# log-sums, "robust" those beyond the range of one shift, "weight" the gradient, and "more" the
-# gradient with classes or the slope, which takes more registers.
+# log-sums, "alike" those and the products of rows of one class, "robust" those beyond the range of
+# one shift, "weight" the gradient, and "more" the gradient with classes or the slope. "alike" and
+# "more" take more registers.
 SHAPES = {
     ("robust", 8, 0, False): Shape(64, 64, 32, 0, 4, 2),
     ("robust", 8, 0, True): Shape(64, 64, 32, 0, 4, 2),
@@ -56,6 +57,17 @@ SHAPES = {
     ("robust", 9, 0, True): Shape(128, 64, 32, 0, 8, 2),
     ("robust", 10, 0, False): Shape(128, 64, 32, 0, 8, 2),
     ("robust", 10, 0, True): Shape(128, 64, 32, 0, 8, 2),
+    ("alike", 8, 128, False): Shape(64, 64, 0, 0, 4, 3),
+    ("alike", 8, 0, False): Shape(64, 64, 64, 0, 4, 3),
+    ("alike", 8, 0, True): Shape(64, 64, 32, 0, 4, 3),
+    ("alike", 9, 128, False): Shape(128, 64, 0, 0, 8, 3),
+    ("alike", 9, 0, False): Shape(128, 64, 64, 0, 8, 3),
+    ("alike", 9, 128, True): Shape(64, 64, 0, 0, 4, 2),
+    ("alike", 9, 0, True): Shape(128, 64, 32, 0, 8, 3),
+    ("alike", 10, 128, False): Shape(128, 64, 0, 0, 8, 3),
+    ("alike", 10, 0, False): Shape(128, 64, 64, 0, 8, 3),
+    ("alike", 10, 128, True): Shape(128, 64, 0, 0, 8, 2),
+    ("alike", 10, 0, True): Shape(128, 64, 32, 0, 8, 3),
     ("sum", 8, 64, False): Shape(128, 128, 0, 0, 8, 3),
     ("sum", 8, 128, False): Shape(128, 128, 0, 0, 8, 2),
     ("sum", 8, 0, False): Shape(128, 128, 64, 0, 8, 3),
@@ -179,7 +191,7 @@ def candidates(kernel: str, default: Shape, width: int) -> list[Shape]:
     chunks = sorted({min(CHUNK, width), width if width <= HELD else CHUNK})
     columns = (64, 128)
     for rows, many, chunk, warps, stages in product((64, 128), columns, chunks, (4, 8), (2, 3, 4)):
-        if kernel == "sum" and rows < many:
+        if kernel in ("sum", "alike") and rows < many:
             continue
         shapes.append(Shape(rows, many, chunk, default.out, warps, stages))
     return list(dict.fromkeys(shapes))
@@ -199,7 +211,7 @@ def default_shape(kernel: str, pair: Pair) -> Shape:
 
 
 def best(kernel: str, pair: Pair, launch: Callable[[Shape], object]) -> Shape:
-    """Shape for "sum", "weight" or "more" on this pair; `launch` runs the kernel with a shape."""
+    """Shape for "sum", "alike", "weight" or "more"; `launch` runs the kernel with a shape."""
     operand = pair.operands[0]
     default = default_shape(kernel, pair)
     if os.environ.get(VARIABLE) != "1" or not operand.is_cuda:

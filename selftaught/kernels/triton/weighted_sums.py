@@ -1,15 +1,11 @@
 """Weighted sums, the gradient by rows, in Triton: kernels and their launches.
 
 Notation: rows x (R, D) and columns y (C, D), as operands padded to WIDTH columns, BX and BY rows a
-block; see `log_sums`. A weight is (row_i + column_j) exp(logit_ij). Its factors, of both sides'
-losses, are multiplied by g, one power of two, and by s_i, one of the row, so that weights reach up
-to 2 ** 15 in every row and keep their digits in float16, however small the gradient is.
+block; see `log_sums`. A weight is (row_i + column_j) exp(logit_ij), see `factors`.
 """
 
 # Kernel arguments have no Python types.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -18,6 +14,7 @@ from torch import Tensor
 
 from selftaught.kernels.tiles import Classes, Side
 from selftaught.kernels.triton import tuning
+from selftaught.kernels.triton.factors import make_factors
 from selftaught.kernels.triton.pairs import Pair
 from selftaught.kernels.triton.pieces import (
     GRADIENT_EXPONENTS,
@@ -29,7 +26,6 @@ from selftaught.kernels.triton.pieces import (
     exponent,
     left_out,
     load_tile,
-    log2e,
     multiply,
     power_of_two,
     scale_and_reach,
@@ -40,127 +36,8 @@ from selftaught.kernels.triton.tuning import Shape
 # Visits that a program's start and the partial sums it leaves take; most parts that a row's sum is
 # made of, and bytes of all of them.
 START, PARTS, PARTIAL_BYTES = 3.0, 16, 48 << 20
-# Largest weight as a power of two: float16 ends at 2 ** 16, and a softmax may round above 1.
-TOP = tl.constexpr(15)
-BLOCK = 1024
 # Integers that a kernel is not compiled anew for.
 COUNTS = ["R", "C", "half", "row_shift", "column_shift", "visits", "visits_each"]
-
-
-@triton.jit
-def _largest_weight(weight, total, share, reach, place, there, SHARE: tl.constexpr):
-    """Bounds of |weight| exp(logit - total) + |share|."""
-    below = reach - tl.load(total + place, mask=there, other=0.0) * log2e().to(tl.float32)
-    bound = tl.abs(tl.load(weight + place, mask=there, other=0.0)) * tl.exp2(tl.minimum(below, 0.0))
-    if SHARE:
-        bound += tl.abs(tl.load(share + place, mask=there, other=0.0))
-    return bound
-
-
-@triton.jit(do_not_specialize=["R", "C", "blocks"])
-def find_bounds(
-    row_weight, row_total, row_share, column_weight, column_total, column_share,
-    x_stats, y_stats, temperature, bounds, R, C, blocks,
-    ROW: tl.constexpr, COLUMN: tl.constexpr, SHARE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Largest weights of blocks of rows and of columns: `bounds` (2, blocks). Grid: (blocks, 2)."""
-    _, reach = scale_and_reach(x_stats, y_stats, temperature)
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    bound = tl.zeros((BLOCK,), tl.float32)
-    if tl.program_id(1) == 0:
-        if ROW:
-            bound = _largest_weight(
-                row_weight, row_total, row_share, reach, place, place < R, SHARE
-            )
-    else:
-        if COLUMN:
-            bound = _largest_weight(
-                column_weight, column_total, column_share, reach, place, place < C, SHARE
-            )
-    tl.store(bounds + tl.program_id(1) * blocks + tl.program_id(0), tl.max(bound, 0))
-
-
-@triton.jit
-def _maximum(source, count, BLOCK: tl.constexpr):
-    """Largest of `count` numbers from 0 up."""
-    largest = tl.zeros((BLOCK,), tl.float32)
-    for first in range(0, count, BLOCK):
-        place = first + tl.arange(0, BLOCK)
-        largest = tl.maximum(largest, tl.load(source + place, mask=place < count, other=0.0))
-    return tl.max(largest, 0)
-
-
-@triton.jit
-def _over_total(weight, total):
-    """Product of weight and 2 ** -total for float64 totals, with the digits of float32."""
-    whole = tl.floor(total)
-    part = tl.exp2((whole - total).to(tl.float32))
-    places = clamped(-whole, -126.0, 126.0).to(tl.int32)
-    return tl.where(weight == 0, 0.0, weight * (part * power_of_two(places)))
-
-
-@triton.jit(do_not_specialize=["R", "C", "blocks"])
-def find_factors(
-    row_weight, row_total, row_share, row_positive, column_weight, column_total, column_share,
-    x_stats, y_stats, temperature, bounds, of_rows, of_columns, unscale, R, C, blocks,
-    ROW: tl.constexpr, COLUMN: tl.constexpr, SHARE: tl.constexpr, SLOPE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Factors of rows and of columns; totals and positives in units of log 2.
-
-    `of_rows` (7, R): s, s g weight exp(-total), s g weight, total, s g share, positive, 1 / s.
-    `of_columns` (4, C): g weight exp(-total), g weight, total, g share. `unscale` (1,): 1 / g.
-    Grid: (blocks, 2).
-    """
-    _, reach = scale_and_reach(x_stats, y_stats, temperature)
-    most_row = _maximum(bounds, blocks, BLOCK)
-    most_column = _maximum(bounds + blocks, blocks, BLOCK)
-    places = clamped(-1 - exponent(most_row + most_column), -100, 100)
-    common = power_of_two(places)
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    nothing = tl.zeros((BLOCK,), tl.float32)
-    if tl.program_id(1) == 0:
-        there = place < R
-        bound = nothing
-        weight = nothing
-        total = nothing.to(tl.float64)
-        share = nothing
-        positive = nothing
-        if ROW:
-            weight = tl.load(row_weight + place, mask=there, other=0.0) * common
-            total = tl.load(row_total + place, mask=there, other=0.0).to(tl.float64) * log2e()
-            bound = _largest_weight(row_weight, row_total, row_share, reach, place, there, SHARE)
-            if SHARE:
-                share = tl.load(row_share + place, mask=there, other=0.0) * common
-            if SLOPE:
-                positive = tl.load(row_positive + place, mask=there, other=0.0)
-                positive = (positive.to(tl.float64) * log2e()).to(tl.float32)
-        # The tensor comes first: a constant less a tensor is a constant to the interpreter.
-        room = clamped(-exponent((bound + most_column) * common) + TOP - 1, 0, 40)
-        scale = power_of_two(room)
-        tl.store(of_rows + place, scale, mask=there)
-        tl.store(of_rows + R + place, _over_total(weight, total) * scale, mask=there)
-        tl.store(of_rows + 2 * R + place, weight * scale, mask=there)
-        tl.store(of_rows + 3 * R + place, total.to(tl.float32), mask=there)
-        tl.store(of_rows + 4 * R + place, share * scale, mask=there)
-        tl.store(of_rows + 5 * R + place, positive, mask=there)
-        tl.store(of_rows + 6 * R + place, power_of_two(-room), mask=there)
-        if tl.program_id(0) == 0:
-            tl.store(unscale, power_of_two(-places))
-    else:
-        there = place < C
-        weight = nothing
-        total = nothing.to(tl.float64)
-        share = nothing
-        if COLUMN:
-            weight = tl.load(column_weight + place, mask=there, other=0.0) * common
-            total = tl.load(column_total + place, mask=there, other=0.0).to(tl.float64) * log2e()
-            if SHARE:
-                share = tl.load(column_share + place, mask=there, other=0.0) * common
-        tl.store(of_columns + place, _over_total(weight, total), mask=there)
-        tl.store(of_columns + C + place, weight, mask=there)
-        tl.store(of_columns + 2 * C + place, total.to(tl.float32), mask=there)
-        tl.store(of_columns + 3 * C + place, share, mask=there)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -171,13 +48,14 @@ def weighted_tiles(
     WIDTH: tl.constexpr, BX: tl.constexpr, BY: tl.constexpr, CHUNK: tl.constexpr,
     OUT: tl.constexpr, SPLIT: tl.constexpr, HALF: tl.constexpr, EXCLUDE: tl.constexpr,
     ROW: tl.constexpr, COLUMN: tl.constexpr, CLASSES: tl.constexpr, SLOPE: tl.constexpr,
+    SAFE: tl.constexpr,
 ):  # fmt: skip
     """Sums of y weighted by both sides' softmax: an attention-like pass owned by rows.
 
     `of_rows` (7, R), `of_columns` (4, C) and `unscale` come from `find_factors`. Program
     (b, d, p) owns row block b and output columns d * OUT.., and visits `visits_each` column blocks
-    from p * visits_each on; writes `sums` (programs, R, D) and `slopes` (programs, R).
-    Grid: (blocks, D / OUT, programs).
+    from p * visits_each on; writes `sums` (programs, R, D) and `slopes` (programs, R). SAFE: the
+    range holds all exponentials. Grid: (blocks, D / OUT, programs).
     """
     scale, reach = scale_and_reach(x_stats, y_stats, temperature)
     safe = reach <= GRADIENT_EXPONENTS
@@ -228,7 +106,7 @@ def weighted_tiles(
             )  # fmt: skip
             logits = tl.where(out, LEFT_OUT, logits)
         other = of_columns + tl.minimum(columns, C - 1)
-        if safe:
+        if SAFE or safe:
             powers = tl.exp2(logits)
             if COLUMN:
                 factor = tl.load(other)[None, :] * row_scale[:, None]
@@ -284,7 +162,9 @@ def weighted_tiles(
     target = tl.program_id(2).to(tl.int64) * R + rows.to(tl.int64)
     if SLOPE:
         if tl.program_id(1) == 0:
-            slope = slope * tl.where(safe, row_factor, row_weight) * row_unscale * rest * LN2
+            slope = (
+                slope * tl.where(SAFE or safe, row_factor, row_weight) * row_unscale * rest * LN2
+            )
             tl.store(slopes + target, slope, mask=rows < R)
     places = column + tl.arange(0, OUT)
     tl.store(
@@ -294,51 +174,24 @@ def weighted_tiles(
     )
 
 
-class _Factors(NamedTuple):
-    rows: Tensor
-    columns: Tensor
-    unscale: Tensor
-
-
-def _find_factors(
-    pair: Pair, row: Side | None, column: Side | None, share: bool, slope: bool
-) -> _Factors:
-    blocks = triton.cdiv(max(pair.rows, pair.columns), BLOCK)
-    bounds = pair.empty(2, blocks)
-    factors = _Factors(pair.empty(7, pair.rows), pair.empty(4, pair.columns), pair.empty(1))
-
-    def vectors(side: Side | None) -> list[Tensor]:
-        # Whatever is absent is not read.
-        given = (side.weight, side.total, side.share) if side else (None, None, None)
-        return [bounds if value is None else value.contiguous() for value in given]
-
-    positive = bounds
-    if slope:
-        assert row is not None and row.positive is not None
-        positive = row.positive.contiguous()
-    flags = {"ROW": row is not None, "COLUMN": column is not None, "SHARE": share}
-    scales = (*pair.stats, pair.temperature)
-    find_bounds[blocks, 2](
-        *vectors(row), *vectors(column), *scales, bounds, pair.rows, pair.columns, blocks,
-        **flags, BLOCK=BLOCK,
-    )  # fmt: skip
-    find_factors[blocks, 2](
-        *vectors(row), positive, *vectors(column), *scales, bounds, *factors,
-        pair.rows, pair.columns, blocks, **flags, SLOPE=slope, BLOCK=BLOCK,
-    )  # fmt: skip
-    return factors
-
-
-def weighted_sums(
+def weighted_parts(
     pair: Pair,
     width: int,
     row: Side | None,
     column: Side | None,
     classes: Classes | None,
     slope: bool,
+    *,
+    divided: bool = True,
+    over: float = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """(R, width) sums and, if `slope`, (R,) slopes; see `Tiles.weighted_sums`."""
-    factors = _find_factors(pair, row, column, classes is not None, slope)
+    """(parts, R, width) sums and, if `slope`, (parts, R) slopes; see `Tiles.weighted_sums`.
+
+    `divided`: the sides' shares are such; else what weights have to be divided by. With `over` the
+    sides' weight is one number, divided by it.
+    """
+    share = 0 if classes is None else 1 if divided else 2
+    factors = make_factors(pair, row, column, share, slope, over)
     if classes is None:
         of_rows = of_columns = factors.unscale
     else:
@@ -361,10 +214,23 @@ def weighted_sums(
             WIDTH=pair.width, BX=shape.rows, BY=shape.columns, CHUNK=shape.chunk, OUT=shape.out,
             SPLIT=pair.split, HALF=tl.bfloat16 if bf16 else tl.float16, EXCLUDE=pair.mode,
             ROW=row is not None, COLUMN=column is not None, CLASSES=classes is not None,
-            SLOPE=slope, num_warps=shape.warps, num_stages=shape.stages,
+            SLOPE=slope, SAFE=pair.safe_gradient, num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip
-        total = sums[0] if parts == 1 else sums.sum(0)
-        return total, None if slopes is None else slopes.sum(0)
+        return sums, slopes
 
     more = classes is not None or slope
     return launch(tuning.best("more" if more else "weight", pair, launch))
+
+
+def weighted_sums(
+    pair: Pair,
+    width: int,
+    row: Side | None,
+    column: Side | None,
+    classes: Classes | None,
+    slope: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """(R, width) sums and, if `slope`, (R,) slopes; see `Tiles.weighted_sums`."""
+    sums, slopes = weighted_parts(pair, width, row, column, classes, slope)
+    total = sums[0] if len(sums) == 1 else sums.sum(0)
+    return total, None if slopes is None else slopes.sum(0)
