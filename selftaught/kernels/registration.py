@@ -111,8 +111,10 @@ def _restore(ctx: Any) -> tuple[list[Any], list[Tensor]]:
 
 
 def _first_derivative(family: Family) -> Callable[..., tuple[Tensor | None, ...]]:
-    def backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
         (*passed, backend), outputs = _restore(ctx)
+        if grad is None:  # nothing depends on the first result
+            return (None,) * (len(passed) + 1)
         needs = [ctx.needs_input_grad[1 + position] for position in family.differentiable]
         op = getattr(torch.ops.selftaught, f"{family.name}_backward")
         grads = op(grad, *passed, *outputs, needs, backend)
