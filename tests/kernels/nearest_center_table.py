@@ -84,6 +84,16 @@ class NearestCenterTable:
         x, c = self.points(70, 40, 40, spread, offset)
         check(x.to(dtype), c, self.nearest(x.to(dtype), c))
 
+    def test_no_rows(self):
+        x, c = self.points(3, 9, 20)
+        squared, index = self.nearest(x[:0], c)
+        assert squared.shape == index.shape == (0,)
+        y = self.semi_labels(3)[:0]
+        found = self.spheres.mad(x[:0], c, y, None, 1.0, 1e-6, "auto")
+        arguments = (found[0], x[:0], c, y, None, 1.0, 1e-6, "auto", *found, [True, True])
+        rows, centers = self.spheres.mad_backward(*arguments)
+        assert rows.shape == (0, 20) and torch.equal(centers, torch.zeros_like(c))
+
     def test_many_centers(self):
         """So many that their mean takes a launch of its own."""
         x, c = self.points(5, 1100, 16, offset=50.0)

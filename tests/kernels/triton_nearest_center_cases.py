@@ -12,5 +12,6 @@ class TestTriton(NearestCenterTable):
 
     @pytest.fixture(autouse=True)
     def few_programs(self, monkeypatch):
-        """The interpreter runs one program after the other."""
+        """The interpreter runs one program after the other; each takes several blocks of rows."""
         monkeypatch.setattr(spheres, "SPLITS", 8)
+        monkeypatch.setattr(spheres, "processors", lambda device: 1)

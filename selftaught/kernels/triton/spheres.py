@@ -15,54 +15,45 @@ from torch import Tensor
 from selftaught.kernels.spheres import Mad, Nearest
 from selftaught.kernels.triton import nearest_center as kernels
 from selftaught.kernels.triton import nearest_gradient as gradients
-from selftaught.kernels.triton.tuning import generation
+from selftaught.kernels.triton.tuning import generation, processors
 
 DIRECT_MEAN = 1024  # centres up to which every program of `prepare` sums all of them by itself
 SUMMED = 256  # centres summed by one program above that
 SPLITS = 4096  # programs that share the rows of all centres in the gradient by centers
 FUSED = {"enable_fp_fusion": True}  # said at every launch: Triton's default is about to change
-HELD_WIDTH = 128  # widest row that stays on chip during the search
+WHOLE_WIDTH = 128  # widest row that is read at once
+KEPT_CENTERS = 128  # most centres whose parts a program keeps in shared memory
+ERRORS = (0.0, 5 * 2.0**-20, 13 * 2.0**-20)  # of a product of vectors by PARTS, over their lengths
+ERROR_PER_COLUMN = 2.0**-25  # of the accumulation
 
 
-class _Tier(NamedTuple):
-    """How the scores are made.
-
-    Attributes:
-        number: TIER of the kernels.
-        operand: dtype of the operands in memory.
-        error: of a product of two vectors, relative to the product of their lengths.
-        error_per_column: of the accumulation.
-    """
-
-    number: int
-    operand: torch.dtype
-    error: float
-    error_per_column: float
-
-
-_TIERS = {
-    torch.float32: _Tier(3, torch.float32, 2.0**-20, 2.0**-25),
-    torch.float16: _Tier(2, torch.float32, 2.0**-20, 2.0**-25),
-    torch.bfloat16: _Tier(1, torch.bfloat16, 2.0**-16, 2.0**-25),
-}
-
-
-class _Blocks(NamedTuple):
-    """Tile sizes, under the names of the kernels' constants.
+class Shape(NamedTuple):
+    """Tile sizes and how programs are run; the names in capitals are the kernel's.
 
     Attributes:
-        HELD: do the rows stay on chip during the search.
-        BN: rows of a program.
+        WHOLE: pieces of BD columns in which a row is read at once; 0: it is too wide.
+        KEPT: do the centres stay on chip.
+        BN: rows of a program at a time.
         BK: centres of a tile.
         BD: columns of a tile.
-        BW: columns at once in direct differences.
+        warps: of a program.
+        stages: tiles in flight.
+        programs: that share a multiprocessor: their registers and shared memory suffice.
     """
 
-    HELD: bool
+    WHOLE: int
+    KEPT: bool
     BN: int
     BK: int
     BD: int
-    BW: int
+    warps: int
+    stages: int
+    programs: int
+
+    def settings(self) -> dict[str, bool | int]:
+        """What `kernels.assign` is compiled with."""
+        constants = {name: value for name, value in self._asdict().items() if name.isupper()}
+        return constants | dict(num_warps=self.warps, num_stages=self.stages, **FUSED)
 
 
 class _Moved(NamedTuple):
@@ -74,31 +65,26 @@ class _Moved(NamedTuple):
     length: Tensor
 
 
-def blocks(count: int, width: int, number: int, vectors: bool, generation: int) -> _Blocks:
-    """Tile sizes for K centres of width D in a tier; the same at every N.
+def parts_of(dtype: torch.dtype, count: int) -> int:
+    """Bfloat16 parts that a row of this type is multiplied in; 0 where K = 1 leaves no choice."""
+    return 0 if count == 1 else 1 if dtype == torch.bfloat16 else 2
+
+
+def shape_for(count: int, width: int, vectors: bool, generation: int) -> Shape:
+    """Tile sizes for K centres of width D; the same at every N.
 
     `vectors` says whether rows can be read 16 entries at a time; where they cannot, they take more
-    addresses. A tile of 64 centres would then spill on sm_80, and in tier 3 spills there always.
+    addresses, and smaller tiles leave registers for them.
     """
-    padded = max(16, triton.next_power_of_2(width))
-    short = number == 1
-    held = short and padded <= HELD_WIDTH
-    wide = vectors and (number < 3 or generation > 8)
-    return _Blocks(
-        HELD=held,
-        BN=64,
-        BK=min(64 if wide else 32, max(16, triton.next_power_of_2(count))),
-        BD=padded if held else min(padded, 64 if short and vectors else 32),
-        BW=min(padded, 32),
-    )
-
-
-def options(shape: _Blocks, vectors: bool) -> dict[str, bool | int]:
-    """What `kernels.assign` is compiled with; `vectors` as in `blocks`."""
-    # Left alone, ptxas spills at 128 registers on sm_100; 168 still let three programs share a
-    # multiprocessor.
-    registers = 168 if vectors else 255
-    return dict(num_warps=4, num_stages=2 if shape.HELD else 3, maxnreg=registers, **FUSED)
+    columns = max(16, triton.next_power_of_2(width))
+    centers = max(16, triton.next_power_of_2(count))
+    piece = min(columns, 32)
+    whole = columns // piece if columns <= WHOLE_WIDTH else 0
+    # Before sm_90 products take centres from registers, and on sm_100 a tile of all of them spills.
+    if whole and centers <= KEPT_CENTERS and generation == 9:
+        return Shape(whole, True, 64, centers, piece, warps=4, stages=1, programs=2)
+    tile = min(centers, 64 if vectors else 32)
+    return Shape(whole, False, 128, tile, piece, warps=8, stages=2, programs=1)
 
 
 def _in_vectors(z: Tensor) -> bool:
@@ -115,27 +101,27 @@ def _packed(z: Tensor) -> Tensor:
     return z if z.stride(1) == 1 or z.shape[1] == 1 else z.contiguous()
 
 
-def _prepare(centers: Tensor, active: Tensor | None, level: _Tier, shape: _Blocks) -> _Moved:
+def _prepare(centers: Tensor, active: Tensor | None, parts: int, shape: Shape) -> _Moved:
     count, width = centers.shape
     rows = triton.cdiv(count, shape.BK) * shape.BK
     columns = triton.cdiv(width, shape.BD) * shape.BD
     origin = centers.new_empty(columns, dtype=torch.float32)
-    high = centers.new_empty(rows, columns, dtype=level.operand)
+    high = centers.new_empty(rows, columns, dtype=torch.bfloat16)
     low = torch.empty_like(high)
     length = centers.new_empty(rows, dtype=torch.float32)
     summed = count > DIRECT_MEAN
-    parts = triton.cdiv(count, SUMMED) if summed else 0
-    sums = centers.new_empty(parts, width, dtype=torch.float32) if summed else origin
+    blocks = triton.cdiv(count, SUMMED) if summed else 0
+    sums = centers.new_empty(blocks, width, dtype=torch.float32) if summed else origin
     flags = centers if active is None else active
     if summed:
-        kernels.sum_centers[(parts, triton.cdiv(width, 64))](
+        kernels.sum_centers[(blocks, triton.cdiv(width, 64))](
             centers, flags, sums, count, width, centers.stride(0),
             ACTIVE=active is not None, BC=SUMMED, **FUSED,
         )  # fmt: skip
     kernels.prepare[(rows // 16,)](
         centers, flags, sums, origin, high, low, length,
-        count, width, columns, centers.stride(0), parts,
-        ACTIVE=active is not None, SUMMED=summed, TIER=level.number, BC=16,
+        count, width, columns, centers.stride(0), blocks,
+        ACTIVE=active is not None, SUMMED=summed, PARTS=parts, BC=16,
         BD=min(shape.BD, 64), **FUSED,
     )  # fmt: skip
     return _Moved(origin, high, low, length)
@@ -192,28 +178,29 @@ class TritonSpheres:
         x, centers = _packed(x), _packed(centers)
         active = None if active is None else active.contiguous()
         (many, width), count = x.shape, centers.shape[0]
-        level = _TIERS[x.dtype]
+        parts = parts_of(x.dtype, count)
         vectors = _in_vectors(x) and _in_vectors(centers)
-        shape = blocks(count, width, level.number, vectors, generation(x.device))
+        shape = shape_for(count, width, vectors, generation(x.device))
         squared = x.new_empty(many, dtype=torch.float32)
         index = x.new_empty(many, dtype=torch.int64)
         loss = squared if mad is None else torch.empty_like(squared)
         labels = index if mad is None else mad.labels
+        programs = min(triton.cdiv(many, shape.BN), shape.programs * processors(x.device))
         with _device(x):
-            if count > 1:
-                moved = _prepare(centers, active, level, shape)
+            if parts > 0:
+                moved = _prepare(centers, active, parts, shape)
             else:
                 moved = _Moved(squared, squared, squared, squared)
-            kernels.assign[(triton.cdiv(many, shape.BN),)](
+            kernels.assign[(programs,)](
                 x, centers, centers if active is None else active, *moved, labels, loss, squared,
                 index, index if counts is None else counts,
-                many, count, width, moved.length.shape[0], moved.origin.shape[0],
+                many, width, moved.length.shape[0], moved.origin.shape[0],
                 x.stride(0), centers.stride(0), labels.stride(0),
                 0.0 if mad is None else mad.eta, 0.0 if mad is None else mad.eps,
-                level.error + level.error_per_column * width,
-                ACTIVE=active is not None, TIER=level.number if count > 1 else 0,
+                ERRORS[parts] + ERROR_PER_COLUMN * width,
+                ACTIVE=active is not None, PARTS=parts,
                 MAD=mad is not None, COUNTED=counts is not None,
-                **shape._asdict(), **options(shape, vectors),
+                **shape.settings(),
             )  # fmt: skip
         return Nearest(squared, index, None if mad is None else loss)
 
