@@ -9,7 +9,7 @@ from tests.losses.formulas import relative_error
 
 LOW = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(37, 100, width) for width in (1, 16, 17, 100, 128, 200, 512)]
-SHAPES += [(65, count, 17) for count in (1, 2, 129, 1000)]
+SHAPES += [(65, count, 17) for count in (1, 2, 129, 1000)] + [(3, 1, 200)]
 LOW_SHAPES = [(5, 1, 1), (37, 100, 128), (65, 129, 40), (3, 33, 200), (5, 100, 512)]
 CALLS = [(shape, torch.float32) for shape in SHAPES]
 CALLS += [(shape, dtype) for shape in LOW_SHAPES for dtype in LOW[1:]]

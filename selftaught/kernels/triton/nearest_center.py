@@ -215,7 +215,7 @@ def _add_squares(squared, other, part, origin, centers, index, columns, D, strid
 
 @triton.jit
 def _measure(
-    x, whole, origin, centers, index, rows, inside, D, DP, stride, c_stride,
+    x, whole, origin, centers, index, rows, inside, D, stride, c_stride,
     PARTS: tl.constexpr, WHOLE: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Squared distance of each row to its centre by direct difference, and |x'|^2.
@@ -231,7 +231,7 @@ def _measure(
                 squared, other, whole[piece], origin, centers, index, columns, D, c_stride, PARTS
             )
     else:
-        for start in range(0, DP, BD):
+        for start in range(0, D, BD):
             columns = start + tl.arange(0, BD)
             part = _load(x, rows, inside, columns, D, stride)
             squared, other = _add_squares(
@@ -242,11 +242,11 @@ def _measure(
 
 @triton.jit
 def _distances(
-    x, centers, center, rows, inside, D, DP, stride, c_stride, BN: tl.constexpr, BD: tl.constexpr
+    x, centers, center, rows, inside, D, stride, c_stride, BN: tl.constexpr, BD: tl.constexpr
 ):
     """Squared distances of all rows to one centre, added up as in `_measure`."""
     squared = tl.zeros((BN, BD), tl.float32)
-    for start in range(0, DP, BD):
+    for start in range(0, D, BD):
         columns = start + tl.arange(0, BD)
         part = _load(x, rows, inside, columns, D, stride).to(tl.float32)
         at = centers + center.to(tl.int64) * c_stride + columns
@@ -282,7 +282,7 @@ def _search(
     valid = inside & (tl.abs(best1) < float("inf"))
     nearest = tl.where(valid, nearest, 0)
     distance, square = _measure(
-        x, whole, origin, centers, nearest, rows, inside, D, DP, stride, c_stride,
+        x, whole, origin, centers, nearest, rows, inside, D, stride, c_stride,
         PARTS, WHOLE, BN, BD,
     )  # fmt: skip
     # A centre as near as this one has a length of at most `reach`. An error is `slack` times twice
@@ -306,9 +306,7 @@ def _search(
             center = tl.min(wanted, 0)
             # Every close row is compared with it: where its score is farther off, so is it.
             while center < NONE:
-                other = _distances(
-                    x, centers, center, rows, inside, D, DP, stride, c_stride, BN, BD
-                )
+                other = _distances(x, centers, center, rows, inside, D, stride, c_stride, BN, BD)
                 nearer = (other < distance) | ((other == distance) & (center < nearest))
                 nearest = tl.where(close & nearer, center, nearest)
                 distance = tl.where(close & nearer, other, distance)
@@ -316,7 +314,7 @@ def _search(
     return nearest, distance, valid
 
 
-@triton.jit(do_not_specialize=["N", "K"])
+@triton.jit(do_not_specialize=["N"])
 def assign(
     x, centers, active, origin, high, low, length, labels, loss, squared, index, counts,
     N, D, KP, DP, stride, c_stride, label_stride, eta, eps, slack,
@@ -349,7 +347,7 @@ def assign(
         if PARTS == 0:
             nearest = tl.zeros((BN,), tl.int32)
             distance, poison = _measure(
-                x, whole, x, centers, nearest, rows, inside, D, DP, stride, c_stride,
+                x, whole, x, centers, nearest, rows, inside, D, stride, c_stride,
                 PARTS, WHOLE, BN, BD,
             )  # fmt: skip
             valid = inside & (poison == 0.0)
