@@ -119,10 +119,6 @@ def _nearest_again(
 
     Only those are compared, and all of them for rows whose own centre went farther away.
     """
-    if 2 * int(changed.sum()) > len(centers):
-        return _nearest(x, centers)
-    if not changed.any():
-        return squared, labels
     near, index = _nearest(x, centers, changed)
     unsure = torch.nonzero(changed[labels] & (near >= squared))[:, 0]
     nearer = (near < squared) | ((near == squared) & (index < labels))
@@ -130,6 +126,11 @@ def _nearest_again(
     if len(unsure):
         squared[unsure], labels[unsure] = _nearest(x.index_select(0, unsure), centers)
     return squared, labels
+
+
+def _counts(labels: Tensor, k: int) -> Tensor:
+    """Rows of each of k centres; unlike bincount, without waiting for the device."""
+    return labels.new_zeros(k).index_add_(0, labels, torch.ones_like(labels))
 
 
 def _move(sums: Tensor, x: Tensor, rows: Tensor, before: Tensor, now: Tensor) -> None:
@@ -150,6 +151,7 @@ def _lloyd(x: Tensor, centers: Tensor, iterations: int) -> tuple[Tensor, Tensor,
     """At most `iterations` updates from `centers` (K, D) float64, fewer once no row moves.
 
     A centre that loses its last row takes the row farthest from its own centre, as scikit-learn's.
+    An update waits for the device twice, and once more near the end, where few rows move.
 
     Returns:
         Centres (K, D) float64, and every row's squared distance to, and index of, the nearest.
@@ -160,20 +162,23 @@ def _lloyd(x: Tensor, centers: Tensor, iterations: int) -> tuple[Tensor, Tensor,
     places = centers.to(x.dtype)
     squared, labels = _nearest(x, places)
     for _ in range(iterations):
-        now, counts = labels, torch.bincount(labels, minlength=k)
+        now, counts = labels, _counts(labels, k)
         if not counts.all():
             empty = torch.nonzero(counts == 0)[:, 0]
             farthest = squared.argsort(descending=True, stable=True)[: len(empty)]
             farthest = farthest[squared[farthest] > 0]
             now = labels.index_copy(0, farthest, empty[: len(farthest)])
-            counts = torch.bincount(now, minlength=k)
+            counts = _counts(now, k)
         moved = torch.nonzero(now != before)[:, 0]
         if not len(moved):
             break
         _move(sums, x, moved, before, now)
         centers = torch.where(counts[:, None] > 0, sums[:k] / counts[:, None], centers)
         last, places, before = places, centers.to(x.dtype), now
-        squared, labels = _nearest_again(x, places, (places != last).any(1), squared, labels)
+        if 4 * len(moved) > k:  # a row changes two centres, so it may be more than half of them
+            squared, labels = _nearest(x, places)
+        else:
+            squared, labels = _nearest_again(x, places, (places != last).any(1), squared, labels)
     return centers, squared, labels
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from selftaught.search import kmeans
 from tests.search.clusters import clusters
@@ -124,6 +125,27 @@ def test_sums_do_not_depend_on_the_order_of_the_rows():
     found, shuffled = kmeans(x, 20, initial=start), kmeans(x[order], 20, initial=start)
     torch.testing.assert_close(found.centers, shuffled.centers, rtol=1e-6, atol=1e-6)
     assert torch.equal(found.labels[order], shuffled.labels)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what the host would wait for on a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.count += op.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "bincount")
+        return op(*args, **(kwargs or {}))
+
+
+def test_an_update_waits_for_the_device_twice():
+    x = clusters(3000, 16, groups=100, spread=1.0)
+    start, counts, found = x[:20].copy(), [], []
+    for iterations in (2, 7):
+        with Waits() as waits:
+            found.append(kmeans(x, 20, initial=start, iterations=iterations).inertia)
+        counts.append(waits.count)
+    assert found[1] < found[0]
+    assert counts[1] - counts[0] <= 2 * 5
 
 
 def test_restarts_return_the_best():

@@ -81,7 +81,7 @@ def shape_for(count: int, width: int, vectors: bool, generation: int) -> Shape:
     piece = min(columns, 32)
     whole = columns // piece if columns <= WHOLE_WIDTH else 0
     # Before sm_90 products take centres from registers, and on sm_100 a tile of all of them spills.
-    if whole and 1 < count <= KEPT_CENTERS and generation == 9:
+    if whole and 1 < count <= KEPT_CENTERS and vectors and generation == 9:
         return Shape(whole, True, 64, centers, piece, warps=4, stages=1, programs=2)
     tile = min(centers, 64 if vectors else 32)
     return Shape(whole, False, 128, tile, piece, warps=8, stages=2, programs=1)
