@@ -284,20 +284,12 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     return bool(seen.item())
 
 
-def gather_row(
-    values: Sequence[float], device: torch.device | str = "cpu", first: Tensor | None = None
-) -> list[list[float]]:
-    """A row of numbers from every rank, in rank order.
-
-    Args:
-        values: numbers of this rank, equally many on each.
-        device: that the group communicates on.
-        first: (M,) float64 on the device, which come before them; they are waited for.
-    """
+def gather_row(values: Sequence[float], device: torch.device | str = "cpu") -> list[list[float]]:
+    """A row of numbers from every rank, equally many on each, in rank order."""
+    row = [float(one) for one in values]
     if world_size() == 1:
-        return [[*([] if first is None else first.tolist()), *map(float, values)]]
-    row = torch.tensor([float(one) for one in values], dtype=torch.float64, device=device)
-    return gather((row if first is None else torch.cat([first, row]))[None]).tolist()
+        return [row]
+    return gather(torch.tensor([row], dtype=torch.float64, device=device)).tolist()
 
 
 def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:

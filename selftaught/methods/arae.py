@@ -97,11 +97,9 @@ class Arae(JointAutoencoder):
     def perturb(self, batch: dict[str, Any]) -> Tensor:
         """Images (B, 1, S, S) after one ascent from uniform noise on their features' difference."""
         images, masks, epsilon = batch["views"][:, 0], batch["masks"][:, 0], self.options.epsilon
-        drawn = noise.uniform(self.network.seed, batch["epoch"], batch["ids"], images.shape[1:]).to(
-            images
-        )
+        drawn = noise.uniform(self.network.seed, batch["epoch"], batch["ids"], images.shape[1:])
         limits = self.options.augment.input_range
-        delta = epsilon * (2 * drawn - 1) * masks
+        delta = epsilon * (2 * drawn.to(images, non_blocking=True) - 1) * masks
         with running_statistics(self.embedder):
             with torch.no_grad():
                 clean = self.embedder.parts(images)[0]

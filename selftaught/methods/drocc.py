@@ -135,7 +135,8 @@ class Drocc(Task):
     def _worst(self, batch: dict[str, Any]) -> Worst:
         images, masks, options = batch["views"][:, 0], batch["masks"][:, 0], self.options
         ids, shape = batch["ids"], images.shape[1:]
-        drawn = noise.normal(self.network.seed, batch["epoch"], ids, shape).to(images)
+        drawn = noise.normal(self.network.seed, batch["epoch"], ids, shape)
+        drawn = drawn.to(images, non_blocking=True)
         if options.radius:
             radius = images.new_full((len(images),), options.radius)
         else:

@@ -134,9 +134,10 @@ class MoCo(Task):
         total, device = len(first) * distributed.world_size(), first.device
         in_order = torch.arange(total, device=device)
         drawn = noise.uniform(self.network.seed, batch["step"], [0], (total,))[0].argsort()
+        drawn = drawn.to(device, non_blocking=True)
         with self.groups.split(in_order, self.options.group):
             query = _directions(self.embedder(first)[1])
-        with torch.no_grad(), self.groups.split(drawn.to(device), self.options.group):
+        with torch.no_grad(), self.groups.split(drawn, self.options.group):
             key = _directions(self.keys(second)[1])
         queue = self.queue
         loss = info_nce_loss(

@@ -102,7 +102,7 @@ class SOEL(Spheres):
 
     def loss(self, nearest: Assignment, batch: dict[str, Any]) -> Tensor:
         """Mean of a batch; remembers its distances while training."""
-        places = torch.searchsorted(self.rows, batch["ids"].to(self.rows.device))
+        places = torch.searchsorted(self.rows, batch["ids"].to(self.rows.device, non_blocking=True))
         if self.training:
             self._remember(places, nearest.squared_distance)
         halves = (nearest.loss + 1 / (nearest.loss + EPS)) / 2

@@ -107,5 +107,5 @@ class Tuned(Task):
         share = self.options.dropout
         if self.training and share:
             drawn = noise.uniform(self.network.seed, batch["epoch"], batch["ids"], h.shape[1:])
-            h = h * (drawn.to(h.device) >= share) / (1 - share)
+            h = h * (drawn.to(h.device, non_blocking=True) >= share) / (1 - share)
         return h, head(h)

@@ -94,7 +94,8 @@ class SyncNorm(_BatchNorm):
             tuple[Tensor, Tensor, Tensor, Tensor],
             _Normalise.apply(input, weight, bias, self.eps),
         )
-        if total < 2:
+        # The sum is read only where this rank's own rows leave it open.
+        if input.numel() < 2 * self.num_features and total < 2:
             raise ValueError(f"input: {tuple(input.shape)}: need 2 or more values per channel")
         if self.track_running_stats:
             self._remember(mean, var * (total / (total - 1)).to(var.dtype))

@@ -1,30 +1,62 @@
 """On which rank, and in which files, a number that is not finite began.
 
 Statistics and gradients are averaged, so that one rank's bad number is soon in all of them. Only
-once that has happened is it asked where from, so that a good step costs nothing.
+once that has happened is it asked where from, so that a good step costs no search.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
+from torch import Tensor, nn
 
 from selftaught import distributed
 from selftaught.errors import MachineError
 from selftaught.training.engine import Batch, Engine
+from selftaught.training.words import Turn
 
 LOSS, PIXELS = 1, 2
 
 
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([one.detach().flatten() for one in tensors])
+
+
+@contextmanager
+def buffers_kept(task: nn.Module, bad: Tensor) -> Iterator[None]:
+    """The task's floating-point buffers are as before where `bad` is true at the end.
+
+    A forward pass has moved running statistics before its loss is known to be bad. Nothing waits
+    for the device, and each kind of buffer costs a few launches, however many there are.
+
+    Args:
+        task: whose buffers change in place, if at all.
+        bad: 0-d boolean on their device.
+    """
+    kinds: dict[torch.dtype, list[Tensor]] = {}
+    for one in task.buffers():
+        if one.is_floating_point():
+            kinds.setdefault(one.dtype, []).append(one)
+    before = {kind: _joined(some) for kind, some in kinds.items()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for kind, some in kinds.items():
+                right = torch.where(bad, before[kind], _joined(some))
+                parts = right.split([one.numel() for one in some])
+                shaped = [part.view_as(one) for part, one in zip(parts, some, strict=True)]
+                torch._foreach_copy_(some, shaped)
+
+
 def report_bad_numbers(
     engine: Engine,
-    micro: list[Batch],
+    turn: Turn,
     loss: float,
     norm: float,
-    step: int,
-    files: Callable[[torch.Tensor], list[str]],
-    player: str = "all",
+    files: Callable[[Tensor], list[str]],
 ) -> NoReturn:
     """Raise on every rank the error that names the ranks where the non-finite figures began.
 
@@ -32,17 +64,16 @@ def report_bad_numbers(
     bad nearest to the loss when the step is computed again.
 
     Args:
-        engine: holds the task as it was before the step; it must not train on.
-        micro: this rank's micro-batches.
+        engine: holds the parameters as they were before the step; it must not train on.
+        turn: whose loss and gradient they are, with this rank's micro-batches.
         loss: of this rank.
         norm: of the averaged gradient.
-        step: 0-based.
         files: names of samples.
-        player: whose loss and gradient it is.
 
     Raises:
         MachineError: always.
     """
+    step, player, micro = turn
     ids = torch.cat([one["ids"] for one in micro])
     views = torch.cat([one["views"] for one in micro])
     wrong = ~torch.isfinite(views).flatten(1).all(1).cpu()

@@ -27,6 +27,8 @@ def _no_buffer_broadcast() -> dict[str, bool]:
 class TorchEngine:
     """A torch optimizer in one process, or DistributedDataParallel where a process group is up.
 
+    No call waits for the device.
+
     Args:
         task: the module to train, on its device.
         weight_decay: coupled L2, as in the paper.
@@ -34,6 +36,8 @@ class TorchEngine:
         precision: auto = bf16 autocast where the device multiplies bf16, fp32 elsewhere.
         clip: largest norm of a gradient, 0 = any.
     """
+
+    waits = False
 
     def __init__(
         self,
@@ -103,14 +107,14 @@ class TorchEngine:
         self.norm = get_total_norm(gradients).to(self.device)
         return self.norm
 
-    def step(self, lr: float, player: str = "all") -> None:
-        """One clipped update at rate `lr`."""
+    def step(self, lr: float, player: str = "all", bad: Tensor | None = None) -> None:
+        """One clipped update at rate `lr`; none where `bad` is true."""
         if self.clip > 0:
             norm = self.gradient_norm(player) if self.norm is None else self.norm
             clip_grads_with_norm_(self.parameters[player], self.clip, norm)
         optimizer = self.optimizers[player]
         optim.set_rate(optimizer, lr)
-        optimizer.step()
+        optim.update(optimizer, bad)
         # Also what another player's backward pass left behind.
         self.task.zero_grad(set_to_none=True)
         self.norm = None

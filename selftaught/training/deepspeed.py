@@ -99,6 +99,9 @@ class DeepSpeedEngine:
         InputError: deepspeed is not installed, or the task has several players or rates.
     """
 
+    # Its updates and counts of micro-batches know of no flag on the device.
+    waits = True
+
     def __init__(
         self,
         task: Task,
@@ -173,7 +176,7 @@ class DeepSpeedEngine:
             return torch.as_tensor(self.wrapped.scaled_global_norm(), device=self.device)
         return get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
-    def step(self, lr: float, player: str = "all") -> None:
+    def step(self, lr: float, player: str = "all", bad: Tensor | None = None) -> None:
         """One clipped update at rate `lr`."""
         if self.clip > 0:
             clip_grads_with_norm_(self.parameters, self.clip, self.gradient_norm())

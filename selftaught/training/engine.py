@@ -18,10 +18,17 @@ class Engine(Protocol):
     """What the loop needs; an engine never knows which method it trains.
 
     A `player` is one of the task's, whose parameters have an optimizer of their own.
+
+    Attributes:
+        task: what is trained.
+        bf16: whether forward passes run under bf16 autocast.
+        waits: it cannot leave out an update on the device, so that the loop reads the numbers of a
+            step before it lets the engine update.
     """
 
     task: Task
     bf16: bool
+    waits: bool
 
     def forward(self, batch: Batch, player: str = "all") -> dict[str, Tensor]:
         """The task's outputs, `loss` among them."""
@@ -35,8 +42,11 @@ class Engine(Protocol):
     def gradient_norm(self, player: str = "all") -> Tensor:
         """Euclidean norm of the averaged gradient before clipping, 0-d; all ranks take part."""
 
-    def step(self, lr: float, player: str = "all") -> None:
-        """Clip, update the parameters at learning rate `lr` and clear the gradients."""
+    def step(self, lr: float, player: str = "all", bad: Tensor | None = None) -> None:
+        """Clip, update the parameters at learning rate `lr` and clear the gradients.
+
+        Unless the engine `waits`, it updates nothing where the 0-d boolean `bad` is true.
+        """
 
     def sync_buffers(self) -> None:
         """Give every rank rank 0's buffers (batch-norm statistics)."""

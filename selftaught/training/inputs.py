@@ -293,19 +293,25 @@ def training_batches(
             **on_device(batch, semi_label, device, kind),
             "epoch": step // per_epoch,
             "step": step,
-            **({"stratum": stratum[batch.ids].to(device, non_blocking=True)} if strata else {}),
+            **({"stratum": _sent(stratum[batch.ids], device)} if strata else {}),
         }
+
+
+def _sent(tensor: Tensor, device: torch.device, kind: torch.dtype | None = None) -> Tensor:
+    """The tensor on the device, without a wait for what that is doing: hence from pinned memory."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, kind or tensor.dtype, non_blocking=True)
 
 
 def on_device(
     batch: ImageBatch, semi_label: Tensor, device: torch.device, kind: torch.dtype
 ) -> Batch:
     """A batch as tasks take it, at epoch and step 0; its ids stay on the host."""
-    masks = None if batch.masks is None else batch.masks.to(device, kind, non_blocking=True)
     return {
-        "views": batch.views.to(device, kind, non_blocking=True),
-        "masks": masks,
-        "semi_label": semi_label[batch.ids].to(device, non_blocking=True),
+        "views": _sent(batch.views, device, kind),
+        "masks": None if batch.masks is None else _sent(batch.masks, device, kind),
+        "semi_label": _sent(semi_label[batch.ids], device),
         "ids": batch.ids,
         "epoch": 0,
         "step": 0,

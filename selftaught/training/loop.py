@@ -10,8 +10,9 @@ checkpoint is weights, optimizer and `step`, and a resumed run repeats an uninte
 
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from selftaught import distributed
 from selftaught.methods.task import loss_of
 from selftaught.training import checkpoint
 from selftaught.training.averaging import Averaged
-from selftaught.training.bad_numbers import report_bad_numbers
+from selftaught.training.bad_numbers import buffers_kept, report_bad_numbers
 from selftaught.training.compiling import compile_backbone
 from selftaught.training.config import EngineConfig
 from selftaught.training.engine import Batch, Engine, split_batch
@@ -29,26 +30,9 @@ from selftaught.training.resume import add_outputs, finish_epoch, new_figures, r
 from selftaught.training.schedule import Stage
 from selftaught.training.stop import Stopper, StopRun
 from selftaught.training.watch import Watch
+from selftaught.training.words import Exchange, Turn, Word
 
 SECONDS_BETWEEN_SAVES = 60.0
-
-
-class Word(NamedTuple):
-    """What all ranks hear of one rank in a step, all of it numbers.
-
-    Its loss and gradient, what it asks for (exit code of a signal, a save, to list skipped files)
-    and what its machine does.
-    """
-
-    loss: float
-    norm: float
-    stop: float
-    save: float
-    skipped: float
-    images_per_s: float
-    data_wait: float
-    own_s: float
-    peak_memory_gib: float
 
 
 def train(
@@ -71,7 +55,8 @@ def train(
 
     Raises:
         InputError: the backbone cannot be compiled here.
-        MachineError: a loss or gradient is not finite on some rank; nothing was updated with it.
+        MachineError: a loss or gradient is not finite on some rank; nothing was updated with it or
+            after it. The host learns of it a turn later.
             Or the device is out of memory.
         StopRun: a signal arrived; the state was saved first.
     """
@@ -85,6 +70,11 @@ def train(
     reporter.start_bar(plan.stage, plan.steps, step)
     with Watch(engine, plan.stage, plan.steps, options, reporter) as watch:
         batches, saved_at, first = stage.batches(step), time.monotonic(), step
+        exchange, words = Exchange(watch.device), list[Word]()
+
+        def hear(newest: bool) -> list[Word]:
+            return _hear(exchange.read(newest), engine, stage, watch, figures) or words
+
         while step < plan.steps:
             batch = watch.next(batches, step)
             parts = split_batch(batch, plan.accumulate)
@@ -102,38 +92,21 @@ def train(
             reporter.on_event(
                 "step", stage=plan.stage, step=step, engine=engine, batch=batch, files=stage.files
             )
-            task.before_step(step)
-            for player in task.turns(step):
-                loss = _gradient(engine, parts, player, watch, figures)
-                learnt = torch.stack([loss, engine.gradient_norm(player).double()])
-                facts = [stopper.code, due, stage.pending, *watch.figures().values()]
-                # The only wait of a step, for the device and for the other ranks.
-                rows = distributed.gather_row(facts, learnt.device, learnt)
-                words = [Word(*row) for row in rows]
-                mine = words[distributed.rank()]
-                if not all(math.isfinite(word.loss + word.norm) for word in words):
-                    report_bad_numbers(
-                        engine, parts, mine.loss, mine.norm, step, stage.files, player
-                    )
-                if any(word.skipped for word in words):
-                    stage.share()
-                engine.step(plan.rate(step), player)
+            with buffers_kept(task, exchange.bad):
+                task.before_step(step)
+                for player in task.turns(step):
+                    loss = _gradient(engine, parts, player, watch, figures)
+                    learnt = torch.stack([loss, engine.gradient_norm(player).double()])
+                    facts = [stopper.code, due, stage.pending, *watch.figures().values()]
+                    exchange.send(Turn(step, player, parts), learnt, facts)
+                    # Of the turn before: the device has this one to do meanwhile.
+                    words = hear(engine.waits)
+                    engine.step(plan.rate(step), player, exchange.bad)
             averaged.update(step)
             watch.done(step)
             step += 1
-            stopping = max(int(word.stop) for word in words)
-            figures["loss_sum"] += mine.loss
-            figures["loss_steps"] += 1
-            if plan.logged(step - 1):
-                reporter.log(
-                    kind="step",
-                    stage=plan.stage,
-                    epoch=plan.epoch(step),
-                    step=step,
-                    loss=sum(word.loss for word in words) / len(words),
-                    lr=plan.rate(step - 1),
-                    **watch.summary(words, False),
-                )
+            if epoch_done or due:
+                words = hear(True)
             if epoch_done:
                 figures["closing"] = task.close_epoch()
                 engine.sync_buffers()  # all ranks observe one model
@@ -141,14 +114,15 @@ def train(
                 figures["machines"] = watch.summary(words, True)
                 if step == plan.steps:
                     watch.report(figures["machines"])
+            stopping = max((int(word.stop) for word in words), default=0)
             if any(word.save for word in words) or stopping or step == plan.steps:
+                words = hear(True)  # nothing is saved before it is known to be good
                 save(engine, averaged, folder, step, figures)
                 saved_at = time.monotonic()
             if stopping:
                 raise StopRun(stopping)
-            reporter.advance(
-                plan.stage, step, plan.steps, loss=words[0].loss, **watch.progress(words)
-            )
+            shown = {"loss": words[0].loss, **watch.progress(words)} if words else {}
+            reporter.advance(plan.stage, step, plan.steps, **shown)
             if epoch_done:
                 try:
                     finish_epoch(stage, averaged, reporter, step, figures)
@@ -173,3 +147,35 @@ def _gradient(
             engine.backward(loss, len(parts))
         total += loss.detach().double() / len(parts)
     return total
+
+
+def _hear(
+    turns: Iterable[tuple[Turn, list[Word]]],
+    engine: Engine,
+    stage: Stage,
+    watch: Watch,
+    figures: dict[str, Any],
+) -> list[Word]:
+    """Log what all ranks said in some turns, or raise where it is not finite; the last's words."""
+    plan, words = stage.schedule, list[Word]()
+    for turn, words in turns:
+        mine = words[distributed.rank()]
+        if not all(math.isfinite(word.loss + word.norm) for word in words):
+            report_bad_numbers(engine, turn, mine.loss, mine.norm, stage.files)
+        if any(word.skipped for word in words):
+            stage.share()
+        if turn.player != engine.task.turns(turn.step)[-1]:
+            continue
+        figures["loss_sum"] += mine.loss
+        figures["loss_steps"] += 1
+        if plan.logged(turn.step):
+            watch.reporter.log(
+                kind="step",
+                stage=plan.stage,
+                epoch=plan.epoch(turn.step + 1),
+                step=turn.step + 1,
+                loss=sum(word.loss for word in words) / len(words),
+                lr=plan.rate(turn.step),
+                **watch.summary(words, False),
+            )
+    return words

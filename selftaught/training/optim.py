@@ -58,8 +58,11 @@ class Lars(torch.optim.Optimizer):
             share = torch.where((size > 0) & (slope > 0), share, torch.ones_like(share))
             grad = (grad + decay * parameter) * share
         kept = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
-        kept.mul_(group["momentum"]).add_(grad, alpha=group["lr"])
-        parameter.sub_(kept)
+        moved = kept.mul(group["momentum"]).add_(grad, alpha=group["lr"])
+        weights = parameter - moved
+        bad = getattr(self, "found_inf", None)
+        kept.copy_(moved if bad is None else torch.where(bad > 0, kept, moved))
+        parameter.copy_(weights if bad is None else torch.where(bad > 0, parameter, weights))
 
 
 def make_optimizer(
@@ -113,6 +116,20 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Write a step's learning rate, of which each group has its share."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("scale", 1.0)
+
+
+def update(optimizer: torch.optim.Optimizer, bad: Tensor | None = None) -> None:
+    """One update; where `bad`, 0-d boolean on the parameters' device, is true, none.
+
+    Fused optimizers and LARS look at it on the device. torch's others do not, and are used on a CPU
+    alone, where reading it is no wait.
+    """
+    if isinstance(optimizer, Lars) or optimizer.defaults["fused"]:
+        # The name by which torch's gradient scaler tells a fused optimizer.
+        optimizer.found_inf = None if bad is None else bad.float()  # type: ignore[attr-defined]
+    elif bad is not None and bad:
+        return
+    optimizer.step()
 
 
 def numbers(parameters: Iterable[Parameter]) -> dict[Parameter, int]:

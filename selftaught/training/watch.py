@@ -5,6 +5,7 @@ import os
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -77,7 +78,6 @@ class Watch:
         self.profiler: torch.profiler.profile | None = None
         self.flops = 0.0
         self.cuda = self.device.type == "cuda"
-        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self.start_epoch()
         if self.window and self.window.start >= steps:
             reporter.warn(
@@ -103,6 +103,7 @@ class Watch:
         """Set the clocks to zero; `images` are already at hand."""
         self.clock, self.waited, self.images = time.monotonic(), 0.0, images
         self.own_seconds, self.own_steps = 0.0, 0
+        self.events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def begin(self, batch: Batch, step: int) -> None:
         """Count the arithmetic of the first batch's shape, met at the 0-based `step`."""
@@ -132,7 +133,7 @@ class Watch:
     def forward(self) -> Iterator[None]:
         """A forward pass: what this rank spent itself, not waiting for others.
 
-        A GPU's time is read between two events once the step has waited for it anyway.
+        A GPU's time is read between two events once it has passed them, without a wait.
         """
         began, blocked = time.monotonic(), distributed.blocked_seconds()
         events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if self.cuda else []
@@ -148,8 +149,9 @@ class Watch:
 
     def done(self, step: int) -> None:
         """`step`, 0-based, is done."""
-        self.own_seconds += sum(first.elapsed_time(last) for first, last in self.events) / 1e3
-        self.events.clear()
+        while self.events and self.events[0][1].query():
+            first, last = self.events.popleft()
+            self.own_seconds += first.elapsed_time(last) / 1e3
         if self.profiler is not None and step == self.window[-1]:
             self._end_trace()
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from selftaught import distributed, methods
 from selftaught.models.network import Network
@@ -93,6 +94,42 @@ def opened(root, folder, name, *, frame=None, on_event=None, precision="fp32", d
             reporter=reporter,
             stopper=Stopper(),
         )
+
+
+class HostReads(TorchDispatchMode):
+    """What training steps read on the host, for which they would wait on a GPU."""
+
+    OPS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def hear(self, event, *, engine=None, **facts):
+        """Look at what the engine of a stage does from its first step on."""
+        if event == "step" and "forward" not in vars(engine):
+            for owner, names in (
+                (engine, "forward backward gradient_norm"),
+                (engine.task, "before_step"),
+            ):
+                for name in names.split():
+                    setattr(owner, name, self.watched(getattr(owner, name)))
+
+    def watched(self, function):
+        def call(*given, **named):
+            with self:
+                return function(*given, **named)
+
+        return call
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            place is not None and place.dtype == torch.bool for place in args[1]
+        )
+        if name in self.OPS or by_mask:
+            self.seen.add(name)
+        return function(*args, **(kwargs or {}))
 
 
 def train(root, folder, name, **more):

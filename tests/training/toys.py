@@ -9,6 +9,7 @@ from torch import nn
 from selftaught import distributed
 from selftaught.methods import Options, Task
 from selftaught.models.network import Network
+from selftaught.training import optim
 from selftaught.training.config import EngineConfig
 from selftaught.training.context import Run
 from selftaught.training.events import ignore
@@ -108,6 +109,13 @@ def learn(folder, task, stage, *, optimizer="sgd", weight_decay=0.0, on_event=ig
     with Reporter(folder, on_event) as reporter:
         train(engine, stage, folder / "c", reporter, Stopper(), config)
     return task
+
+
+def fuse(monkeypatch):
+    """Optimizers are those of a GPU, which torch has for the CPU too."""
+    make = optim.make_optimizer
+    fused = lambda *given, **named: make(*given, **named | {"fused": True})  # noqa: E731
+    monkeypatch.setattr(optim, "make_optimizer", fused)
 
 
 def lines(folder, kind=None):

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from selftaught.data.augment import Augment
 from selftaught.data.images.bad_files import Loaded, Skipping, find
@@ -150,21 +151,18 @@ class OpenCVPipeline(Pipeline):
         check_ids(ids, len(self._paths))
         plan = self._draw(epoch=epoch, samples=ids)
         shape = (ids.size, self._views, 1, self._size, self._size)
-        views = np.empty(shape, np.float32)
-        masks = np.empty(shape, np.float32) if self._return_masks else None
+        views = _empty(shape)
+        masks = _empty(shape) if self._return_masks else None
         work: list[Future[Loaded[None]]] = []
         for i, sample in enumerate(ids.tolist()):
-            place = (views[i, :, 0], None if masks is None else masks[i, :, 0])
+            place = (views[i, :, 0].numpy(), None if masks is None else masks[i, :, 0].numpy())
             arguments = (epoch, sample, plan[i], *place)
             if self._pool is None:
                 work.append(Future())
                 work[-1].set_result(self._fill(*arguments))
             else:
                 work.append(self._pool.submit(self._fill, *arguments))
-        made = None if masks is None else torch.from_numpy(masks)
-        return _Started(
-            ImageBatch(torch.from_numpy(views), made, torch.from_numpy(ids.copy())), work
-        )
+        return _Started(ImageBatch(views, masks, torch.from_numpy(ids.copy())), work)
 
     def _fill(
         self,
@@ -212,6 +210,11 @@ class OpenCVPipeline(Pipeline):
             base = Sample(base.image, np.full(base.image.shape, 255, np.uint8), framed=True)
         self._cache.keep(sample, base, base.nbytes)
         return base
+
+
+def _empty(shape: tuple[int, ...]) -> Tensor:
+    """Memory for a batch; where there is a GPU, such as is sent there without a wait."""
+    return torch.empty(shape, device="cpu", pin_memory=torch.cuda.is_available())
 
 
 def _finish(started: _Started) -> ImageBatch:
