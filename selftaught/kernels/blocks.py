@@ -134,45 +134,6 @@ def log_sums(call: Call, x: Embeddings, columns: Iterable[Block], tau: Tensor) -
     return total
 
 
-def symmetric_log_sums(call: Call, held: Embeddings, count: int, half: int, tau: Tensor) -> Tensor:
-    """(N,) log-sums of all ranks' rows over all rows but the row and, if `half`, its partner.
-
-    Ranks a and b share their block: the one that is nearer going up computes it, and at half of an
-    even circle each computes half of it.
-    """
-    rank, ranks, _ = call.peers
-    x = call.part(held, count)
-    alone, _ = call.tiles.log_sums(x, x, tau, Excluded(0, half))
-    if ranks == 1:
-        return alone
-    partial = torch.full_like(held.unit[:, 0], -torch.inf)
-
-    def add(first: int, sums: Tensor | None) -> None:
-        assert sums is not None
-        there = partial[first : first + sums.shape[0]]
-        there.copy_(torch.logaddexp(there, sums))
-
-    def share(x_first: int, x_count: int, y_first: int, y_count: int) -> None:
-        if x_count and y_count:
-            x, y = held.part(x_first, x_count), held.part(y_first, y_count)
-            of_rows, of_columns = call.tiles.log_sums(x, y, tau, None, columns=True)
-            add(x_first, of_rows)
-            add(y_first, of_columns)
-
-    first = call.first(count)
-    add(first, alone)
-    for distance in range(1, ranks // 2 + 1):
-        other = (rank + distance) % ranks
-        theirs = other * count
-        if 2 * distance < ranks:
-            share(first, count, theirs, count)
-        elif rank < other:
-            share(first, count // 2, theirs, count)
-        else:
-            share(first, count, theirs + count // 2, count - count // 2)
-    return call.peers.add(partial)
-
-
 def weighted_sums(
     call: Call,
     x: Embeddings,

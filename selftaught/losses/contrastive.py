@@ -74,7 +74,7 @@ def _evaluate(
 
     agreed = {"normalize": normalize, "exchange": exchange, "check_values": values, **flags}
     words = ", ".join(f"{name}={value}" for name, value in agreed.items())
-    a, b, other, scale, fixed, backend = agree(peers, loss.name, words, check, every_call=values)
+    a, b, other, scale, fixed, backend = agree(peers, loss.name, words, check)
     if peers.ranks == 1 and loss is not formulas.INFO_NCE:
         if a.shape[1] <= dispatch.widest_views(a.device, a.dtype, backend):
             options = [fixed, normalize, reduction, precision]
@@ -119,14 +119,13 @@ def ntxent_loss(
         reduction: "mean" or "sum" over the 2B rows, or "none": (2B,), view 1 then view 2.
         group: process group, or "world", whose embeddings all act as negatives; None: this
             process alone.
-        exchange: "gather": every rank holds the embeddings of all, and two ranks share the work
-            on their block; "ring": embeddings travel from rank to rank, for a group whose
-            embeddings do not fit on one.
+        exchange: "gather": every rank holds the embeddings of all, in the dtype that they come
+            in; "ring": they travel from rank to rank, for a group whose embeddings do not fit on
+            one.
         backend: one of `selftaught.kernels.BACKENDS`; None: SELFTAUGHT_BACKEND or the best.
         precision: lowest precision of matrix products: auto (the input's own), fp32, fp16, bf16.
         check_values: False, for a training loop that stops at a NaN loss: entries, labels and
-            the temperature are not checked and give a NaN loss, and the ranks of a group agree
-            on their arguments once for each shape and setting instead of at every call.
+            the temperature are not checked and give a NaN loss.
 
     Returns:
         0-d or (2B,) tensor, float32 (float64 for float64 input).

@@ -1,7 +1,7 @@
 """A loss over the ranks of a group: what one rank refuses is raised on all, so that none waits."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -46,26 +46,32 @@ def peers_of(group: Any) -> Peers:
     return Peers(distributed.rank(group), distributed.world_size(group), group)
 
 
-# By the group's name and the loss, what its ranks have agreed on.
-_agreed: dict[tuple[str, str], set[int]] = {}
+# What a rank's row begins with: it refuses its arguments, the ranks agreed on the like before, or
+# it looks at the others' rows at once.
+REFUSES, AGREED, LOOKS = range(3)
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+# What the ranks of a group, by its name, have agreed on: rows, width, dtype and settings.
+_agreed: dict[str, set[tuple[int, ...]]] = {}
+# The rows of the last call, of each group and loss, that nobody here has looked at.
+_unread: dict[tuple[str, str], distributed.Sent] = {}
 
 
-def agree(
-    peers: Peers, op: str, settings: str, check: Callable[[], Arguments], *, every_call: bool
-) -> Arguments:
+def agree(peers: Peers, op: str, settings: str, check: Callable[[], Arguments]) -> Arguments:
     """What `check` makes of this rank's arguments, once every rank of the group has the like.
 
-    Costs one exchange of a number, for which the host waits. Under torch.compile, and while a CUDA
-    graph is recorded, no number may reach the host: there a rank checks for itself alone, and the
-    others wait for it until the collective runs out of time.
+    Every call exchanges a row of numbers, since a rank that is alone with another shape can learn
+    of that in no other way before it takes part in a collective of the wrong size. The host looks
+    at them at once where that is no wait for a device, and over arguments that are new to it. Else
+    it does so in the next call: by then the rank that differs has raised its error, and this one is
+    told by its own instead of a collective that runs out of time. Under torch.compile, and while a
+    CUDA graph is recorded, no number may reach the host: there a rank checks for itself alone.
 
     Args:
         peers: the group.
         op: the loss, as `dispatch` names it.
         settings: in words, what has to be the same on every rank beside shape and temperature.
         check: gives the arguments, or raises what is wrong with them.
-        every_call: False: no exchange over arguments like some that were agreed on before; after
-            the first call a rank then refuses its arguments alone.
 
     Raises:
         ValueError: a rank's arguments are wrong or unlike the others'; ranks that are not at fault
@@ -73,50 +79,83 @@ def agree(
     """
     if peers.ranks == 1 or torch.compiler.is_compiling() or _capturing():
         return check()
-    key = (getattr(peers.group, "group_name", ""), op)
-    before = set() if every_call else _agreed.setdefault(key, set())
-    arguments, problem, summary = None, None, ""
+    name = getattr(peers.group, "group_name", "")
+    device = distributed.communication_device(peers.group)
+    if before := _unread.pop((name, op), None):
+        _compare(before.read(), peers.group)
+    arguments, problem, summary, facts = None, None, "", (0,) * 4
     try:
         arguments = check()
-        summary = _summary(op, arguments, settings)
+        summary, facts = _summary(op, arguments, settings)
     except Exception as error:  # any at all would leave the others waiting
         problem = error
-    number = 0 if problem else 1 + zlib.crc32(summary.encode())
-    if problem and before:
-        raise problem
-    if number not in before:
-        _exchange(peers.group, number, problem, summary)
-        before.add(number)
+    agreed = _agreed.setdefault(name, set())
+    looks = facts not in agreed or not _waits(device)
+    word = REFUSES if problem else LOOKS if looks else AGREED
+    sent = distributed.send_row([word, *facts], device, peers.group)
+    if looks:
+        _compare(sent.read(), peers.group, problem, summary)
+        agreed.add(facts)
+    else:
+        _unread[name, op] = sent
     assert arguments is not None
     return arguments
+
+
+def _waits(device: torch.device) -> bool:
+    """Whether to read what is on the device is to wait for it."""
+    return device.type != "cpu"
 
 
 def _capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
-def _summary(op: str, arguments: Arguments, settings: str) -> str:
-    """What must be alike on all ranks, in words."""
+def _summary(op: str, arguments: Arguments, settings: str) -> tuple[str, tuple[int, ...]]:
+    """What must be alike on all ranks, in words and in numbers."""
     z = arguments.first
     rows, width = z.shape
     dispatch.choose(
         dispatch.Request(op=op, device=z.device, dtype=z.dtype, width=width), arguments.backend
     )
-    dtype = str(z.dtype).removeprefix("torch.")
     temperature = "a tensor" if arguments.scale is not None else repr(arguments.fixed)
-    return f"{rows} x {width} {dtype}, temperature {temperature}, {settings}"
+    more = f"temperature {temperature}, {settings}"
+    facts = rows, width, DTYPES.index(z.dtype), zlib.crc32(f"{op}, {more}".encode())
+    return f"{_shape(facts)}, {more}", facts
 
 
-def _exchange(group: Any, number: int, problem: Exception | None, summary: str) -> None:
-    """Raise on every rank where one has a problem, number 0, or another number than the others."""
-    device = distributed.communication_device(group)
-    numbers = {row[0] for row in distributed.gather_numbers([number], device, group)}
-    if 0 in numbers:
-        everyone = distributed.gather_objects(str(problem or ""), group)
-        if problem is not None:
-            raise problem
-        raise ValueError("; ".join(f"rank {r}: {text}" for r, text in enumerate(everyone) if text))
-    if len(numbers) > 1:
-        everyone = distributed.gather_objects(summary, group)
-        listing = "; ".join(f"rank {r}: {text}" for r, text in enumerate(everyone))
-        raise ValueError(f"group: every rank must pass the like, got {listing}")
+def _shape(facts: Sequence[float]) -> str:
+    rows, width, dtype = map(int, facts[:3])
+    return f"{rows} x {width} {str(DTYPES[dtype]).removeprefix('torch.')}"
+
+
+def _compare(
+    rows: list[list[float]], group: Any, problem: Exception | None = None, summary: str = ""
+) -> None:
+    """Raise, with the same ranks' words, where one refuses or differs.
+
+    Args:
+        rows: of every rank.
+        group: whose rows they are.
+        problem: what this rank refuses.
+        summary: of its arguments, in words.
+    """
+    words = [word for word, *_ in rows]
+    if REFUSES not in words and all(facts == rows[0][1:] for _, *facts in rows):
+        return
+    if AGREED in words:  # that rank exchanges no words now
+        everyone = [
+            (
+                "refuses its arguments" if word == REFUSES else "",
+                f"{_shape(facts)}, settings {int(facts[3]):08x}",
+            )
+            for word, *facts in rows
+        ]
+    else:
+        everyone = distributed.gather_objects((str(problem or ""), summary), group)
+    if problem is not None:
+        raise problem
+    if refused := [f"rank {r}: {text}" for r, (text, _) in enumerate(everyone) if text]:
+        raise ValueError("; ".join(refused))
+    listing = "; ".join(f"rank {r}: {text}" for r, (_, text) in enumerate(everyone))
+    raise ValueError(f"group: every rank must pass the like, got {listing}")

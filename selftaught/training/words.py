@@ -49,7 +49,7 @@ class Exchange:
 
     def __init__(self, device: torch.device) -> None:
         self.bad = torch.zeros((), dtype=torch.bool, device=device)
-        self._sent: deque[tuple[Turn, Tensor, torch.cuda.Event | None]] = deque()
+        self._sent: deque[tuple[Turn, distributed.Sent]] = deque()
 
     def send(self, turn: Turn, learnt: Tensor, facts: Sequence[float]) -> None:
         """Start the exchange of this rank's word; all ranks call it alike.
@@ -59,17 +59,9 @@ class Exchange:
             learnt: (2,) float64 loss and gradient norm, on the device.
             facts: the rest of the word, which the host knows.
         """
-        cuda = learnt.is_cuda
-        # Only from pinned memory does a copy not wait for the device.
-        rest = torch.tensor([float(one) for one in facts], dtype=torch.float64, pin_memory=cuda)
-        word = torch.cat([learnt, rest.to(learnt.device, non_blocking=True)])
-        words = distributed.gather(word[None])
-        self.bad.logical_or_(~words[:, :2].isfinite().all())
-        here, copied = words.to("cpu", non_blocking=True), None
-        if cuda:
-            copied = torch.cuda.Event()
-            copied.record()
-        self._sent.append((turn, here, copied))
+        sent = distributed.send_row(facts, learnt.device, first=learnt)
+        self.bad.logical_or_(~sent.rows[:, :2].isfinite().all())
+        self._sent.append((turn, sent))
 
     def read(self, newest: bool) -> Iterator[tuple[Turn, list[Word]]]:
         """Words of all ranks, turn by turn: up to the turn before the last, or to the last too.
@@ -77,7 +69,5 @@ class Exchange:
         Reading the last one's waits for the device.
         """
         while len(self._sent) > (0 if newest else 1):
-            turn, words, copied = self._sent.popleft()
-            if copied is not None:
-                copied.synchronize()
-            yield turn, [Word(*row) for row in words.tolist()]
+            turn, sent = self._sent.popleft()
+            yield turn, [Word(*row) for row in sent.read()]

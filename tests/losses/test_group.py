@@ -178,17 +178,17 @@ def compare_autocast(rows):
 
 @contextmanager
 def sent():
-    """How many numbers this rank sends, exchange by exchange."""
+    """How many numbers of how many bytes this rank sends, exchange by exchange."""
     sizes = []
     gather_name = distributed._ALL_GATHER
     gather, reduce = getattr(dist, gather_name), dist.all_reduce
 
     def counted_gather(out, tensor, **kwargs):
-        sizes.append(tensor.numel())
+        sizes.append((tensor.numel(), tensor.dtype.itemsize))
         return gather(out, tensor, **kwargs)
 
     def counted_reduce(tensor, **kwargs):
-        sizes.append(tensor.numel())
+        sizes.append((tensor.numel(), tensor.dtype.itemsize))
         return reduce(tensor, **kwargs)
 
     setattr(dist, gather_name, counted_gather)
@@ -206,20 +206,19 @@ def no_gradient_travels(rows):
     loss = ntxent_loss(z1, z2, group="world")
     with sent() as sizes:
         loss.backward()
-    assert sizes == [2 * 2 * len(z1)]
+    assert sizes == [(2 * 2 * len(z1), 8)]
 
 
-def agreed_once(rows):
-    """Without checks of values only the first call asks whether all ranks pass the like."""
-    z1, z2 = views(IMAGES, WIDTH, 0.5)
-    for count in (len(z1[rows]), 2):  # the second is another shape, which is agreed on too
-        for call, first in enumerate((True, False)):
-            with sent() as sizes:
-                a, b = z1[rows][:count], z2[rows][:count]
-                ntxent_loss(a, b, 0.7, group="world", check_values=False)
-            assert (1 in sizes) == first, (count, call, sizes)
-    log_sums = 2 * 2 * RANKS
-    assert sizes == [2 * 2 * WIDTH, log_sums, log_sums]  # after the embeddings
+def what_a_forward_sends(rows):
+    """Five numbers that say what a rank passes, its embeddings, and of SupCon its log-sums."""
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (z[rows][:2].to(dtype) for z in views(IMAGES, WIDTH, 0.5))
+        with sent() as sizes:
+            ntxent_loss(a, b, group="world")
+        assert sizes == [(5, 8), (2 * 2 * WIDTH, dtype.itemsize)]
+    with sent() as sizes:
+        supcon_loss(a, b, torch.tensor([0, 1]), group="world")
+    assert sizes[2:] == [(4, 8), (4, 4)]  # classes, log-sums
 
 
 def numbers_that_are_not_finite(rank):
@@ -364,7 +363,7 @@ def work(rank, port):
     compare_half_precision(rows)
     compare_autocast(rows)
     no_gradient_travels(rows)
-    agreed_once(rows)
+    what_a_forward_sends(rows)
     numbers_that_are_not_finite(rank)
     compare_clip(rank, RANKS, rows)
     refusals(rank)
