@@ -84,7 +84,8 @@ def shape_for(count: int, width: int, vectors: bool, generation: int) -> Shape:
     if whole and 1 < count <= KEPT_CENTERS and vectors and generation == 9:
         return Shape(whole, True, 64, centers, piece, warps=4, stages=1, programs=2)
     tile = min(centers, 64 if vectors else 32)
-    return Shape(whole, False, 128, tile, piece, warps=8, stages=2, programs=1)
+    stages = 1 if generation > 9 else 2  # two spill for bfloat16 rows on sm_100
+    return Shape(whole, False, 128, tile, piece, warps=8, stages=stages, programs=1)
 
 
 def _in_vectors(z: Tensor) -> bool:
