@@ -36,7 +36,8 @@ class Normed(Toy):
         if harm == GRADIENT:
             z.register_hook(lambda gradient: gradient * float("nan"))
         loss = (z - 1).square().mean()
-        return {"loss": loss / 0 if harm == LOSS else loss}
+        # Its gradient is finite, on every rank.
+        return {"loss": loss + torch.inf if harm == LOSS else loss}
 
 
 def stage(harms=(), rank=0, ranks=1, **plan):
@@ -54,7 +55,7 @@ def stage(harms=(), rank=0, ranks=1, **plan):
     return Given(batch, **{"steps": STEPS, "lr": 0.01} | plan)
 
 
-def harmed(folder, monkeypatch, optimizer, harms, rank=0, ranks=1):
+def harmed(folder, monkeypatch, optimizer, harms, rank=0, ranks=1, **plan):
     """What a run that ends by a bad number leaves in memory, and its message."""
     held = {}
 
@@ -69,7 +70,7 @@ def harmed(folder, monkeypatch, optimizer, harms, rank=0, ranks=1):
         learn(
             folder,
             task,
-            stage(harms, rank, ranks),
+            stage(harms, rank, ranks, **plan),
             optimizer=optimizer,
             on_event=lambda event, **facts: held.update(facts),
         )
@@ -107,10 +108,14 @@ def test_nothing_moves_from_the_bad_step_on(tmp_path, monkeypatch, optimizer, fu
     assert not (tmp_path / "bad" / "c").exists()
 
 
-@pytest.mark.parametrize("bad", [0, STEPS - 2, STEPS - 1])
-def test_at_either_end_of_an_epoch_too(tmp_path, monkeypatch, bad):
-    message, left = harmed(tmp_path / "bad", monkeypatch, "adam", {bad: LOSS})
+@pytest.mark.parametrize(
+    ("bad", "epochs"), [(0, 1), (STEPS - 2, 1), (STEPS - 1, 1), (STEPS // 2 - 1, 2)]
+)
+def test_at_either_end_of_an_epoch_too(tmp_path, monkeypatch, bad, epochs):
+    plan = {"steps": STEPS // epochs, "epochs": epochs}
+    message, left = harmed(tmp_path / "bad", monkeypatch, "adam", {bad: LOSS}, **plan)
     assert message.startswith(f"step {bad}: ")
+    assert bad == 0 or not lines(tmp_path / "bad", "epoch")
     assert_as_before(tmp_path / "good", left, bad, "adam")
 
 
