@@ -31,13 +31,13 @@ FLOATS = (
     "coefficient gradient row_alike column_alike alike_running alike_parts alike_more totals "
     "pairs means shares many tau z1 z2 grad gradient1 gradient2 losses"
 ).split()
-CLASSES = ("row_classes", "column_classes", "classes", "labels")
+CLASSES = ("row_classes", "column_classes", "labels")
 
 
 def build(kernel, capability, constants, warps=4, stages=2, **dtypes):
     """The kernel compiled as a launch on such a device would compile it."""
     types = dict.fromkeys(FLOATS, "fp32") | dict.fromkeys(OPERANDS, "fp16")
-    types |= dict.fromkeys(CLASSES, "i64") | dtypes
+    types |= dict.fromkeys(CLASSES, "i64") | {"classes": "i32"} | dtypes
     signature, attributes = {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in constants:
@@ -110,6 +110,7 @@ def test_variants(kind, capability, tmp_path):
     check(tiles(kind, capability, 128, False, "bf16"), capability, tmp_path)
     changes = dict(SYMMETRIC=False, COLUMNS=False, EXCLUDE=0) if kind == "sum" else dict(ROW=False)
     check(tiles(kind, capability, 128, True, **changes), capability, tmp_path)
+    check(tiles(kind, capability, 128, True, SAFE=True), capability, tmp_path)
 
 
 @pytest.mark.parametrize(

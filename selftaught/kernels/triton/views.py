@@ -47,15 +47,21 @@ HEAD, TAU = 4, 2
 
 
 @triton.jit
-def _count_positives(labels, label, rows, B, COUNTED: tl.constexpr, BLOCK: tl.constexpr):
-    """Rows of the class of BLOCK images but the row itself, as float32; 1 for those without one."""
+def _classes(labels, label, rows, B, COUNTED: tl.constexpr, BLOCK: tl.constexpr):
+    """Number of the first image of the class of BLOCK images, and of positives of their rows.
+
+    Images with a negative label are alone in their class. Tiles compare half as many bits as there
+    are in labels.
+    """
     count = tl.zeros((BLOCK,), tl.int32)
+    earliest = rows
     for first in range(0, B, COUNTED):
         place = first + tl.arange(0, COUNTED)
         other = tl.load(labels + place, mask=place < B, other=-1)
         same = (other[None, :] == label[:, None]) & (other >= 0)[None, :]
         count += tl.sum(same.to(tl.int32), 1)
-    return tl.where(label >= 0, 2 * count - 1, 1).to(tl.float32)
+        earliest = tl.minimum(earliest, tl.min(tl.where(same, place[None, :], rows[:, None]), 1))
+    return earliest, tl.where(label >= 0, 2 * count - 1, 1).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["B"])
@@ -94,10 +100,9 @@ def prepare_views(
     store_operands(second * scale, place + B, mask, high, low, WIDTH, SPLIT, HALF)
     if CLASSES:
         label = tl.load(labels + rows, mask=there, other=-1)
-        positives = _count_positives(labels, label, rows, B, COUNTED, BLOCK)
-        label = tl.where(label < 0, -1 - rows.to(tl.int64), label)
-        tl.store(classes + rows, label, mask=there)
-        tl.store(classes + B + rows, label, mask=there)
+        image, positives = _classes(labels, label, rows, B, COUNTED, BLOCK)
+        tl.store(classes + rows, image, mask=there)
+        tl.store(classes + B + rows, image, mask=there)
         tl.store(many + rows, positives, mask=there)
         tl.store(many + B + rows, positives, mask=there)
 
@@ -192,7 +197,7 @@ def keep(
         loss,
         operands,
         vectors,
-        loss.new_empty(0 if labels is None else count, dtype=torch.int64),
+        loss.new_empty(0 if labels is None else count, dtype=torch.int32),
     )
 
 
