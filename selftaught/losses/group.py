@@ -83,7 +83,8 @@ def agree(peers: Peers, op: str, settings: str, check: Callable[[], Arguments]) 
     device = distributed.communication_device(peers.group)
     if before := _unread.pop((name, op), None):
         _compare(before.read(), peers.group)
-    arguments, problem, summary, facts = None, None, "", (0,) * 4
+    arguments, problem, summary = None, None, ""
+    facts: tuple[int, ...] = (0,) * 4
     try:
         arguments = check()
         summary, facts = _summary(op, arguments, settings)
