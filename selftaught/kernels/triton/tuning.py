@@ -65,7 +65,7 @@ SHAPES = {
     ("alike", 9, 128, True): Shape(64, 64, 0, 0, 4, 2),
     ("alike", 9, 0, True): Shape(64, 64, 32, 0, 8, 3),
     ("alike", 10, 128, False): Shape(128, 64, 0, 0, 8, 3),
-    ("alike", 10, 0, False): Shape(128, 64, 64, 0, 8, 3),
+    ("alike", 10, 0, False): Shape(64, 64, 64, 0, 8, 3),
     ("alike", 10, 0, True): Shape(64, 64, 32, 0, 8, 3),
     ("sum", 8, 64, False): Shape(128, 128, 0, 0, 8, 3),
     ("sum", 8, 128, False): Shape(128, 128, 0, 0, 8, 2),
