@@ -23,8 +23,8 @@ def _fake_nearest_center(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _rows(x, x.shape[0]), x.new_empty(x.shape[0], dtype=torch.int64)
 
 
-def _fake_views(z1: Tensor, _: Tensor, labels: Tensor | None, *more: Any) -> tuple[Tensor, ...]:
-    *_, reduction, precision, backend = more
+def _fake_views(z1: Tensor, z2: Tensor, labels: Tensor | None, *more: Any) -> tuple[Tensor, ...]:
+    reduction, precision, backend = more[-3:]
     losses = dispatch.implementation(VIEWS.request(z1), backend).losses
     return losses.keep_views(z1, labels, reduction, precision)
 

@@ -202,11 +202,9 @@ def keep(
 
 
 def _split(vectors: Tensor, count: int, classes: bool) -> _Vectors:
-    rows = vectors[HEAD:].view(-1, count)
-    of_head = vectors[:2], vectors[TAU:HEAD]
-    if not classes:
-        return _Vectors(*of_head, *rows, rows[2], None, None)
-    return _Vectors(*of_head, *rows)
+    losses, totals, pairs, *more = vectors[HEAD:].view(-1, count)
+    means, shares, many = more if classes else (pairs, None, None)
+    return _Vectors(vectors[:2], vectors[TAU:HEAD], losses, totals, pairs, means, shares, many)
 
 
 def _block(width: int) -> dict[str, int]:
