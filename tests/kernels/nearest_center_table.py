@@ -101,10 +101,11 @@ class NearestCenterTable:
         check(x, c, self.nearest(x, c, active), active)
 
     @pytest.mark.parametrize("dtype", LOW)
-    def test_pairs_of_centers_within_the_error_of_the_scores(self, dtype):
+    @pytest.mark.parametrize("apart", [1e-4, 1e-6])
+    def test_pairs_of_centers_within_the_error_of_the_scores(self, apart, dtype):
         x, c = self.points(140, 70, 40)
-        c[1::2] = c[::2] + 1e-4 * c[1::2]
-        x = (c.repeat(2, 1) + 1e-4 * x).to(dtype)
+        c[1::2] = c[::2] + apart * c[1::2]
+        x = (c.repeat(2, 1) + apart * x).to(dtype)
         check(x, c, self.nearest(x, c))
 
     @pytest.mark.parametrize("dtype", LOW)
@@ -117,6 +118,16 @@ class NearestCenterTable:
         c = torch.cat([far[:50], near, far[50:]]).float().to(self.device)
         x = apart * torch.randn(67, 40, dtype=torch.float64, generator=generator) + 1
         x = x.to(self.device, dtype)
+        check(x, c, self.nearest(x, c))
+
+    @pytest.mark.parametrize("dtype", LOW)
+    def test_rows_far_from_zero(self, dtype):
+        """Pairs of centres whose distances differ by less than products of unmoved rows tell."""
+        generator = torch.Generator().manual_seed(4)
+        c = 256 + torch.randn(70, 40, dtype=torch.float64, generator=generator)
+        c[1::2] = c[::2] + 1e-3 * torch.randn(35, 40, dtype=torch.float64, generator=generator)
+        x = 256 + 2.0 * torch.randint(-1, 2, (60, 40), generator=generator)
+        c, x = c.float().to(self.device), x.to(self.device, dtype)
         check(x, c, self.nearest(x, c))
 
     def test_scores_are_as_good_as_float32(self):

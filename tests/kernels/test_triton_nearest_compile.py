@@ -27,7 +27,7 @@ POINTERS = dict(
 # Integers that Triton finds to be multiples of 16, the latter where rows are read in vectors.
 ALIGNED, VECTORS = {"DP", "KP"}, {"D", "stride", "c_stride"}
 NAMES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
 REGISTERS = 65_536  # of a multiprocessor
 
 

@@ -53,7 +53,9 @@ class Shape(NamedTuple):
     def settings(self) -> dict[str, bool | int]:
         """What `kernels.assign` is compiled with."""
         constants = {name: value for name, value in self._asdict().items() if name.isupper()}
-        return constants | dict(num_warps=self.warps, num_stages=self.stages, **FUSED)
+        # Left alone, ptxas may stop at 128 registers and spill.
+        limits = dict(num_warps=self.warps, num_stages=self.stages, maxnreg=255)
+        return constants | limits | FUSED
 
 
 class _Moved(NamedTuple):
@@ -74,14 +76,14 @@ def shape_for(count: int, width: int, vectors: bool, generation: int) -> Shape:
     """Tile sizes for K centres of width D; the same at every N.
 
     `vectors` says whether rows can be read 16 entries at a time; where they cannot, they take more
-    addresses, and smaller tiles leave registers for them.
+    addresses, and what is not held and smaller tiles leave registers for them.
     """
     columns = max(16, triton.next_power_of_2(width))
     centers = max(16, triton.next_power_of_2(count))
-    piece = min(columns, 32)
-    whole = columns // piece if columns <= WHOLE_WIDTH else 0
+    piece = min(columns, 32 if vectors else 16)
+    whole = columns // piece if vectors and columns <= WHOLE_WIDTH else 0
     # Before sm_90 products take centres from registers, and on sm_100 a tile of all of them spills.
-    if whole and 1 < count <= KEPT_CENTERS and vectors and generation == 9:
+    if whole and 1 < count <= KEPT_CENTERS and generation == 9:
         return Shape(whole, True, 64, centers, piece, warps=4, stages=1, programs=2)
     tile = min(centers, 64 if vectors else 32)
     stages = 1 if generation > 9 else 2  # two spill for bfloat16 rows on sm_100
