@@ -78,7 +78,7 @@ def build(architecture: str, digest: str = "") -> nn.Module:
     if architecture.startswith((LITE, *PREFIXES)) and _grouped(network):
         # On one core efficientnet_lite0 then takes 1.5 (fp32) or 1.8 times (bf16) as many images
         # a second at 160 px; ResNets at 64 px take fewer, and a user's own may rely on its order.
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(memory_format=torch.channels_last)
     return network
 
 
