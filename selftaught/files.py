@@ -42,20 +42,25 @@ def machine_errors(path: Path, size: int = 0) -> Iterator[None]:
         raise
 
 
-def hold(handle: IO[str] | int, path: Path, taken: str) -> None:
+def hold(
+    handle: IO[str] | int, path: Path, taken: str, *, shared: bool = False, wait: bool = False
+) -> None:
     """Lock an open file for this process; the lock goes with the file or process, however it ends.
 
     Args:
         handle: the file, or its descriptor.
         path: how messages call what it guards.
         taken: what to say where another process has it.
+        shared: others may share it, and none may have it alone.
+        wait: for whoever has it, in place of an error.
 
     Raises:
         InputError: another process has it.
         MachineError: the file system has no locks.
     """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, kind | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError as error:
         raise InputError(taken) from error
     except OSError as error:

@@ -23,18 +23,47 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--check", type=str, default="", help="truth.json of `synth`: print how right the result is"
     )
+    parser.add_argument(
+        "--part",
+        type=str,
+        default="",
+        help="I/N: the I-th of N parts of the films, beside the others on machines that share the "
+        "folder; the same command without it then completes the set",
+    )
     parser.add_class_arguments(PrepareConfig, as_group=False)
     short = {"--allow-outside": "--allow_outside=true"}
     options = parse(parser, [short.get(word, word) for word in arguments])
     settings = vars(parser.instantiate(options))
-    for name in ("config", "source", "out", "check"):
+    for name in ("config", "source", "out", "check", "part"):
         settings.pop(name, None)
     config = PrepareConfig(**settings)
+    if options.part:
+        _prepare_part(Path(options.source), Path(options.out), config, options.part)
+        return
     if options.check and not Path(options.check).is_file():
         raise InputError(f"check: {options.check}: no such file; allowed: a set's truth.json")
     summary = prepare_on_first_rank(Path(options.source), Path(options.out), config, options.check)
     if summary is not None:
         summary.check(config.bad_limit)
+
+
+def _prepare_part(source: Path, out: Path, config: "PrepareConfig", text: str) -> None:
+    """Prepare one of several parts.
+
+    Raises:
+        InputError, MachineError: as `prepare_part`; or it is no part, or has several ranks.
+        StopRun: a signal arrived; finished shards are kept.
+    """
+    from selftaught.data.prepare.job import Part, prepare_part
+    from selftaught.training.stop import Stopper
+
+    numbers = [int(one) if one.isascii() and one.isdigit() else 0 for one in text.split("/")]
+    if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
+        raise InputError(f"part is {text!r}; allowed: I/N with 1 <= I <= N, such as 2/3")
+    if launched():
+        raise InputError(f"part is {text!r} under a launcher; allowed: one process, --workers")
+    with Stopper().install().interrupting():
+        print(prepare_part(source, out, config, Part(*numbers)))
 
 
 def prepare_on_first_rank(
