@@ -321,7 +321,8 @@ def send_row(
     device = torch.device(device)
     cuda = device.type == "cuda"
     # Only from pinned memory does a copy not wait for what the device is doing.
-    row = torch.tensor([float(one) for one in values], dtype=torch.float64, pin_memory=cuda)
+    numbers = [float(one) for one in values]
+    row = torch.tensor(numbers, dtype=torch.float64, device="cpu", pin_memory=cuda)
     row = row.to(device, non_blocking=True)
     rows = gather((row if first is None else torch.cat([first, row]))[None], group)
     here, copied = rows.to("cpu", non_blocking=True), None

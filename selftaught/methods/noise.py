@@ -37,7 +37,8 @@ def _drawn(
     shape: Sequence[int],
     draw: Callable[[np.random.Generator], np.ndarray],
 ) -> Tensor:
-    values = torch.empty(len(ids), *shape, pin_memory=torch.cuda.is_available())
+    pinned, size = torch.cuda.is_available(), (len(ids), *shape)
+    values = torch.empty(size, dtype=torch.float32, device="cpu", pin_memory=pinned)
     for row, image in enumerate(torch.as_tensor(ids).tolist()):
         key = np.array([seed, 0x6E6F697365], np.uint64)  # apart from the streams of the plan
         counter = np.array([0, 0, image, epoch], np.uint64)

@@ -214,7 +214,8 @@ class OpenCVPipeline(Pipeline):
 
 def _empty(shape: tuple[int, ...]) -> Tensor:
     """Memory for a batch; where there is a GPU, such as is sent there without a wait."""
-    return torch.empty(shape, device="cpu", pin_memory=torch.cuda.is_available())
+    pinned = torch.cuda.is_available()
+    return torch.empty(shape, dtype=torch.float32, device="cpu", pin_memory=pinned)
 
 
 def _finish(started: _Started) -> ImageBatch:
