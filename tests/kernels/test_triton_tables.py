@@ -90,6 +90,28 @@ def test_refusals(op):
     assert "runs on cuda" in backend.refusal(request("meta"))
 
 
+@pytest.mark.parametrize(
+    "op, capability, version, refused",
+    [
+        ("mad", (10, 0), (3, 6), True),
+        ("nearest_center", (10, 3), (3, 7), True),
+        ("mad", (10, 0), (3, 8), False),
+        ("mad", (9, 0), (3, 6), False),
+        ("mad", (12, 0), (3, 6), False),
+        ("ntxent", (10, 0), (3, 6), False),
+    ],
+)
+def test_nearest_centers_on_sm_100_need_a_compiler_that_builds_them(
+    op, capability, version, refused, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(backend, "VERSION", version)
+    reason = backend.refusal(
+        Request(op=op, device=torch.device("cuda"), dtype=torch.float32, width=128)
+    )
+    assert ("needs Triton 3.8" in reason) if refused else reason == ""
+
+
 @pytest.mark.parametrize("kernel", ["sum", "alike", "weight", "more"])
 @pytest.mark.parametrize("split", [False, True])
 def test_tables_have_every_shape(kernel, split):

@@ -14,6 +14,7 @@ from selftaught.kernels.triton.views import WIDEST, ViewLosses
 
 OPS: tuple[str, ...] = ("ntxent", "supcon", "info_nce", "nearest_center", "mad")
 CONTRASTIVE = OPS[:3]
+VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
 # Oldest GPUs with the instructions that the kernels are compiled and checked for.
 OLDEST = (8, 0)
 
@@ -30,8 +31,13 @@ def refusal(request: Request) -> str:
         return "runs on cuda only"
     if request.dtype == torch.float64:
         return "float64 is not supported"
-    if request.device.type == "cuda" and torch.cuda.get_device_capability(request.device) < OLDEST:
-        return f"needs compute capability {OLDEST[0]}.{OLDEST[1]}"
+    if request.device.type == "cuda":
+        capability = torch.cuda.get_device_capability(request.device)
+        if capability < OLDEST:
+            return f"needs compute capability {OLDEST[0]}.{OLDEST[1]}"
+        # Triton 3.6 ends in an assertion of its compiler there (`kernels.assign`); 3.8 does not.
+        if request.op not in CONTRASTIVE and capability[0] == 10 and VERSION < (3, 8):
+            return f"needs Triton 3.8 on compute capability 10, and this is {triton.__version__}"
     if request.op in CONTRASTIVE and request.width > WIDEST:
         return f"embeddings may be up to {WIDEST} wide, not {request.width}"
     return ""
