@@ -118,7 +118,7 @@ def train(
             if any(word.save for word in words) or stopping or step == plan.steps:
                 words = hear(True)  # nothing is saved before it is known to be good
                 save(engine, averaged, folder, step, figures)
-                saved_at = time.monotonic()
+                saved_at, words = time.monotonic(), [word._replace(save=0) for word in words]
             if stopping:
                 raise StopRun(stopping)
             shown = {"loss": words[0].loss, **watch.progress(words)} if words else {}

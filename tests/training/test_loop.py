@@ -1,6 +1,7 @@
 """The loop between steps: saves, owed epoch lines, non-finite numbers, what a step waits for."""
 
 import contextlib
+import dataclasses
 import inspect
 
 import pytest
@@ -10,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from selftaught.errors import MachineError
-from selftaught.training import checkpoint
+from selftaught.training import checkpoint, loop
 from selftaught.training.stop import StopRun
 from tests.ranks import run_ranks
 from tests.training.toys import Given, Line, Pair, fuse, learn, lines
@@ -54,6 +55,16 @@ def test_a_signal_while_observing_saves_and_the_owed_line_is_written_on_resume(t
 def test_a_number_that_is_none_stops_before_the_update_and_names_the_files(tmp_path):
     with pytest.raises(MachineError, match=r"step 4.*rank 0: loss nan.*image-8.png, image-9.png"):
         run(tmp_path, Steps(poison=4))
+
+
+@pytest.mark.parametrize("every, steps", [(1, [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6]), (4, [4, 6])])
+def test_each_state_is_saved_once(every, steps, tmp_path, monkeypatch):
+    saved, save = [], loop.save
+    monkeypatch.setattr(loop, "save", lambda *state: saved.append(state[3]) or save(*state))
+    stage = Steps()
+    stage.schedule = dataclasses.replace(stage.schedule, save_every=every)
+    run(tmp_path, stage)
+    assert saved == steps
 
 
 def test_a_finished_stage_does_nothing_more(tmp_path):
