@@ -7,10 +7,10 @@ the one-rank case and communicates nothing.
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -282,59 +282,6 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     seen = torch.tensor([int(flag)], device=device)
     dist.all_reduce(seen, op=dist.ReduceOp.MAX)
     return bool(seen.item())
-
-
-class Sent(NamedTuple):
-    """A row of numbers from every rank: on the device at once, on the host once it was copied.
-
-    Attributes:
-        rows: (ranks, M) float64 on the device.
-        here: the same on the CPU.
-        copied: what the host waits for; None where nothing is on its way.
-    """
-
-    rows: Tensor
-    here: Tensor
-    copied: torch.cuda.Event | None
-
-    def read(self) -> list[list[float]]:
-        """The rows in rank order, once they are here."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        return self.here.tolist()
-
-
-def send_row(
-    values: Sequence[float],
-    device: torch.device | str = "cpu",
-    group: Group = None,
-    first: Tensor | None = None,
-) -> Sent:
-    """Start to give every rank a row of numbers, without a wait for the device.
-
-    Args:
-        values: numbers of this rank, equally many on each.
-        device: that the group communicates on.
-        group: process group, None for the default one.
-        first: (M,) float64 on the device, which come before them.
-    """
-    device = torch.device(device)
-    cuda = device.type == "cuda"
-    # Only from pinned memory does a copy not wait for what the device is doing.
-    numbers = [float(one) for one in values]
-    row = torch.tensor(numbers, dtype=torch.float64, device="cpu", pin_memory=cuda)
-    row = row.to(device, non_blocking=True)
-    rows = gather((row if first is None else torch.cat([first, row]))[None], group)
-    here, copied = rows.to("cpu", non_blocking=True), None
-    if cuda:
-        copied = torch.cuda.Event()
-        copied.record()
-    return Sent(rows, here, copied)
-
-
-def gather_row(values: Sequence[float], device: torch.device | str = "cpu") -> list[list[float]]:
-    """A row of numbers from every rank, equally many on each, in rank order."""
-    return send_row(values, device).read()
 
 
 def sum_over_ranks(tensor: Tensor, group: Group = None) -> Tensor:

@@ -12,7 +12,7 @@ from selftaught import methods
 PACKAGE = Path(__file__).resolve().parents[1] / "selftaught"
 GROUPS = [
     {"environment", "errors", "files", "console", "workers", "peers", "distributed", "kernels"}
-    | {"arguments", "host", "semi_labels"},
+    | {"arguments", "host", "semi_labels", "sent"},
     {"losses"},
     {"data", "models", "search"},
     {"methods"},

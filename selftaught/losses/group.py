@@ -10,6 +10,7 @@ from torch import Tensor
 from selftaught import distributed
 from selftaught.kernels import dispatch
 from selftaught.kernels.blocks import Peers
+from selftaught.sent import Sent, send_row
 
 
 class Arguments(NamedTuple):
@@ -54,7 +55,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # What the ranks of a group, by its name, have agreed on: rows, width, dtype and settings.
 _agreed: dict[str, set[tuple[int, ...]]] = {}
 # The rows of the last call, of each group and loss, that nobody here has looked at.
-_unread: dict[tuple[str, str], distributed.Sent] = {}
+_unread: dict[tuple[str, str], Sent] = {}
 
 
 def agree(peers: Peers, op: str, settings: str, check: Callable[[], Arguments]) -> Arguments:
@@ -93,7 +94,7 @@ def agree(peers: Peers, op: str, settings: str, check: Callable[[], Arguments]) 
     agreed = _agreed.setdefault(name, set())
     looks = facts not in agreed or not _waits(device)
     word = REFUSES if problem else LOOKS if looks else AGREED
-    sent = distributed.send_row([word, *facts], device, peers.group)
+    sent = send_row([word, *facts], device, peers.group)
     if looks:
         _compare(sent.read(), peers.group, problem, summary)
         agreed.add(facts)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from selftaught import distributed
+from selftaught import distributed, sent
 from selftaught.data.images.bad_files import Problem
 from selftaught.data.pipeline import Pipeline
 from selftaught.errors import InputError
@@ -75,7 +75,7 @@ def infer(
                 parts.append({"row": batch.ids, **{k: _to_cpu(v) for k, v in outputs.items()}})
         run.images.note(name, None, problems)
         # The one look at each other of a batch.
-        words = distributed.gather_row([run.stopper.code, run.images.pending], run.device)
+        words = sent.gather_row([run.stopper.code, run.images.pending], run.device)
         if code := max(int(code) for code, _ in words):
             raise StopRun(code)
         if any(pending for _, pending in words):

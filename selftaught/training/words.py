@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from selftaught import distributed
+from selftaught.sent import Sent, send_row
 from selftaught.training.engine import Batch
 
 
@@ -49,7 +49,7 @@ class Exchange:
 
     def __init__(self, device: torch.device) -> None:
         self.bad = torch.zeros((), dtype=torch.bool, device=device)
-        self._sent: deque[tuple[Turn, distributed.Sent]] = deque()
+        self._sent: deque[tuple[Turn, Sent]] = deque()
 
     def send(self, turn: Turn, learnt: Tensor, facts: Sequence[float]) -> None:
         """Start the exchange of this rank's word; all ranks call it alike.
@@ -59,7 +59,7 @@ class Exchange:
             learnt: (2,) float64 loss and gradient norm, on the device.
             facts: the rest of the word, which the host knows.
         """
-        sent = distributed.send_row(facts, learnt.device, first=learnt)
+        sent = send_row(facts, learnt.device, first=learnt)
         self.bad.logical_or_(~sent.rows[:, :2].isfinite().all())
         self._sent.append((turn, sent))
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from selftaught import distributed
+from selftaught import distributed, sent
 from selftaught.data.augment import finetune_augment, pretext_augment
 from selftaught.data.images.contrast import contrast_limits
 from selftaught.data.images.pack_writer import Packable, write_pack
@@ -214,7 +214,7 @@ def test_evaluation_sees_every_sample_once_and_asks_equally_often(
 
         play(monkeypatch, world, rank)
         monkeypatch.setattr(distributed, "gather_objects", gather)
-        monkeypatch.setattr(distributed, "gather_row", gather_row)
+        monkeypatch.setattr(sent, "gather_row", gather_row)
         infer(run, described, [], pipeline, chosen, name="test")  # type: ignore[arg-type]
         return local[0], len(asked)
 

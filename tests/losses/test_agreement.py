@@ -9,6 +9,7 @@ import torch
 
 from selftaught import distributed
 from selftaught.losses import group, info_nce_loss, ntxent_loss
+from selftaught.sent import Sent
 from tests.ranks import run_ranks
 
 WIDTH = 9
@@ -24,7 +25,7 @@ def loss(rows=4, temperature=0.5, dtype=torch.float32, function=ntxent_loss):
 
 def as_on_a_gpu(function):
     """What `function` gives where a look is a wait, with a list of the rows that were looked at."""
-    seen, read = [], distributed.Sent.read
+    seen, read = [], Sent.read
 
     def counted(sent):
         seen.append(sent)
@@ -32,7 +33,7 @@ def as_on_a_gpu(function):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(group, "_waits", lambda device: True)
-        patch.setattr(distributed.Sent, "read", counted)
+        patch.setattr(Sent, "read", counted)
         return function(seen)
 
 
