@@ -2,9 +2,9 @@
 
 Forward: both views made ready for the tiles, sums over tiles, losses, their mean. Backward:
 factors, weighted sums over tiles, finished gradients. The eighth is PyTorch's: it writes the one
-that a backward starts from. Neither the views joined nor
-their unit rows are kept, only what tiles read; the temperature is a number in device memory, put
-there by the first kernel. Notation: B images, N = 2 B rows, first views then second views, D wide.
+that a backward starts from. Neither the views joined nor their unit rows are kept, only what tiles
+read; the temperature is a number in device memory, put there by the first kernel. Notation: B
+images, N = 2 B rows, first views then second views, D wide.
 """
 
 # Kernel arguments have no Python types.
