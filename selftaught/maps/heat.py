@@ -129,6 +129,8 @@ def cam(
         raise InputError("method cam: the scorer has no encoder with places; allowed: occlusion")
     features = fine[-1]
     heat = (features * _slope(result, features).clamp_min(0)).sum(1, keepdim=True)
+    if len(heat) > len(images):  # an encoder that sees mirror images too
+        heat = heat[: len(images)] + heat[len(images) :].flip(-1)
     return F.interpolate(heat.detach(), (size, size), mode="bilinear")[:, 0]
 
 

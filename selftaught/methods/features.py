@@ -113,7 +113,7 @@ class Frozen(Task):
 
         Left and right limbs are one kind, and a frozen encoder does not know that.
         """
-        plain = start.features(rows).double()
+        plain = start.features(rows, mirrored=False).double()
         if not len(plain):
             raise InputError(f"{self.options.method}: no training image of a kind can be read")
         return torch.cat([plain, start.features(rows, mirrored=True).double()])
@@ -123,7 +123,7 @@ class Frozen(Task):
         h = self.encoder(images)
         return h, h
 
-    def frozen(self) -> nn.Module | None:
+    def frozen(self) -> Encoder | None:
         """The encoder."""
         return self.encoder
 

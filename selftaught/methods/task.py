@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from selftaught.data.augment import Augment, finetune_augment
 from selftaught.errors import InputError, require
+from selftaught.models.encoder import Encoder
 from selftaught.models.network import Network
 
 # Columns of scores.csv and of manifests, which no output of a scorer may replace.
@@ -108,10 +109,11 @@ class Start(Protocol):
     def batches(self, rows: Rows, *, random: bool = False) -> Iterator[dict[str, Any]]:
         """All of `rows`, on every rank, as batches of one view: plain, or a random one of each."""
 
-    def features(self, rows: Rows, *, random: bool = False, mirrored: bool = False) -> Tensor:
+    def features(self, rows: Rows, *, random: bool = False, mirrored: bool | None = None) -> Tensor:
         """Z (N, D) of the task's `features` in eval mode, of the rows that can be read.
 
-        Of plain views, of random ones, or of the mirror images of plain ones.
+        Of images as they are scored, or of random views. Of a frozen encoder also of plain views
+        alone (mirrored False) or of their mirror images alone (True).
         """
 
     def alone(self, work: Callable[[], Result]) -> Result:
@@ -221,7 +223,7 @@ class Task(nn.Module):
         """Parameters that move at a share of the learning rate, and this share."""
         return {}
 
-    def frozen(self) -> nn.Module | None:
+    def frozen(self) -> Encoder | None:
         """The encoder, images (B, 1, S, S) -> features (B, W), that is held still; None: none is.
 
         Images go through it once, plain and mirrored; their features are kept, and stand for them

@@ -92,7 +92,7 @@ class Tuned(Task):
             self.backbone().eval()
         return self
 
-    def frozen(self) -> nn.Module | None:
+    def frozen(self) -> Encoder | None:
         """The encoder, where only the head is trained."""
         return self.backbone() if self.way == "head" else None
 
@@ -103,7 +103,7 @@ class Tuned(Task):
     def embed(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """H (B, W) and z (B, D) of the first of a batch's views."""
         encoder, head = self.parts()
-        h = encoder(batch["views"][:, 0])
+        h = encoder.pooled(batch["views"][:, 0])
         share = self.options.dropout
         if self.training and share:
             drawn = noise.uniform(self.network.seed, batch["epoch"], batch["ids"], h.shape[1:])

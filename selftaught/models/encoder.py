@@ -37,6 +37,7 @@ class EncoderConfig:
             `half` takes 0.5 for both; "M,D" is a mean and a deviation, "R,G,B,r,g,b" are those
             of three channels.
         digest: SHA-256 of the file, where the architecture is one; "" = not known.
+        mirror: in eval mode, features are the mean of an image's and of its mirror image's.
     """
 
     architecture: str = "resnet18"
@@ -44,6 +45,7 @@ class EncoderConfig:
     batch_norm: BatchNorm = "affine"
     input_norm: str = "none"
     digest: str = ""
+    mirror: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values outside the allowed ones, which type checkers do not see at run time."""
@@ -193,10 +195,18 @@ class Encoder(nn.Module):
         return output
 
     def forward(self, x: Tensor) -> Tensor:
-        """Average-pooled features h (B, width) of `x` (B, 1, H, W); raises like `feature_map`.
+        """Features h (B, width) of `x` (B, 1, H, W), mirrored too where the config says so.
 
-        Features (B, width) of images that have passed before are given back as they are.
+        Features (B, width) of images that have passed before are given back as they are. Raises
+        like `feature_map`.
         """
+        if self.training or not self.config.mirror or x.ndim != 4:
+            return self.pooled(x)
+        both = self.pooled(torch.cat([x, x.flip(-1)]))
+        return (both[: len(x)] + both[len(x) :]) / 2
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Average-pooled features h (B, width) of `x` as it is; otherwise as `forward`."""
         if x.ndim == 2 and x.shape[1] == self.width:
             return x
         output = self._output(x)

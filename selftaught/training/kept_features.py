@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from selftaught import distributed
 from selftaught.data.images.stamps import read_stamps, stamp, stamp_name
@@ -31,6 +31,7 @@ from selftaught.data.plan import PARAMETERS, Augment, draw, plain
 from selftaught.errors import InputError
 from selftaught.files import write_atomic
 from selftaught.methods import Task
+from selftaught.models.encoder import Encoder
 from selftaught.training.context import Run
 from selftaught.training.inference import infer
 from selftaught.training.inputs import Rows, open_plain
@@ -50,6 +51,7 @@ def open_views(
     *,
     views: int = 1,
     training: bool = False,
+    one_side: bool = False,
 ) -> Pipeline:
     """Views of images as a task takes them: their kept features where its encoder is frozen.
 
@@ -61,6 +63,7 @@ def open_views(
         rows: (N,) row numbers that may be asked for.
         views: of an image; features have one.
         training: whether another image stands in for one that cannot be read.
+        one_side: whether kept features are those of one side even where the model's are of both.
 
     Raises:
         InputError, StopRun: as `KeptViews` does.
@@ -70,7 +73,7 @@ def open_views(
         return run.images.open(
             stage, augment, views, training=rows if training else None, masks=task.masks
         )
-    return KeptViews(run, stage, module, augment, rows, training=training)
+    return KeptViews(run, stage, module, augment, rows, training=training, one_side=one_side)
 
 
 def open_evaluation(run: Run, task: Task, rows: Rows) -> Pipeline:
@@ -84,6 +87,8 @@ def open_evaluation(run: Run, task: Task, rows: Rows) -> Pipeline:
 class KeptViews(Pipeline):
     """A pipeline whose views are features (B, 1, W), plain or mirrored as images would be.
 
+    Where model.mirror is set, they are the mean of both, but in training.
+
     An `Encoder` passes features through, so that they stand for images wherever it comes first.
 
     Args:
@@ -95,6 +100,7 @@ class KeptViews(Pipeline):
             all ranks together; in memory, on every rank, are N x W numbers, twice where views are
             mirrored: 200 MB for 20,000 images and 1,280 features.
         training: whether another image stands in for one that cannot be read, as in training.
+        one_side: whether they are never the mean of both.
 
     Raises:
         InputError: an image cannot be read, or where such are skipped, too many.
@@ -105,24 +111,28 @@ class KeptViews(Pipeline):
         self,
         run: Run,
         stage: str,
-        module: nn.Module,
+        module: Encoder,
         augment: Augment,
         rows: Rows,
         *,
         training: bool = False,
+        one_side: bool = False,
     ) -> None:
         self.augment, self.seed, self.stage = augment, run.images.seed, stage
         self.others: Callable[[int, int], list[int]] = lambda epoch, row: []
         if training:
             self.others = partial(run.images.stand_ins, stage, rows)
-        share, rows = augment.horizontal_flip, np.unique(rows)
+        mean = module.config.mirror and not (training or one_side)
+        rows = np.unique(rows)
         names = _names(run, rows)
         folder = _folder(run, module, augment)
         self.plain, read = _features(run, module, augment, rows, names, folder, PLAIN)
         self.mirrored = self.plain
-        if share > 0:
+        if mean or augment.horizontal_flip > 0:
             self.mirrored, too = _features(run, module, augment, rows, names, folder, MIRRORED)
             read &= too
+        if mean:
+            self.plain = self.mirrored = (self.plain + self.mirrored) / 2
         self.rows, self.readable = rows, set(rows[read].tolist())
 
     def batches(self, requests: Iterable[Request]) -> Iterator[ImageBatch]:
@@ -151,7 +161,7 @@ class KeptViews(Pipeline):
 
 def _features(
     run: Run,
-    module: nn.Module,
+    module: Encoder,
     augment: Augment,
     rows: Rows,
     names: Sequence[bytes],
@@ -189,12 +199,12 @@ def _features(
 
 
 def _computed(
-    run: Run, module: nn.Module, pipeline: Pipeline, rows: Rows, kind: str
+    run: Run, module: Encoder, pipeline: Pipeline, rows: Rows, kind: str
 ) -> tuple[Tensor, Rows]:
     """H (N, W) of one part, and the rows it is of; the work is divided over ranks."""
 
     def compute(images: Tensor, _: Tensor | None) -> dict[str, Tensor]:
-        return {"h": module(images.flip(-1) if kind == MIRRORED else images)}
+        return {"h": module.pooled(images.flip(-1) if kind == MIRRORED else images)}
 
     outputs, read = infer(run, compute, [module], pipeline, rows, name="features", show=True)
     return outputs["h"], read
@@ -249,13 +259,13 @@ def _digest(part: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _folder(run: Run, module: nn.Module, augment: Augment) -> Path:
+def _folder(run: Run, module: Encoder, augment: Augment) -> Path:
     """Where features of these weights and views are kept."""
     data: Any = run.config.data
     views = (
         dataclasses.asdict(plain(augment)),
-        # With the SHA-256 of a program, whose constants are no state.
-        dataclasses.asdict(getattr(module, "config", run.config.model.encoder)),
+        # With the SHA-256 of a program, whose constants are no state. Files are of one side.
+        {k: v for k, v in dataclasses.asdict(module.config).items() if k != "mirror"},
         (data.image_size, data.mask, data.pipeline, str(run.kind), str(run.device.type)),
     )
     digest = hashlib.sha256(repr(views).encode())
