@@ -61,6 +61,26 @@ def test_heat_lies_where_the_score_comes_from(method):
     assert near > 0.9 * heat[0].sum()
 
 
+class OneSided(nn.Module):
+    """Keeps one place of a picture alone."""
+
+    def forward(self, images):
+        kept = torch.zeros_like(images[:1])
+        kept[..., PLACE[0], PLACE[1]] = 1
+        return torch.relu(images * kept)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_mirror_image_shows_is_hot_where_the_picture_has_it(method):
+    scorer = Knowing().requires_grad_(False).eval()
+    scorer.encoder.config = EncoderConfig(mirror=True)
+    scorer.encoder.layers = nn.Sequential(OneSided())
+    images = torch.full((1, 1, SIZE, SIZE), 0.3)
+    images[:, 0, PLACE[0], 8:12] = 1.0
+    heat = raw_heat(method, scorer, lambda one, _: scorer.encoder(one).mean(1), images, batch=7)
+    assert heat[0, 2:10, 6:14].sum() > 0.7 * heat.sum() > 0
+
+
 @pytest.mark.parametrize("method", ["occlusion", "gradient"])
 def test_what_lowers_the_score_is_cold(method):
     scorer = Knowing().requires_grad_(False)

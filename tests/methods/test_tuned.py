@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from selftaught import methods
 from selftaught.data.plan import finetune_augment, plain
+from selftaught.models.encoder import EncoderConfig
 from selftaught.models.network import Network
 from selftaught.training import kept_features
 from selftaught.training.bad_files import BadFiles, SkippedWarning
@@ -111,8 +112,14 @@ def test_dropout_is_a_function_of_seed_epoch_and_image_and_keeps_the_mean():
 class HalfMean(torch.nn.Module):
     """Features that tell an image from its mirror image: the mean, and that of its left half."""
 
-    def forward(self, images):
-        return torch.stack([images.mean((1, 2, 3)), images[..., :16].mean((1, 2, 3))], 1)
+    def __init__(self, mirror=False, factor=1.0):
+        super().__init__()
+        self.config = EncoderConfig(mirror=mirror)
+        self.factor = torch.nn.Parameter(torch.tensor(factor), requires_grad=False)
+
+    def pooled(self, images):
+        halves = (images, images[..., :16])
+        return self.factor * torch.stack([one.mean((1, 2, 3)) for one in halves], 1)
 
 
 def test_kept_features_are_of_the_views_that_images_would_have(root, tmp_path):
@@ -125,10 +132,27 @@ def test_kept_features_are_of_the_views_that_images_would_have(root, tmp_path):
             asked = np.array([8, 2, 3, 5, 5, 3])
             ((features, _, ids, _),) = kept.batches([(epoch, asked)])
             ((views, _, _, _),) = images.batches([(epoch, asked)])
-            torch.testing.assert_close(features[:, 0], module(views[:, 0]))
+            torch.testing.assert_close(features[:, 0], module.pooled(views[:, 0]))
             assert ids.tolist() == asked.tolist()
         images.close()
     assert not torch.equal(kept.plain, kept.mirrored)
+
+
+def test_kept_features_of_both_sides_are_their_mean_but_in_training(root, tmp_path):
+    rows, asked = np.array([2, 3, 5, 8]), [(0, np.array([8, 2, 3]))]
+    still = plain(finetune_augment())
+    drawn = replace(still, horizontal_flip=1.0)
+    with runs.opened(root, tmp_path, "classifier") as run:
+
+        def views(mirror, augment, **how):
+            kept = KeptViews(run, "finetune", HalfMean(mirror), augment, rows, **how)
+            return next(iter(kept.batches(asked)))[0]
+
+        left, right = views(False, still), views(False, drawn)
+        torch.testing.assert_close(views(True, still), (left + right) / 2)
+        assert torch.equal(views(True, drawn, training=True), right)
+        assert torch.equal(views(True, still, one_side=True), left)
+    assert len(list((tmp_path / "features").glob("*/*"))) == 2  # computed once for all
 
 
 def test_other_images_stand_in_for_those_that_cannot_be_read(root, tmp_path):
@@ -162,10 +186,7 @@ def test_features_are_kept_for_other_runs_and_are_those_of_these_weights_and_ima
             views = KeptViews(run, "plain", module, plain(finetune_augment()), np.array(rows))
         return views.plain, bool(computed)
 
-    torch.manual_seed(0)
-    module, other = (
-        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 3)) for _ in "ab"
-    )
+    module, other = HalfMean(), HalfMean(factor=0.5)
     first, new = kept("first", module, [1, 2, 5])
     assert new
     again, new = kept("second", module, [5, 2])

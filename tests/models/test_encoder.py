@@ -192,3 +192,19 @@ def test_weights_that_are_hostile_or_damaged_are_refused(tmp_path, peer_state):
             load_encoder_weights(encoder, tmp_path / name)
         assert "\n" not in str(caught.value)
     assert not trace.exists()
+
+
+def test_both_sides_count_in_evaluation_and_one_in_training():
+    torch.manual_seed(0)
+    encoder, images = Encoder(EncoderConfig(mirror=True)), torch.rand(3, 1, 32, 32)
+    plain = Encoder(EncoderConfig())
+    plain.load_state_dict(encoder.state_dict())
+    with torch.no_grad():
+        learnt = encoder(images)
+        assert torch.equal(learnt, plain(images))
+        encoder.eval(), plain.eval()
+        both = (plain(images) + plain(images.flip(-1))) / 2
+        torch.testing.assert_close(encoder(images), both)
+        torch.testing.assert_close(encoder(images.flip(-1)), both)
+        assert encoder(images[:0]).shape == (0, 512) and torch.equal(encoder(both), both)
+    assert not torch.allclose(both, plain(images), rtol=1e-3)

@@ -96,6 +96,24 @@ def test_a_detector_gives_the_runs_scores(finished, manifest):
     assert gone[list(ALL)].isna().all(axis=1).tolist() == [True, False, False]
 
 
+@pytest.mark.parametrize("method", ["classifier", "logistic", "knn"])
+def test_both_sides_of_a_film_count_in_kept_features_as_in_a_detector(manifest, tmp_path, method):
+    torch.set_num_threads(1)
+    given = {"finetune.method": method, "model.mirror": True, "score.by": "model"}
+    if method == "classifier":
+        given |= {"finetune.encoder": "head", "finetune.epochs": 1, "finetune.batch_size": 8}
+    words = ["--preset=eq2-quick", f"--data.manifest={manifest}", f"--out={tmp_path / 'run'}"]
+    given |= {"data.image_size": 32, "pretext.method": "none", "data.workers": 0}
+    words += [f"--{name}={value}" for name, value in given.items()]
+    with thin.patch():
+        folder = run(read_config("run", "", words), PARTS[:-1], lambda event, **facts: None)
+        table = pd.read_csv(folder / "scores.csv")
+        score = Detector.load(folder, device="cpu").score(
+            [manifest.parent / name for name in table["path"]]
+        )
+    np.testing.assert_allclose(score, table["score"], rtol=1e-5, atol=1e-6)
+
+
 def test_the_best_model_is_of_the_epoch_that_this_score_was_best_in(finished, manifest):
     by, folder = finished
     curve, table = validated(folder), pd.read_csv(folder / "scores.csv")

@@ -176,3 +176,10 @@ def test_an_input_norm_of_other_inputs_is_refused_in_one_line():
     assert build({"out": "x"}).model.encoder.input_norm == "none"
     with pytest.raises(InputError, match=r"model\.input_norm is 'imagenet'; allowed: none with "):
         build({"out": "x", "model": model, "pretext": {"augment": {"mask_scale": 255}}})
+
+
+def test_a_mirror_image_is_no_other_side_where_images_are_never_flipped():
+    model, augment = {"mirror": True}, {"horizontal_flip": 0.0}
+    assert build({"out": "x", "model": model}).model.encoder.mirror
+    with pytest.raises(InputError, match=r"model\.mirror is True; allowed: false with finetune"):
+        build({"out": "x", "model": model, "finetune": {"augment": augment}})
