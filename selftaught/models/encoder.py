@@ -202,8 +202,8 @@ class Encoder(nn.Module):
         """
         if self.training or not self.config.mirror or x.ndim != 4:
             return self.pooled(x)
-        both = self.pooled(torch.cat([x, x.flip(-1)]))
-        return (both[: len(x)] + both[len(x) :]) / 2
+        both, count = self.pooled(torch.cat([x, x.flip(-1)])), x.shape[0]  # len is no symbol
+        return (both[:count] + both[count:]) / 2
 
     def pooled(self, x: Tensor) -> Tensor:
         """Average-pooled features h (B, width) of `x` as it is; otherwise as `forward`."""
