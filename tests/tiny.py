@@ -57,7 +57,9 @@ def write_model(folder: Path, **preprocessing: object) -> Path:
     return save_model(folder, task, films, Calibration(2.0, (1.0, 2.0)))
 
 
-def spheres(centers: int, head: tuple[int, ...] = (256, 128), image_size: int = 32, **encoder: object):
+def spheres(
+    centers: int, head: tuple[int, ...] = (256, 128), image_size: int = 32, **encoder: object
+):
     """An untrained task of the method spheres with centres of random embeddings."""
     import torch
 
