@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 
 import cv2
@@ -17,8 +19,10 @@ from selftaught.data.augment import Augment
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.job import prepare
 from selftaught.errors import InputError
+from selftaught.export.runtime import Exported
 from selftaught.models import Calibration, Preprocessing, save_model
 from selftaught.phantoms import write_set
+from selftaught.web.exported import scorer_of
 from tests.data.prepare.films import chest
 from tests.tiny import spheres
 
@@ -103,6 +107,55 @@ def test_raw_films_get_the_scores_of_the_prepared_ones(raw, set_, model, tmp_pat
     assert set(own["mask_from"]) >= {"given", "found"} and set(own["bits"]) == {8, 16}
     check_equal(own, found)
     assert "body_part" in found and found["mask"].isna().sum() > 2
+
+
+WITHOUT_TORCH = """
+import json, sys
+from pathlib import Path
+sys.modules.update(dict.fromkeys(("torch", "torchvision", "pandas", "sklearn")))
+from selftaught.errors import InputError
+from selftaught.export.runtime import Exported
+from selftaught.web.exported import scorer_of
+score = scorer_of(Exported.load(sys.argv[1]))
+for path in map(Path, sys.argv[2:]):
+    try:
+        print(json.dumps(score(path)))
+    except InputError as error:
+        print(json.dumps({"problem": str(error)}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # an export traces the network
+def test_an_exported_file_gives_raw_films_the_same_without_torch(
+    raw, set_, task, tmp_path, monkeypatch
+):
+    films = Preprocessing.of(Augment(), SIZE, True, set_)
+    names = pd.read_csv(raw / "manifest.csv")["path"]
+    paths = [str(raw / name) for name in names]
+    bare = Detector(task, films, Calibration(), device="cpu")
+    normals = bare.score(paths[:5]).tolist()
+    calibration = dataclasses.replace(
+        Calibration.from_normals(normals, 0.5), patients=(0, 1, 1, 2, 2)
+    )
+    model = save_model(tmp_path / "model", task, films, calibration)
+    out = tmp_path / "model.onnx"
+    with pytest.warns(UserWarning, match="flat.png: low contrast"):
+        words = ["export", str(model), "--data.manifest", str(raw), "--out", str(out)]
+        assert main(words) == 0
+        wanted = Detector.load(model, device="cpu").explain(paths, bad_files="skip")
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(out), *paths]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made = pd.DataFrame([json.loads(line) for line in done.stdout.splitlines()])
+    assert made["problem"].fillna("").tolist() == wanted["problem"].tolist()
+    for name in ("score", "percentile", "p_value", "flagged", "center"):
+        numbers = [one[name].astype(float) for one in (made, wanted)]
+        np.testing.assert_allclose(*numbers, rtol=1e-5)
+    assert set(wanted["flagged"].dropna()) == {0, 1} and wanted["p_value"].nunique() > 2
+    monkeypatch.setitem(sys.modules, "skimage.filters", None)
+    with pytest.raises(InputError, match="pip install scikit-image"):
+        scorer_of(Exported.load(out))
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,8 @@ def export(detector: Detector, model: Path, out: Path, films: Films) -> dict[str
         The facts that the file holds.
 
     Raises:
-        InputError: the model cannot be traced, no film can be read, or a score, percentile or
-            flag differs; nothing is written.
+        InputError: the model cannot be traced, no film can be read, or a score, percentile,
+            p-value or flag differs; nothing is written.
         MachineError: the disk is full.
     """
     traced = graph.traced(detector)
@@ -123,7 +123,7 @@ def compare(
     made = pd.DataFrame(_scored(detector, exported, films, rows))
     spread = float(wanted["score"].std(ddof=0))
     largest = 0.0
-    for name in made.columns.difference(["percentile", "flagged"], sort=False):
+    for name in made.columns.difference([*runtime.MEANINGS, "flagged"], sort=False):
         one, other = made[name].to_numpy(), wanted[name].to_numpy()
         if one.dtype.kind == "f":
             far = _differences(one, other, float(other.std()))
@@ -157,23 +157,27 @@ def _differences(made: np.ndarray, wanted: np.ndarray, spread: float) -> np.ndar
 def _check_meaning(
     detector: Detector, made: pd.DataFrame, wanted: pd.DataFrame, spread: float
 ) -> None:
-    """Refuse percentiles and flags other than the detector's.
+    """Refuse percentiles, p-values and flags other than the detector's.
 
     A score that equals the threshold, or a normal one, but for rounding, counts as equal to it:
     which side it falls on in the detector is chance.
     """
     scores, calibration = wanted["score"].to_numpy(np.float64), detector.calibration
     near = runtime.TOLERANCE * np.maximum(np.abs(scores), spread)
-    low, high = (calibration.percentiles(scores + side * near) for side in (-1, 1))
-    share = made["percentile"].to_numpy(np.float64)
-    wrong = ~((low - 1e-3 <= share) & (share <= high + 1e-3)) & ~np.isnan(low)
+    checked = []
+    for name, of in (("percentile", calibration.percentiles), ("p_value", calibration.p_values)):
+        low, high = np.sort([of(scores + side * near) for side in (-1, 1)], axis=0)
+        given = made[name].to_numpy(np.float64)
+        off = 1e-5 * high
+        wrong = ~((low - off <= given) & (given <= high + off)) & ~np.isnan(low)
+        checked.append((name, wrong, given))
     flags = wanted["flagged"].to_numpy(np.float64, na_value=-1)
     if calibration.threshold is not None:
         slack = graph.slack(np.float64(calibration.threshold), calibration)
         tied = np.abs(scores - calibration.threshold) <= slack
         flags[tied] = 0
     given = made["flagged"].to_numpy(np.float64, na_value=-1)
-    for name, bad, value in (("percentile", wrong, share), ("flagged", given != flags, given)):
+    for name, bad, value in (*checked, ("flagged", given != flags, given)):
         if bad.any():
             row = int(np.argmax(bad))
             raise InputError(

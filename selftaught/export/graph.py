@@ -1,4 +1,4 @@
-"""A detector as one traced program: films -> score, percentile, flag; to ONNX or torch.export."""
+"""A detector as one traced program: films -> scores and what they mean; ONNX or torch.export."""
 
 import io
 import logging
@@ -44,6 +44,8 @@ class Graph(nn.Module):
     """
 
     least: Tensor
+    most: Tensor
+    weights: Tensor
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
@@ -52,9 +54,12 @@ class Graph(nn.Module):
         self.scorer, self.bank, self.by = detector.scorer, detector.bank, detector.by
         self.masked, self.regions = films.masked, detector.masks
         normals = np.asarray(scores.normal_scores)
+        near = slack(normals, scores)
         # The lowest score that counts as no lower than each normal one, and the highest that
-        # counts as no higher than the threshold.
-        self.register_buffer("least", torch.from_numpy(normals - slack(normals, scores)))
+        # counts as no higher than it, or than the threshold.
+        self.register_buffer("least", torch.from_numpy(normals - near))
+        self.register_buffer("most", torch.from_numpy(normals + near))
+        self.register_buffer("weights", torch.from_numpy(scores.weights))
         limit = scores.threshold
         self.limit = None if limit is None else limit + float(slack(np.array(limit), scores))
 
@@ -81,7 +86,12 @@ class Graph(nn.Module):
             further = {"model_score": score, **further}
             score = self.bank(columns["h"], [f"{self.by}_score"])[f"{self.by}_score"]
         score = torch.where(usable, score, torch.nan)
-        made = {"score": score, "percentile": self._percentile(score), "flagged": self._flag(score)}
+        made = {
+            "score": score,
+            "percentile": self._percentile(score),
+            "flagged": self._flag(score),
+            "p_value": self._p_value(score),
+        }
         for name, one in further.items():
             floats = one.is_floating_point()
             one = one.float() if floats else one.long()
@@ -94,6 +104,14 @@ class Graph(nn.Module):
             return torch.full_like(score, torch.nan)
         below = (self.least <= score.double()[:, None]).sum(1)
         share = (100.0 * below.double() / len(self.least)).float()
+        return torch.where(score.isnan(), torch.nan, share)
+
+    def _p_value(self, score: Tensor) -> Tensor:
+        """As `Calibration.p_values`; NaN without normals."""
+        if not len(self.most):
+            return torch.full_like(score, torch.nan)
+        above = ((score.double()[:, None] <= self.most) * self.weights).sum(1)
+        share = ((1.0 + above) / (1.0 + self.weights.sum())).float()
         return torch.where(score.isnan(), torch.nan, share)
 
     def _flag(self, score: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from selftaught.export.contents import read_facts, unpacked
 
 TOLERANCE = 1e-4  # of a score, or of the spread of scores where that is more
 LARGEST = (1 << 31) - 1  # bytes of a protobuf
+MEANINGS = {"percentile", "p_value"}  # of a score; files of before lack the second
 PIXELS = 1 << 24  # of films that are scored together, where there is more than one
 Array: TypeAlias = np.ndarray
 Columns: TypeAlias = dict[str, Array]
@@ -66,7 +67,8 @@ class Exported:
         Returns:
             For each film `score` (higher = more abnormal), `percentile` (share of normal
             validation films that score no higher, 0 to 100; None if the model has none), `flagged`
-            (1 above the threshold, else 0; None without a threshold), and the method's columns.
+            (1 above the threshold, else 0; None without a threshold), `p_value` (conformal, as
+            `Calibration.p_values`; None without normal films), and the method's columns.
 
         Raises:
             InputError: films, masks or their preparation are not such as the model takes.
@@ -148,7 +150,8 @@ def _rows(columns: Columns) -> list[dict[str, Any]]:
     for values in zip(*(one.tolist() for one in columns.values()), strict=True):
         row = dict(zip(columns, values, strict=True))
         row["flagged"] = None if row["flagged"] < 0 else row["flagged"]
-        row["percentile"] = None if row["percentile"] != row["percentile"] else row["percentile"]
+        for name in MEANINGS.intersection(row):
+            row[name] = None if row[name] != row[name] else row[name]
         rows.append(row)
     return rows
 
@@ -221,7 +224,7 @@ def verify(path: str | Path) -> dict[str, Any]:
         `films`, how many; `difference`, the largest relative one of their scores.
 
     Raises:
-        InputError: the file is altered, or gives other scores, percentiles or flags here.
+        InputError: the file is altered, or gives other scores or flags here.
     """
     exported = Exported.load(path)
     golden, spread = exported.facts["golden"], exported.facts["spread"]

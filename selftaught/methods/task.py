@@ -19,8 +19,8 @@ from selftaught.models.network import Network
 FEATURES = ("h", "z")
 TAKEN = {
     *("path", "split", "label", "semi_label", "mask", "group", "patient", "body_part", "study"),
-    *("percentile", "flagged", "model_score", "ratio_score", "normality_score", "knn_score"),
-    *("pretext_knn_score", "pretext_h", "problem", "row"),
+    *("percentile", "flagged", "p_value", "model_score", "ratio_score", "normality_score"),
+    *("knn_score", "pretext_knn_score", "pretext_h", "levels", "problem", "row"),
 }
 
 Result = TypeVar("Result")

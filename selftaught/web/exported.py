@@ -43,6 +43,14 @@ def scorer_of(model: "Exported") -> Score:
         )
     if not masked:
         config = dataclasses.replace(config, mask="none")
+    if config.mask != "none":
+        try:
+            import skimage.filters  # noqa: F401  # missed now, not at the first film
+        except ImportError as error:
+            raise InputError(
+                f"{model.path}: masks are found by the package scikit-image; install it by: pip "
+                "install scikit-image"
+            ) from error
 
     def score(path: Path) -> dict[str, Any]:
         film = usable_film(path, None, "", config, reference)

@@ -1,5 +1,6 @@
-"""An exported file gives the detector's scores, percentiles and flags, or is refused."""
+"""An exported file gives the detector's scores and what they mean, or is refused."""
 
+import dataclasses
 import zipfile
 
 import cv2
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from selftaught.data.images.decode import read_grey
+from selftaught.data.images.masks import read_mask
 from selftaught.detector import Detector
 from selftaught.errors import InputError
 from selftaught.export import check, runtime
@@ -20,36 +22,47 @@ SHAPES = [(40, 30), (64, 64), (64, 48), (20, 31), (90, 47), (33, 32), (100, 101)
 
 
 def write_films(folder):
-    """Noise of many sizes, every other film of 16 bits and far from white."""
-    random, paths = np.random.default_rng(0), []
+    """Noise of many sizes, every other film of 16 bits and far from white; masks of most."""
+    random, paths, masks = np.random.default_rng(0), [], []
     for number, (height, width) in enumerate(SHAPES):
         levels = cv2.GaussianBlur(random.random((height, width)), (0, 0), 1 + number / 2)
         levels = (levels - levels.min()) / (levels.max() - levels.min())
         kind, white = ((np.uint8, 255), (np.uint16, 9000))[number % 2]
         paths.append(folder / f"{number}.png")
         cv2.imwrite(str(paths[-1]), (levels * white).astype(kind))
-    return paths
+        masks.append(folder / f"{number}-mask.png" if number % 3 < 2 else None)
+        if masks[-1]:
+            cv2.imwrite(str(masks[-1]), (levels > 0.4).astype(np.uint8))
+    return paths, masks
+
+
+def pixels(films):
+    """Images and masks, as the file takes them."""
+    images = [read_grey(path) for path in films.paths]
+    pairs = zip(films.masks, films.paths, images, strict=True)
+    return images, [mask and read_mask(mask, path, image.shape) for mask, path, image in pairs]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A model whose normal scores and threshold are those of the films themselves; its film files.
+    """A model with masks whose normal scores are those of the films themselves; its film files.
 
     Its score is by the bank, so that one file holds nearest centres and nearest neighbours.
     """
     folder = tmp_path_factory.mktemp("export")
-    paths = write_films(folder)
-    task, films = tiny.spheres(3, mirror=True), Preprocessing(image_size=32)
+    paths, masks = write_films(folder)
+    task, films = tiny.spheres(3, mirror=True), Preprocessing(image_size=32, masked=True)
     random = torch.Generator().manual_seed(1)
     plain = Detector(task, films, Calibration(), device="cpu")
-    h = plain.embed(paths)[0]
+    h = plain.embed(paths, masks=masks)[0]
     others = [h[torch.randperm(len(h), generator=random)] + h.std() * one for one in (0.3, 0.7)]
     bank = Bank.of(torch.cat([others[0], h.roll(1, 1)]), others[1], by="ratio", ratio_neighbours=2)
-    scores = Detector(task, films, Calibration(), bank=bank, device="cpu").score(paths)
-    calibration = Calibration.from_normals(scores, 0.5)
+    plain = Detector(task, films, Calibration(), bank=bank, device="cpu")
+    calibration = Calibration.from_normals(plain.score(paths, masks=masks), 0.5)
+    calibration = dataclasses.replace(calibration, patients=(0, 1, 0, 2, 3, 3, 3, 4))
     save_model(folder / "model", task, films, calibration, bank=bank)
     detector = Detector.load(folder / "model", device="cpu")
-    listed = check.Films(paths, None, [""] * len(paths), "test")
+    listed = check.Films(paths, masks, [""] * len(paths), "test")
     check.export(detector, folder / "model", folder / "model.onnx", listed)
     return detector, listed, folder / "model.onnx"
 
@@ -60,10 +73,10 @@ def thin_networks():
         yield
 
 
-def test_scores_percentiles_and_flags_are_the_detectors_ties_included(model):
+def test_scores_and_what_they_mean_are_the_detectors_ties_included(model):
     detector, films, path = model
-    wanted = detector.explain(films.paths)
-    made = runtime.Exported.load(path).score([read_grey(one) for one in films.paths])
+    wanted = detector.explain(films.paths, masks=films.masks)
+    made = runtime.Exported.load(path).score(*pixels(films))
     for name in ("score", "model_score"):
         values = np.array([row[name] for row in made])
         assert np.abs(values / wanted[name].to_numpy() - 1).max() < 1e-5
@@ -72,13 +85,15 @@ def test_scores_percentiles_and_flags_are_the_detectors_ties_included(model):
     ranks = np.argsort(np.argsort(wanted["score"])) + 1
     np.testing.assert_allclose([row["percentile"] for row in made], 100 * ranks / len(ranks))
     assert [row["flagged"] for row in made] == (ranks > len(ranks) // 2).astype(int).tolist()
+    np.testing.assert_allclose([row["p_value"] for row in made], wanted["p_value"], rtol=1e-6)
 
 
 def test_a_torch_export_file_gives_the_same_and_is_refused_when_altered(model, tmp_path):
     detector, films, path = model
     check.export(detector, path.with_name("model"), tmp_path / "m.pt2", films)
-    images = [read_grey(one) for one in films.paths]
-    made, wanted = (runtime.Exported.load(one).score(images) for one in (tmp_path / "m.pt2", path))
+    made, wanted = (
+        runtime.Exported.load(one).score(*pixels(films)) for one in (tmp_path / "m.pt2", path)
+    )
     for one, other in zip(made, wanted, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
     assert runtime.verify(tmp_path / "m.pt2")["films"] == 3
@@ -99,9 +114,9 @@ def test_films_of_one_shape_are_scored_together_as_alone(model):
     exported = runtime.Exported.load(model[2])
     films = [read_grey(one) for one in model[1].paths[:2]]
     stack = [films[0], films[0][::-1].copy(), films[0].astype(np.uint16), films[1]]
-    together = exported.score(stack)
+    together = exported.score(stack, [None] * 4)
     for film, row in zip(stack, together, strict=True):
-        alone = exported.score([film])[0]
+        alone = exported.score([film], [None])[0]
         assert row["score"] == pytest.approx(alone["score"], rel=1e-5)
     assert together[0]["score"] != pytest.approx(together[2]["score"], rel=1e-6)  # other levels
 
@@ -110,10 +125,12 @@ def test_the_graph_itself_gives_no_score_for_what_is_no_film(model):
     run = runtime.Exported.load(model[2])._run
     flat, bright = np.full((1, 9, 9), 7, np.uint16), np.full((1, 9, 9), 300, np.uint16)
     bright[0, 0, 0] = 0
+    whole = np.full((1, 9, 9), 255, np.uint8)
     for film in (flat, bright):
-        made = run(film, np.array([8]), None)
-        assert np.isnan(made["score"]) and np.isnan(made["percentile"]) and made["flagged"] == -1
-    assert np.isfinite(run(bright, np.array([12]), None)["score"])
+        made = run(film, np.array([8]), whole)
+        assert all(np.isnan(made[name]) for name in ("score", "percentile", "p_value"))
+        assert made["flagged"] == -1
+    assert np.isfinite(run(bright, np.array([12]), whole)["score"])
 
 
 def test_another_score_or_flag_is_refused(model):
@@ -121,9 +138,13 @@ def test_another_score_or_flag_is_refused(model):
     exported = runtime.Exported.load(path)
     higher = Detector.load(path.with_name("model"), device="cpu")
     scores = higher.calibration.normal_scores
-    higher.calibration = Calibration(scores[1], scores)
-    with pytest.raises(InputError, match="flagged 0 in the file and 1"):
-        check.compare(higher, exported, films)
+    for text, change in (
+        ("flagged 0 in the file and 1", {"threshold": scores[1]}),
+        ("p_value", {"patients": ()}),
+    ):
+        higher.calibration = dataclasses.replace(detector.calibration, **change)
+        with pytest.raises(InputError, match=text):
+            check.compare(higher, exported, films)
     higher.calibration = Calibration(detector.calibration.threshold, scores[2:])
     with pytest.raises(InputError, match="percentile"):
         check.compare(higher, exported, films)
