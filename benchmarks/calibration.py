@@ -22,7 +22,7 @@ from selftaught.data.images.decode import read_grey
 from selftaught.data.manifest import read_manifest
 from selftaught.monitoring.compare import compare
 from selftaught.monitoring.drift import Films
-from selftaught.monitoring.observed import EMBEDDINGS, SCORES, of_model
+from selftaught.monitoring.observed import EMBEDDINGS, LEVELS, SCORES, of_model
 from selftaught.monitoring.threshold import for_false_alarms
 
 DRAWS = 100
@@ -34,7 +34,7 @@ RATES = (0.01, 0.05)
 
 
 def scored(model: str, manifest: str, limit: int) -> dict[str, np.ndarray]:
-    """Scores and features of the normal films, and of `EXPOSED` of them at each exposure."""
+    """What is known of the normal films, and of `EXPOSED` of them at each exposure."""
     listed = read_manifest(manifest, allow_outside=True)
     normal = (listed.table["label"] == 0).fillna(False)
     paths = [listed.root / path for path in listed.table["path"][normal]]
@@ -49,8 +49,9 @@ def scored(model: str, manifest: str, limit: int) -> dict[str, np.ndarray]:
                     exposed(path, gamma, Path(folder) / f"{gamma}-{number}.png")
                     for number, path in enumerate(paths[:EXPOSED])
                 ]
-            table, h = detector.describe(films)
+            table, h, levels = detector.describe(films)
             made[f"score {gamma}"], made[f"h {gamma}"] = table["score"].to_numpy(), h.numpy()
+            made[f"levels {gamma}"] = levels.numpy()
     return made
 
 
@@ -101,6 +102,10 @@ def of_watch(made: dict[str, np.ndarray], model: str) -> Iterator[dict]:
         return {
             SCORES: Films(values=made[f"score {gamma}"][places]),
             EMBEDDINGS: Films(values=made[f"h {gamma}"][places]),
+            **{
+                name: Films(values=values)
+                for name, values in zip(LEVELS, made[f"levels {gamma}"][places].T, strict=True)
+            },
         }
 
     own = of_model(Detector.load(model))

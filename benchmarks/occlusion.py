@@ -80,7 +80,7 @@ def areas(run: Path, root: Path) -> dict[str, float]:
             paths = [Path(folder) / f"{number}.png" for number in range(len(films))]
             for path, film in zip(paths, films, strict=True):
                 cv2.imwrite(str(path), change(film))
-            table, _ = detector.describe(paths)
+            table = detector.explain(paths)
         measured[name] = roc_auc_score(val["label"], table["score"])
     area = roc_auc_score(val["label"], [sharpness(film) for film in films])
     return {**measured, "sharpness alone, no model": max(area, 1 - area)}

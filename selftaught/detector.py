@@ -18,18 +18,18 @@ from selftaught.maps.heat import ALWAYS, BEST, Method, raw_heat
 from selftaught.maps.scale import NO_SCALE, Scale, read_scales
 from selftaught.methods import Task
 from selftaught.methods.stored import built, expected
-from selftaught.methods.task import score_images
+from selftaught.methods.task import FEATURES, score_images
 from selftaught.models.bank import COLUMNS, Bank, By
 from selftaught.models.calibration import Calibration
 from selftaught.models.files import model_folder, read_model
-from selftaught.models.films import checked_tensor, read_films
+from selftaught.models.films import LEVELS, checked_tensor, levels, read_films
 from selftaught.models.preprocessing import Preprocessing
 
-FEATURES = ("h", "z")
 IMAGES = "a list of paths of image files, or a tensor (N, 1, S, S) that is network input already"
 Paths = Sequence[str | PathLike[str]]
 Masks = Sequence[str | PathLike[str] | None] | Tensor
 Made = dict[str, Tensor]
+Described = tuple[pd.DataFrame, Tensor | None, Tensor]  # rows, h (N, W), levels (N, 2)
 Executor = Literal["auto", "opencv", "dali"]
 BadFiles = Literal["fail", "skip"]
 
@@ -217,12 +217,14 @@ class Detector:
         out, problems = self._columns(images, masks, body_parts, batch_size, bad_files, progress)
         return self._table(images, out, problems if bad_files == "skip" else None)
 
-    def describe(self, images: Paths | Tensor, **how: Any) -> tuple[pd.DataFrame, Tensor | None]:
-        """`explain` with its arguments, and h (N, W) of the same pass: None without features."""
-        images = _listed(images)
-        out, problems = self._columns(images, **how)
+    def describe(self, images: Paths | Tensor, **how: Any) -> Described:
+        """`explain` with its arguments, and h and `levels` of the same pass."""
+        images, run, span = _listed(images), self._run, self.input_range
+        out, problems = self._columns(
+            images, **how, make=lambda *one: {**run(*one), LEVELS: levels(one[0], span)}
+        )
         skipped = problems if how.get("bad_files") == "skip" else None
-        return self._table(images, out, skipped), out.get("h")
+        return self._table(images, out, skipped), out.get("h"), out[LEVELS]
 
     def _table(
         self, images: Paths | Tensor, out: dict[str, Tensor], problems: dict[int, str] | None

@@ -116,4 +116,5 @@ def _observed(films: Scored, labelled: bool) -> "Observed":
     read = (~films.skipped).to_numpy()
     table = films.table[read].reset_index(drop=True)
     features = None if films.features is None else films.features.numpy()[read]
-    return of_films(table, features, header_facts(table, films.manifest.root), labelled)
+    levels = films.levels.numpy()[read]
+    return of_films(table, features, levels, header_facts(table, films.manifest.root), labelled)

@@ -168,7 +168,7 @@ class Scored(NamedTuple):
         detector: the model.
         manifest: the films.
         table: the manifest's, with the columns of `Detector.explain`.
-        features: (N, W) h, NaN where a film was skipped; None: the method has none.
+        features, levels: (N, W) and (N, 2), of `Detector.describe`.
         skipped: (N,) bool, films that cannot be read.
     """
 
@@ -176,6 +176,7 @@ class Scored(NamedTuple):
     manifest: "Manifest"
     table: "pd.DataFrame"
     features: "torch.Tensor | None"
+    levels: "torch.Tensor"
     skipped: "pd.Series"
 
 
@@ -210,7 +211,7 @@ def scored(
     films = detector.preprocessing
     masked = any(masks) and (films.masked or not films.known)
     with _Watched(len(table), stopper, device) as watched:
-        explained, h = detector.describe(
+        described = detector.describe(
             [listed.root / table["path"].iloc[row] for row in share],
             masks=[masks[row] for row in share] if masked else None,
             body_parts=[table["body_part"].iloc[row] for row in share],
@@ -218,11 +219,13 @@ def scored(
             bad_files=bad_files,
             progress=watched.batch,
         )
-    explained.index = pd.Index(share)
-    gathered = distributed.gather_objects((explained, h))
-    order = pd.concat([part for part, _ in gathered]).index.argsort()
-    scores = pd.concat([part for part, _ in gathered]).iloc[order]
-    features = None if h is None else torch.cat([part for _, part in gathered])[order]
+    described[0].index = pd.Index(share)
+    parts = distributed.gather_objects(described)
+    scores = pd.concat([table for table, _, _ in parts])
+    order = scores.index.argsort()
+    scores = scores.iloc[order]
+    features = None if described[1] is None else torch.cat([h for _, h, _ in parts])[order]
+    levels = torch.cat([levels for _, _, levels in parts])[order]
     for name in scores.columns.drop("path"):
         table[name] = scores[name]
     if skip:
@@ -233,7 +236,7 @@ def scored(
                 f"{table['problem'].iloc[0]}"
             )
     skipped = table["problem"] != "" if skip else pd.Series(False, table.index)
-    return Scored(detector, listed, table, features, skipped)
+    return Scored(detector, listed, table, features, levels, skipped)
 
 
 class _Watched:

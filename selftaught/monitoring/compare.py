@@ -9,6 +9,7 @@ from selftaught.monitoring.drift import FEWEST, Films, Test
 from selftaught.monitoring.observed import (
     ABNORMAL,
     EMBEDDINGS,
+    LEVELS,
     NUMBERS,
     SCORES,
     TESTS,
@@ -16,11 +17,15 @@ from selftaught.monitoring.observed import (
 )
 
 SEED = 1
+NUMERIC = {SCORES, *LEVELS, *NUMBERS}
 LABELS = {"0": "normal", "1": "abnormal"}
 
 
 def compare(here: Observed, there: Observed, alarm_rate: float) -> list[Test]:
     """Every test of `TESTS`, those that cannot be made with the reason.
+
+    What is one and the same in all films is no test: no deal could give another value, so that it
+    takes no share of the rate from the others (Tarone, 1990).
 
     Args:
         here: the films to watch.
@@ -37,7 +42,7 @@ def compare(here: Observed, there: Observed, alarm_rate: float) -> list[Test]:
         one, other = here[name], there[name]
         if name == EMBEDDINGS:
             p = drift.of_features(one, other, count, SEED)
-        elif name == SCORES or name in NUMBERS:
+        elif name in NUMERIC:
             p = drift.of_numbers(one, other, count, SEED)
         else:
             p = drift.of_kinds(one, other, count, SEED)
@@ -54,16 +59,18 @@ def _missing(name: str, here: Observed, there: Observed) -> str:
         if len(films.values) < FEWEST:
             return f"known of {len(films.values)} of {whose}; {FEWEST} at least are needed"
     one, other = here[name].values, there[name].values
-    if name == EMBEDDINGS and one.shape[1] != other.shape[1]:
-        return "the reference has features of another width"
-    return ""
+    if name == EMBEDDINGS:
+        same = one.shape[1] == other.shape[1]
+        return "" if same else "the reference has features of another width"
+    constant = (one == one[0]).all() and (other == one[0]).all()
+    return _in_words(name, here[name], there[name]) if constant else ""
 
 
 def _in_words(name: str, here: Films, there: Films) -> str:
     """What was seen, here against there."""
     if name == EMBEDDINGS:
         return "distribution of the encoder's features"
-    if name == SCORES or name in NUMBERS:
+    if name in NUMERIC:
         unit = f" {NUMBERS[name]}" if name in NUMBERS else ""
         low, high = (np.median(films.values.astype(float)) for films in (here, there))
         way = f"; mostly {direction(here, there)}" if name == SCORES else ""
@@ -97,11 +104,16 @@ def meaning(tests: Sequence[Test], labelled: bool, reference: bool) -> list[str]
 
     Args:
         tests: of `compare`.
-        labelled: scores and embeddings are those of films that are labelled normal.
+        labelled: scores, embeddings and levels are those of films that are labelled normal.
         reference: the other films are a list of the site, and not the model's normal films.
     """
     alarms = {test.name: test for test in tests if test.alarm}
     lines = []
+    if alarms.keys() & set(LEVELS):
+        lines.append(
+            "Brightness and contrast are those of the network's input. Ask first whether exposure, "
+            "window, processing, devices or the way of export have changed."
+        )
     if alarms.keys() & {SCORES, EMBEDDINGS} and not labelled:
         lines.append(
             "Scores and embeddings are of all films, whatever they show. More or fewer abnormal "

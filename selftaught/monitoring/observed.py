@@ -1,4 +1,4 @@
-"""What is compared of a set of films: scores, embeddings, and what their headers say."""
+"""What is compared of a set of films: scores, embeddings, grey levels, what headers say."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from selftaught.detector import Detector
 
 SCORES, EMBEDDINGS, ABNORMAL = "scores", "embeddings", "abnormal share"
+LEVELS = ("brightness", "contrast")  # mean and standard deviation of what the network gets
 NUMBERS = {"image size": "megapixels", "kV": "kV", "exposure": "mAs"}
 KINDS = ("bits", "modality", "body part", "view")
-TESTS = (SCORES, EMBEDDINGS, ABNORMAL, *NUMBERS, *KINDS)
+TESTS = (SCORES, EMBEDDINGS, *LEVELS, ABNORMAL, *NUMBERS, *KINDS)
 FROM_DICOM = {
     "Modality": "modality", "BodyPartExamined": "body part", "ViewPosition": "view",
     "BitsStored": "bits", "KVP": "kV", "Exposure": "exposure",
@@ -31,15 +32,20 @@ Observed = dict[str, Films]
 
 
 def of_films(
-    table: pd.DataFrame, features: np.ndarray | None, facts: pd.DataFrame, normals: bool
+    table: pd.DataFrame,
+    features: np.ndarray | None,
+    levels: np.ndarray,
+    facts: pd.DataFrame,
+    normals: bool,
 ) -> Observed:
     """What is known of scored films.
 
     Args:
         table: (N rows) columns `score`, `label`, `patient`.
         features: (N, W); None: the method has none.
+        levels: (N, 2) of `Detector.describe`.
         facts: (N rows) of `header_facts`.
-        normals: compare scores and embeddings of films that are labelled normal.
+        normals: compare scores, embeddings and levels of films that are labelled normal.
     """
     patients = patient_numbers(table)
     rows = (
@@ -48,6 +54,8 @@ def of_films(
     seen = {SCORES: _films(table["score"].to_numpy(), patients, rows)}
     if features is not None:
         seen[EMBEDDINGS] = _films(features, patients, rows)
+    for name, values in zip(LEVELS, levels.T, strict=True):
+        seen[name] = _films(values, patients, rows)
     if table["label"].notna().all():
         seen[ABNORMAL] = _films(table["label"].astype(str).to_numpy(), patients)
     for name in facts.columns:

@@ -1,5 +1,7 @@
 """Tests of drift: no more alarms than stated on the same films, and alarms on others."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -9,12 +11,27 @@ from selftaught.monitoring.compare import compare
 from selftaught.monitoring.drift import Films
 
 
-def test_p_values_agree_with_those_of_scipy():
+def exact(a, b):
+    """p-value over all deals by Scholz and Stephens' equation 6, for two samples."""
+    pooled = np.concatenate([a, b])
+    values, films = np.unique(pooled, return_counts=True)
+    below = np.cumsum(films)[:-1]
+    found = []
+    for rows in itertools.combinations(range(len(pooled)), len(a)):
+        first = np.searchsorted(np.sort(pooled[list(rows)]), values[:-1], side="right")
+        apart = np.square(len(pooled) * first - len(a) * below)
+        found.append((films[:-1] * apart / (below * (len(pooled) - below))).sum())
+    return (np.array(found) >= found[0] - 1e-9).mean()
+
+
+def test_p_values_agree_with_exact_ones_and_those_of_scipy():
     generator = np.random.default_rng(0)
-    for shift in (0.0, 0.3, 0.5):
-        a, b = generator.normal(size=60), generator.normal(shift, size=80)
-        p = drift.of_numbers(Films(values=a), Films(values=b), 4000, 1)
-        assert p == pytest.approx(stats.ks_2samp(a, b, method="exact").pvalue, abs=0.03)
+    for shift, ties in ((0.0, 9), (0.7, 9), (1.5, 0), (1.5, 9)):
+        a, b = generator.normal(size=5).round(ties), generator.normal(shift, size=7).round(ties)
+        # The films of `b` count twice as patients do, whose films are equal.
+        twice = Films(values=np.repeat(b, 2), patients=np.repeat(np.arange(len(b)), 2))
+        p = drift.of_numbers(Films(values=a), twice, 4000, 1)
+        assert p == pytest.approx(exact(a, b), abs=0.03)
     a, b = np.array(list("xxxxxyyyyz")), np.array(list("xyyyyyyyzz"))
     table = [[(v == kind).sum() for kind in "xyz"] for v in (a, b)]
     known = stats.chi2_contingency(
@@ -70,6 +87,24 @@ def test_a_shift_of_embeddings_or_scores_raises_the_alarm_of_its_name():
     assert [test.name for test in compare(moved, there, 0.01) if test.alarm] == ["embeddings"]
     moved = {**here, "scores": Films(values=here["scores"].values * 3)}
     assert [test.name for test in compare(moved, there, 0.01) if test.alarm] == ["scores"]
+
+
+def test_what_is_the_same_in_all_films_takes_no_share_of_the_rate():
+    generator = np.random.default_rng(3)
+    here, there = (
+        {
+            "scores": Films(values=generator.normal(shift, size=30)),
+            "image size": Films(values=np.full(30, 0.25)),
+            "bits": Films(values=np.full(30, "8")),
+            "view": Films(values=np.full(30, view)),
+        }
+        for shift, view in ((0.7, "ap"), (0.0, "pa"))
+    )
+    tests = {test.name: test for test in compare(here, there, 0.05)}
+    assert tests["image size"].p is None and tests["bits"].words == "8 100.0 % against 100.0 %"
+    # Of scores and view alone: the larger p-value counts once, the other twice.
+    assert tests["scores"].adjusted == tests["scores"].p > tests["view"].p
+    assert tests["view"].adjusted == 2 * tests["view"].p and tests["view"].alarm
 
 
 def test_what_is_not_known_is_not_tested_and_no_kind_of_few_films_is_shown():
