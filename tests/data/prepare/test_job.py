@@ -1,6 +1,7 @@
 """`selftaught prepare` as a whole: bytes, kills, broken and hostile files, DICOM."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -36,11 +37,22 @@ DICOM = ROOT / ".." / "shared" / "data" / "dicom"
 # Names, texts, numbers, UIDs, dates and times: whatever may point to a person.
 IDENTIFYING = ("PN", "LO", "SH", "ST", "LT", "UT", "UI", "DA", "TM", "DT", "AE", "AS")
 PLAIN = PrepareConfig(carrier="none", polarity="none", mask="none", workers=1, sheets=0)
+FULL = PrepareConfig(size=96, workers=1, given_mask=False, sheets=1)
 
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_films(tmp_path_factory.mktemp("films") / "set", 20)
+
+
+@pytest.fixture(scope="module")
+def whole(films: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a set of ten shards that one worker made and nothing stopped."""
+    out = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(job, "SHARD_IMAGES", 2)
+        prepare(films, out, FULL)
+    return content(out)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -100,18 +112,15 @@ def test_films_are_resized_and_given_masks_follow(films: Path, tmp_path: Path) -
 
 
 def test_bytes_do_not_depend_on_workers(
-    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    films: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "SHARD_IMAGES", 6)
-    made = []
-    for workers in (1, 2):
-        out = tmp_path / str(workers)
-        prepare(films, out, PrepareConfig(size=96, workers=workers, given_mask=False, sheets=1))
-        made.append(content(out))
-    assert made[0].keys() == made[1].keys() and "sheets/page_001.png" in made[0]
-    assert sum(name.startswith("pack/shards/") for name in made[0]) == 4
-    for name, data in made[0].items():
-        assert data == made[1][name], name
+    monkeypatch.setattr(job, "SHARD_IMAGES", 2)
+    prepare(films, tmp_path, dataclasses.replace(FULL, workers=2))
+    made = content(tmp_path)
+    assert made.keys() == whole.keys() and "sheets/page_001.png" in made
+    assert sum(name.startswith("pack/shards/") for name in made) == 10
+    for name, data in whole.items():
+        assert data == made[name], name
 
 
 PROGRAM = """
@@ -141,7 +150,7 @@ def alive(group: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
 def test_a_kill_leaves_shards_to_go_on_from(
-    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    films: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program, out = tmp_path / "program.py", tmp_path / "out"
     program.write_text(PROGRAM)
@@ -176,12 +185,10 @@ def test_a_kill_leaves_shards_to_go_on_from(
 
     monkeypatch.setattr(job, "SHARD_IMAGES", 2)
     monkeypatch.setattr(job, "work_shard", counted)
-    config = PrepareConfig(size=96, workers=1, given_mask=False, sheets=1)
-    prepare(films, out, config)
+    prepare(films, out, FULL)
     finished = {int(path.stem) for path in kept}
     assert set(worked) == (set(range(10)) - finished) | {0}
-    prepare(films, tmp_path / "whole", config)
-    assert content(out) == content(tmp_path / "whole")
+    assert content(out) == whole
 
 
 def test_a_stop_keeps_finished_shards(
@@ -296,7 +303,7 @@ def test_dicom_files_are_read_or_refused_and_no_identifier_comes_out(
     (tmp_path / "raw").mkdir()
     for name, plain in names.items():
         shutil.copy(DICOM / name, tmp_path / "raw" / plain)
-    config = PrepareConfig(mask="none", workers=1, sheets=1)
+    config = dataclasses.replace(PLAIN, sheets=1)
     with pytest.warns(ManifestWarning, match="no film: 1 DICOM RT Plan"):
         summary = prepare(tmp_path / "raw", tmp_path / "out", config)
     print(summary)
@@ -350,10 +357,12 @@ def test_a_full_disk_ends_with_a_machine_error(
 def test_the_command(films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     truth = films.parent / "truth.json"
+    films = films.with_name("five.csv")
+    films.write_text("\n".join(films.with_name("manifest.csv").read_text().splitlines()[:6]))
     words = ["prepare", str(films), "--out", str(out), "--size", "96", "--workers", "1"]
     assert main([*words, "--given_mask", "false", "--check", str(truth)]) == 0
     told = capsys.readouterr().out
-    assert "20 of 20 images prepared" in told and "carriers with IoU > 0.9" in told
+    assert "5 of 5 images prepared" in told and "carriers with IoU > 0.9" in told
     assert (out / "sheets" / "page_001.png").is_file()
     assert main(["prepare", str(films), "--out", str(out), "--size", "5"]) == 2
     assert "size is 5; allowed: 16 to 8192" in capsys.readouterr().err

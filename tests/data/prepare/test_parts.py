@@ -36,6 +36,16 @@ def films(tmp_path_factory):
     return write_films(tmp_path_factory.mktemp("films") / "set", 13)
 
 
+@pytest.fixture(scope="module")
+def whole(films, tmp_path_factory):
+    """The files of a job without parts."""
+    out = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(job, "SHARD_IMAGES", 2)
+        prepare(films, out, FULL)
+    return content(out)
+
+
 @pytest.fixture
 def worked(monkeypatch):
     """The shards that are worked on, in order."""
@@ -51,7 +61,7 @@ def worked(monkeypatch):
 
 
 def test_parts_in_any_order_one_stopped_write_the_files_of_one_job(
-    films, tmp_path, monkeypatch, worked
+    films, whole, tmp_path, monkeypatch, worked
 ):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -65,13 +75,12 @@ def test_parts_in_any_order_one_stopped_write_the_files_of_one_job(
     assert worked == [4, 0, 3, 6] and not (out / "manifest.csv").exists()
     prepare(films, out, FULL)
     assert worked == [4, 0, 3, 6, 2, 5]  # what no part has done
-    prepare(films, tmp_path / "whole", FULL)
-    assert content(out) == content(tmp_path / "whole")
+    assert content(out) == whole
     assert "complete" in prepare_part(films, out, FULL, Part(3, 3))
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
-def test_two_at_once_and_one_killed(films, tmp_path, worked):
+def test_two_at_once_and_one_killed(films, whole, tmp_path, worked):
     out, program = tmp_path / "out", tmp_path / "program.py"
     program.write_text(PROGRAM)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -92,8 +101,7 @@ def test_two_at_once_and_one_killed(films, tmp_path, worked):
     assert {0, 2, 4, 6} <= done != set(range(7))
     prepare(films, out, FULL)
     assert set(worked) == set(range(7)) - done
-    prepare(films, tmp_path / "whole", FULL)
-    assert content(out) == content(tmp_path / "whole")
+    assert content(out) == whole
 
 
 def test_who_may_work_beside_whom(films, tmp_path, worked):
