@@ -169,7 +169,7 @@ def test_too_many_end_the_run(sets, tmp_path, world):
     (line,) = [x for x in started.said(0).splitlines() if "data.bad_limit" in x]
     assert "3 of 40 images cannot be read (7.5%)" in line and "bad_files.csv" in line
     assert len(listed(tmp_path / "run")) == 3
-    # With the files restored, the same command runs.
+    # With the files restored, the run begins.
     write_images(tmp_path / "images")
-    finish(tmp_path / "0", arguments, world)
+    assert start(tmp_path / "0", arguments, world, command="pretrain").end() == [0] * world
     assert not listed(tmp_path / "run")

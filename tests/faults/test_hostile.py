@@ -161,7 +161,7 @@ def test_names_that_are_html_are_only_text_in_the_report(tmp_path):
     table["body_part"] = '"><img src=x onerror=alert(1)>'
     table["study"] = "=cmd|'/c calc'!A1"
     table.to_csv(manifest, index=False)
-    more = {"pretext.epochs": 1, "finetune.epochs": 1}
+    more = {"pretext.method": "none", "finetune.epochs": 1}
     started = start(tmp_path / "0", options(manifest, tmp_path / "run", **more), 1)
     assert started.end() == [0], started.said(0)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

@@ -1,4 +1,7 @@
-"""Killed with -9 at any moment of any stage and started again, a run ends with the same bits."""
+"""Killed with -9 at any moment and started again, a run ends with the same bits.
+
+Those of a run that nothing interrupted and that had other workers.
+"""
 
 import json
 import random
@@ -26,15 +29,18 @@ SMALL = {
     "pretext.epochs": 1,
     "finetune.epochs": 1,
 }
+# Neither these nor a kill may change a bit.
+OTHER_WORKERS = {"data.workers": 3, "data.cache_gib": 0}
 pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """An uninterrupted run: its manifest, its files and the seconds of its parts."""
+    """A run of other workers that nothing interrupts: manifest, files and seconds of its parts."""
     folder = tmp_path_factory.mktemp("reference")
     manifest = write_images(folder / "images")
-    finish(folder, options(manifest, folder / "run", **SMALL), Timed(folder / "seconds.json"))
+    arguments = options(manifest, folder / "run", **SMALL, **OTHER_WORKERS)
+    finish(folder, arguments, Timed(folder / "seconds.json"))
     seconds = json.loads((folder / "seconds.json").read_text())
     assert all(seconds.values()), seconds
     return manifest, results(folder / "run"), seconds
@@ -59,14 +65,6 @@ def assert_ends_with_the_same_bits(arguments, run, folder, expected):
     found = results(run)
     for name in RESULTS:
         assert found[name] == expected[name], f"{name} differs"
-
-
-def test_another_run_with_other_workers_gives_the_same_bits(reference, tmp_path):
-    manifest, expected, _ = reference
-    run = tmp_path / "run"
-    more = {"data.workers": 3, "data.cache_gib": 0}
-    arguments = options(manifest, run, **(SMALL | more))
-    assert_ends_with_the_same_bits(arguments, run, tmp_path / "process", expected)
 
 
 def test_one_run_killed_in_part_after_part_ends_with_the_same_bits(reference, tmp_path):

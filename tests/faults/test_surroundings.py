@@ -76,12 +76,9 @@ def test_the_first_variable_that_is_set_counts(monkeypatch):
 
 def test_deepspeed_needs_no_launcher(tmp_path):
     pytest.importorskip("deepspeed")
-    arguments = options(
-        write_images(tmp_path / "images"),
-        tmp_path / "run",
-        **{"pretext.epochs": 1, "finetune.epochs": 1, "engine.kind": "deepspeed"},
-    )
-    job = ranks.start(tmp_path / "ranks", arguments, 1)
+    more = {"pretext.epochs": 1, "engine.kind": "deepspeed"}
+    arguments = options(write_images(tmp_path / "images"), tmp_path / "run", **more)
+    job = ranks.start(tmp_path / "ranks", arguments, 1, command="pretrain")
     assert job.end() == [0], job.said(0)
 
 
