@@ -82,10 +82,12 @@ def no_pictures(monkeypatch):
 def make_run(tmp_path):
     """Factory of run folders: `make_run(n, parts=..., edit=f(scores))` returns the folder.
 
-    Training log and embeddings, whose figures take the most time, come with `full` only.
+    Embeddings, whose maps take time, come with `maps` and `full`, a training log with `full`.
     """
 
-    def build(n=120, *, parts=PARTS, edit=None, images=True, full=False, seed=0) -> Path:
+    def build(
+        n=120, *, parts=PARTS, edit=None, images=True, maps=False, full=False, seed=0
+    ) -> Path:
         generator = np.random.default_rng(seed)
         run, root = tmp_path / "run", tmp_path / "set"
         (run / "model").mkdir(parents=True)
@@ -103,7 +105,7 @@ def make_run(tmp_path):
         rows = len(scores)
         h = generator.normal(size=(rows, 32)) + 2 * (label.to_numpy(float) == 1)[:, None]
         z = h[:, :16] + scores["center"].to_numpy()[:, None]
-        if full:
+        if maps or full:
             save_file(
                 {"h": h.astype(np.float32), "z": z.astype(np.float32)},
                 run / "embeddings.safetensors",

@@ -93,7 +93,7 @@ def test_hostile_text_is_escaped(make_run):
         return scores
 
     parts = (script, formula, maths, "\u624b <b>&amp;", "x" * 300)
-    run = make_run(200, parts=parts, edit=edit, full=True)
+    run = make_run(200, parts=parts, edit=edit, maps=True)
     entry = {"kind": "warning", "stage": script, "message": "<svg onload=alert(3)>"}
     (run / "metrics.jsonl").write_text(json.dumps(entry))
     (run / "environment.json").write_text(json.dumps({script: '"><script>', "@x": "=2"}))
@@ -126,7 +126,7 @@ def test_paths_do_not_leave_the_image_folder(make_run):
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_label(make_run, label):
-    run = make_run(60, edit=lambda scores: scores.assign(label=label), full=label == 1)
+    run = make_run(60, edit=lambda scores: scores.assign(label=label), maps=label == 1)
     page = Page(report(run))
     assert f"No test AUROC: no {'abnormal' if label == 0 else 'normal'} image" in page.text
     assert "No ROC or precision-recall curve" in page.text
@@ -135,7 +135,7 @@ def test_one_label(make_run, label):
 
 
 def test_no_labels_at_all(make_run):
-    run = make_run(60, edit=lambda scores: scores.assign(label=np.nan), full=True)
+    run = make_run(60, edit=lambda scores: scores.assign(label=np.nan), maps=True)
     page = Page(report(run))
     assert "No test AUROC: no labelled image" in page.text
     assert "neighbours are training images not known to be abnormal" in page.text
@@ -166,7 +166,7 @@ def test_few_test_images(make_run, count):
         scores.loc[scores["split"] == "test", "label"] = (np.arange(count) % 2).tolist()
         return scores
 
-    page = Page(report(make_run(48, edit=edit, full=True)))
+    page = Page(report(make_run(48, edit=edit, maps=True)))
     assert "at least 5 test images" in page.text
     assert "Most anomalous" in page.text
 
@@ -257,7 +257,7 @@ def test_below_guessing_is_said(make_run):
 
 @pytest.mark.usefixtures("no_pictures")
 def test_neighbours_are_normal_training_images(make_run):
-    run = make_run(80, full=True)
+    run = make_run(80, maps=True)
     scores = pd.read_csv(run / "scores.csv")
     page = Page(report(run))
     titles = {a["title"] for a in page.all("li") if "title" in a}
