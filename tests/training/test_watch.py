@@ -176,12 +176,15 @@ def test_out_of_memory_ends_in_one_line_and_a_snapshot(tmp_path, monkeypatch):
     assert taken == [str(tmp_path / "profile" / "pretext-rank0-out-of-memory.pickle")]
 
 
-def test_compiled_training_gives_the_same_losses_and_says_what_it_gained(tmp_path, monkeypatch):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_training_gives_the_same_losses_and_says_what_it_gained(
+    tmp_path, monkeypatch, backend
+):
     used = []
     compile_ = torch.compile
 
     def counted(function, **options):
-        compiled = compile_(function, **options)
+        compiled = compile_(function, backend=backend, **options)
         return lambda x: (used.append(1), compiled(x))[1]
 
     monkeypatch.setattr(compiling.torch, "compile", counted)
