@@ -1,8 +1,6 @@
 """A method is one file, and that file may be a user's: run, killed, resumed, scored, reported."""
 
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,12 +14,6 @@ from tests.faults.ranks import start
 from tests.tiny import options, write_images
 
 GUIDE = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
-SCORE = """
-import sys, torch
-from selftaught import Detector
-scores = Detector.load(sys.argv[1]).score(sys.argv[2:])
-print(" ".join(f"{score:.9g}" for score in scores.tolist()))
-"""
 
 
 def toy():
@@ -88,16 +80,11 @@ def test_a_toy_method_runs_is_killed_goes_on_and_scores(place):
     table = pd.read_csv(place / "whole" / "scores.csv")
     assert (place / "whole" / "report.html").stat().st_size > 10_000
     assert table["brightness"].between(0, 1).all(), "a column of the method's own"
-    paths = [str(place / "images" / name) for name in table["path"]]
-    done = subprocess.run(
-        [sys.executable, "-c", SCORE, str(place / "whole"), *paths],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(place), *filter(None, sys.path)])},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    scores = [float(one) for one in done.stdout.split()]
+    words = [str(place / "whole"), "--data.manifest", str(place / "images" / "manifest.csv")]
+    words += ["--out", str(place / "new.csv")]
+    process = start(place / "score said", words, 1, OnThePath(place, None), command="score")
+    assert process.end() == [0], process.said(0)
+    scores = pd.read_csv(place / "new.csv").set_index("path").loc[table["path"], "score"]
     np.testing.assert_allclose(scores, table["score"], rtol=1e-6)
 
 
