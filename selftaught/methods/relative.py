@@ -229,9 +229,10 @@ SYSTEMS = {
         pretext="imagenet",
         finetune="relative",
         changes={  # docs/ablation.md chose them
-            "data.image_size": 160,
+            "data.image_size": 224,
             "model.architecture": "efficientnet_lite0",
             "model.input_norm": "half",
+            "model.mirror": True,
             "finetune.floor": 0.0,
             "finetune.encoder": "head",
             "finetune.dropout": 0.3,
