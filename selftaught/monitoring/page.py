@@ -120,8 +120,9 @@ def _course(runs: pd.DataFrame) -> Picture | None:
         axes = figure.add_subplot()
         axes.plot(place, flagged, color=UNKNOWN, linewidth=1.4)
         for rows, color, label in ((~alarm, NORMAL, "no alarm"), (alarm, ABNORMAL, "alarm")):
-            axes.plot(place[rows], flagged[rows], "o", color=color, markersize=6, label=label)
+            axes.plot(place[rows], flagged[rows], "o", color=color, label=label, clip_on=False)
         axes.set(title="Flagged films", xlabel="run", ylabel="% of the films")
+        axes.locator_params(axis="x", integer=True)
         axes.set_ylim(bottom=0)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
