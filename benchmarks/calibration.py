@@ -28,7 +28,7 @@ from selftaught.monitoring.threshold import for_false_alarms
 DRAWS = 100
 CALIBRATE = 200
 WEEK, REFERENCE = 100, 200
-GAMMAS = (0.9, 0.8, 0.7)
+GAMMAS = (0.9, 0.8, 0.7, 1.25)
 EXPOSED = 400
 RATES = (0.01, 0.05)
 
