@@ -290,6 +290,7 @@ def test_columns_come_from_the_method(paths, tmp_path):
         ({"score": [0.5] * 5, "label": [1] * 5}, "gave label; allowed: outputs of other names"),
         ({"score": [0.5] * 5, "row": [0.0] * 5}, "gave row; allowed: outputs of other names"),
         ({"score": [0.5] * 5, "percentile": [9.0] * 5}, "gave percentile"),
+        ({"score": [0.5] * 5, "p_value": [0.1] * 5}, "gave p_value"),
         ({"score": [0.5] * 5, "ratio_score": [9.0] * 5}, "gave ratio_score"),
         ({"score": [[0.5]] * 5}, r"'score' gave \(5, 1\); allowed: \(B,\), here \(5,\)"),
         ({"score": [0.5] * 5, "other": [[1.0, 2.0]] * 5}, r"'other' gave \(5, 2\)"),
@@ -541,3 +542,20 @@ def test_ranks_share_the_images_of_a_manifest(images, bad_files, folder, detecto
     np.testing.assert_allclose(written["score"], wanted["score"], rtol=1e-5)
     for name in ("center", "flagged"):
         assert written[name].tolist() == wanted[name].tolist()
+
+
+def test_levels_are_those_of_the_networks_input(task, tmp_path):
+    scaled = Preprocessing(image_size=SIZE, input_range=(0.0, 255.0), mask_scale=255)
+    images = 255 * torch.rand(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(7))
+    table, h, levels = Detector(task, scaled, CALIBRATION, device="cpu").describe(images)
+    shares = images.double().flatten(1) / 255
+    wanted = torch.stack([shares.mean(1), shares.var(1, unbiased=False).sqrt()], dim=1)
+    torch.testing.assert_close(levels.double(), wanted, rtol=1e-5, atol=1e-6)
+    assert "levels" not in table and h.shape == (3, 64)
+    cv2.imwrite(str(tmp_path / "a.png"), np.arange(1200, dtype=np.uint8).reshape(40, 30))
+    (tmp_path / "b.png").write_bytes(b"no film")
+    detector = Detector(task, PLAIN_FILMS, CALIBRATION, device="cpu")
+    with pytest.warns(UserWarning, match="b.png"):
+        paths = [tmp_path / "b.png", tmp_path / "a.png"]
+        levels = detector.describe(paths, bad_files="skip")[2]
+    assert levels.isnan().all(dim=1).tolist() == [True, False]

@@ -182,19 +182,19 @@ def test_a_row_a_run_and_exit_code_4_for_an_alarm(place, tmp_path, capsys):
     deep = tmp_path / "deep"
     deep.mkdir()
     for number in range(24, 36):
-        film = np.array(Image.open(place / f"{number}.png")).astype(np.uint16)
-        Image.fromarray(255 * (film // 16).astype(np.uint16)).save(deep / f"{number}.png")
+        film = (np.array(Image.open(place / f"{number}.png")) / 255.0) ** 3  # another exposure
+        Image.fromarray((film * 4095).astype(np.uint16)).save(deep / f"{number}.png")
     capsys.readouterr()
     assert monitor(place, str(deep), out, "--data.reference", usual, "--alarm_rate", 0.05) == 4
     said = capsys.readouterr()
     alarm = [line for line in said.err.splitlines() if line.startswith("selftaught: alarm")]
-    assert len(alarm) == 1 and "bits" in alarm[0]
+    assert len(alarm) == 1 and "brightness" in alarm[0] and "bits" in alarm[0]
     text = (out / "monitor.csv").read_text()
     assert text.startswith(first)
     runs = pd.read_csv(out / "monitor.csv", dtype=str, keep_default_na=False)
     assert runs["alarms"].eq("").tolist() == [True, False] and runs["films"].tolist() == ["12"] * 2
     page = (out / "monitor.html").read_text()
-    assert "Alarm: bits" in page and "http" not in page.replace("http-equiv", "")
+    assert "Ask first whether exposure" in page and "http" not in page.replace("http-equiv", "")
     shutil.rmtree(deep)
 
 
