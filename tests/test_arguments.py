@@ -247,7 +247,7 @@ def test_scores_and_settings_of_a_model_may_be_numpys():
 
 
 @pytest.fixture(scope="module")
-def detector(tmp_path_factory):
+def detector(thin_encoder, tmp_path_factory):
     return Detector.load(write_model(tmp_path_factory.mktemp("run") / "model"), device="cpu")
 
 
@@ -324,7 +324,7 @@ def test_a_folder_and_a_missing_file_are_named(detector, films, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_masks_and_body_parts_are_lists_too(tmp_path, films):
+def test_masks_and_body_parts_are_lists_too(thin_encoder, tmp_path, films):
     masked = Detector.load(write_model(tmp_path / "model", masked=True), device="cpu")
     for masks, line in (
         (str(films[0]), "masks: '.*is one path, must be a list of paths"),

@@ -17,7 +17,10 @@ from selftaught.methods import options
 from selftaught.methods.stored import built
 from selftaught.models import Bank, Calibration, Preprocessing, files, read_model, save_model
 from selftaught.models.bank import COLUMNS
+from tests.thin import WIDTH
 from tests.tiny import spheres
+
+pytestmark = pytest.mark.usefixtures("thin_encoder")
 
 FILMS = Preprocessing(image_size=32, masked=True, prepared={"size": 96, "bits": "8"})
 CALIBRATION = Calibration(1.2345678901234567, (1.0, 2.5, 3.0))
@@ -27,7 +30,7 @@ NAMES = ("weights.safetensors", "model.json", "bank.safetensors")
 
 
 @pytest.fixture(scope="module")
-def task():
+def task(thin_encoder):
     return spheres(5, head=(16, 8), stem="small", batch_norm="plain")
 
 
@@ -37,7 +40,7 @@ def folder(tmp_path, task):
 
 
 def bank(by="ratio"):
-    rows = torch.randn(12, 512, generator=torch.Generator().manual_seed(0))
+    rows = torch.randn(12, WIDTH, generator=torch.Generator().manual_seed(0))
     return Bank.of(rows[:9], rows[9:], by=by, neighbours=4, drawn={"of": 20, "seed": 1})
 
 
@@ -72,7 +75,7 @@ def test_round_trip(folder, task):
     assert stored.state.keys() == wanted.keys()
     assert all(torch.equal(stored.state[name], wanted[name]) for name in wanted)
     assert stored.method == "spheres" and stored.options["centers"] == 5
-    measured = {"width": 512, "channels": 3, "least_size": 16}
+    measured = {"width": WIDTH, "channels": 3, "least_size": 16}
     assert stored.network == {**task.network.facts(), "head": [16, 8], "measured": measured}
     assert (stored.preprocessing, stored.calibration, stored.training) == PARTS
     x = torch.rand(2, 1, 32, 32)
@@ -114,7 +117,7 @@ def test_a_folder_without_a_bank_scores_by_the_model(folder, task):
         ({"by": "best"}, "by is 'best'; allowed: model, ratio"),
         ({"neighbours": 0}, "bank.neighbours is 0; allowed: a whole number, 1 or more"),
         ({"normals": 10.0}, "bank.normals is 10.0; allowed"),
-        ({"normals": 10}, "normals has shape .9, 512., the model needs .10, 512."),
+        ({"normals": 10}, f"normals has shape .9, {WIDTH}., the model needs .10, {WIDTH}."),
         ({"abnormal": 0}, "abnormal has shape"),
         ({"drawn": 5}, "model.json: "),
     ],
@@ -253,8 +256,8 @@ def test_hostile_safetensors_are_refused(folder):
     for content in hostile:
         rewrite(folder, content)
         refused(folder, match="weights.safetensors: not a safetensors file")
-    rewrite(folder, bytes(64 << 20))
-    refused(folder, match="67108864 bytes, at most 4[0-9]{7} fit this model")
+    rewrite(folder, bytes(8 << 20))
+    refused(folder, match="8388608 bytes, at most 1[0-9]{6} fit this model")
 
 
 def test_tensors_that_do_not_fit_are_named_with_both_shapes(folder, task, tmp_path):
@@ -286,7 +289,10 @@ def test_weights_of_another_network_are_refused(folder, tmp_path):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        ({"encoder": {"architecture": "resnet50"}}, "encoder has width 2048, the model's had 512"),
+        (
+            {"encoder": {"architecture": "resnet50"}},
+            f"encoder has width 2048, the model's had {WIDTH}",
+        ),
         ({"encoder": {"architecture": "resnet50"}, "measured": None}, "has shape|bytes"),
         ({"encoder": {"architecture": "vgg"}}, "architecture='vgg': must be one of"),
         ({"encoder": {"weights": "x"}}, "cannot be built"),

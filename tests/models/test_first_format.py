@@ -14,7 +14,10 @@ from safetensors.torch import save
 from selftaught import Detector
 from selftaught.errors import InputError
 from selftaught.models import Calibration, Preprocessing, files, read_model, save_model
+from tests.thin import WIDTH
 from tests.tiny import spheres
+
+pytestmark = pytest.mark.usefixtures("thin_encoder")
 
 SIZE = 32
 FACTS = {
@@ -29,7 +32,7 @@ FACTS = {
 
 
 @pytest.fixture(scope="module")
-def task():
+def task(thin_encoder):
     return spheres(5, head=(16, 8), stem="small", batch_norm="plain")
 
 
@@ -42,7 +45,7 @@ def write(folder, task, **changes):
     }
     architecture = {
         "encoder": asdict(task.network.encoder),
-        "head_widths": [512, 16, 8],
+        "head_widths": [WIDTH, 16, 8],
         "centers": len(task.centers),
     }
     document = {"format": 1, "architecture": architecture, **FACTS, **changes}
@@ -161,13 +164,16 @@ def test_damage_is_refused(folder, name):
         Detector.load(folder)
 
 
+HEAD = [WIDTH, 16, 8]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"architecture": None}, "model.json"),
-        ({"architecture": {"encoder": {}, "head_widths": [512, 16, 8]}}, "lacks 'centers'"),
-        ({"architecture": {"encoder": {}, "head_widths": [512, 16, 8], "centers": 0}}, "centers=0"),
-        ({"architecture": {"encoder": {}, "head_widths": [512, 16, 8], "centers": 5}}, "has shape|"
+        ({"architecture": {"encoder": {}, "head_widths": HEAD}}, "lacks 'centers'"),
+        ({"architecture": {"encoder": {}, "head_widths": HEAD, "centers": 0}}, "centers=0"),
+        ({"architecture": {"encoder": {}, "head_widths": HEAD, "centers": 5}}, "has shape|"
          "does not belong|bytes"),
         ({"architecture": {"encoder": {}, "head_widths": "wide", "centers": 5}}, "cannot be built"),
         ({"architecture": {"encoder": {}, "head_widths": [], "centers": 5}}, "unpack"),
