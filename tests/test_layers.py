@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from selftaught import methods
+from tests.tiny import write_images, write_model
 
 PACKAGE = Path(__file__).resolve().parents[1] / "selftaught"
 GROUPS = [
@@ -149,6 +152,42 @@ def test_only_one_file_calls_torch_distributed():
 def test_the_detector_never_imports_training():
     names = imported(parsed(PACKAGE / "detector.py"))
     assert not any(name.startswith("selftaught.training") for name in names)
+
+
+IMPORTS = """
+import sys
+
+def loaded(*names):
+    print([name for name in names if name in sys.modules])
+
+from selftaught.losses import MADLoss, NTXentLoss
+import selftaught.losses.compat
+import torch
+z, y = torch.randn(4, 8, requires_grad=True), torch.zeros(4, dtype=torch.int64)
+(NTXentLoss()(z, z) + MADLoss(torch.randn(3, 8))(z, y)).backward()
+loaded("triton", "deepspeed", "faiss", "nvidia.dali", "cv2", "pydicom", "matplotlib", "onnx",
+       "pandas", "sklearn", "scipy", "torchvision", "torch._dynamo")
+print(torch.cuda.is_initialized())
+import selftaught.search
+loaded("faiss")
+import torchvision
+from selftaught import Detector
+from tests.thin import thin_resnet18
+torchvision.models.resnet18 = thin_resnet18
+Detector.load(sys.argv[1], device="cpu").explain([sys.argv[2]])
+loaded("selftaught.training", "selftaught.evaluation", "deepspeed", "faiss", "pytorch_lightning",
+       "sklearn", "matplotlib", "nvidia.dali", "onnx")
+"""
+
+
+@pytest.mark.usefixtures("thin_encoder")
+def test_losses_search_and_scores_load_nothing_that_they_do_not_need(tmp_path):
+    """Losses load torch and nothing heavier, and leave CUDA alone; scores load no training."""
+    model = write_model(tmp_path / "model")
+    film = write_images(tmp_path / "images", 1).with_name("000.png")
+    words = [sys.executable, "-c", IMPORTS, model, film]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["[]", "False", "[]", "[]"], done.stderr
 
 
 def test_films_are_prepared_without_torch(tmp_path):

@@ -1,6 +1,5 @@
 """Mean distance to the nearest rows: float64, offsets, ties, outliers, extremes, company."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -160,9 +159,3 @@ def test_wrong_input_is_named(queries, database, k, message):
     with pytest.raises(ValueError, match=message) as caught:
         knn_score(queries, database, k)
     assert "\n" not in str(caught.value)
-
-
-def test_importing_the_package_does_not_load_faiss():
-    code = "import selftaught.search, sys; print('faiss' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
