@@ -1,6 +1,5 @@
 """Nearest centres and the MAD loss in C++ against direct formulas in float64."""
 
-import subprocess
 import sys
 
 import pytest
@@ -9,9 +8,11 @@ import torch
 from selftaught.kernels import dispatch, native, ops
 from selftaught.kernels.cpp.spheres import CppSpheres
 from selftaught.kernels.spheres import SphereOps
+from selftaught.losses import mad_loss
 from tests.kernels.nearest_center_table import counted
 from tests.losses import formulas
 from tests.losses.formulas import relative_error
+from tests.ranks import run_ranks
 
 PASSES = CppSpheres()
 spheres = SphereOps(PASSES)
@@ -350,26 +351,21 @@ def test_the_backend_serves_both_ops(monkeypatch):
     torch.library.opcheck(ops.nearest_center, (x, c, None, "auto", "cpp"))
 
 
-MEMORY = """
-import torch
-from selftaught.losses import mad_loss
+def memory():
+    """Bytes that loss and gradient take beside the gradient itself."""
 
-def kilobytes(field):
-    with open("/proc/self/status") as handle:
-        return next(int(line.split()[1]) for line in handle if line.startswith(field))
+    def kilobytes(field):
+        with open("/proc/self/status") as handle:
+            return next(int(line.split()[1]) for line in handle if line.startswith(field))
 
-x = torch.randn(65_536, 128, requires_grad=True)
-c, y = torch.randn(100, 128), torch.randint(-1, 2, (65_536,))
-mad_loss(x[:64].detach().requires_grad_(), c, y[:64], backend="cpp").backward()
-before = kilobytes("VmRSS")
-mad_loss(x, c, y, backend="cpp").backward()
-print(1024 * (kilobytes("VmHWM") - before) - x.grad.numel() * 4)
-"""
+    x = torch.randn(65_536, 128, requires_grad=True)
+    c, y = torch.randn(100, 128), torch.randint(-1, 2, (65_536,))
+    mad_loss(x[:64].detach().requires_grad_(), c, y[:64], backend="cpp").backward()
+    before = kilobytes("VmRSS")
+    mad_loss(x, c, y, backend="cpp").backward()
+    return 1024 * (kilobytes("VmHWM") - before) - x.grad.numel() * 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory in use is read from /proc")
 def test_memory_beside_the_gradient():
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=120
-    )
-    assert int(done.stdout) < 64e6
+    assert run_ranks(1, memory)[0] < 64e6

@@ -1,6 +1,7 @@
 """The native library: built or left out, found, refused, equal on every instruction set."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -86,15 +87,12 @@ def test_library_of_another_version_is_a_reason(monkeypatch: pytest.MonkeyPatch)
     assert "install again" in native.reason()
 
 
-def test_module_says_whether_it_is_there() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "selftaught.kernels.native"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_module_says_whether_it_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_module("selftaught.kernels.native", run_name="__main__")
     expected = "native ops left out: " if native.reason() else "native ops: "
-    assert done.stdout.startswith(expected) and done.stdout.count("\n") == 1
+    said = capsys.readouterr().out
+    assert said.startswith(expected) and said.count("\n") == 1
 
 
 def test_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,21 +149,3 @@ def test_struct_sizes_match_the_headers() -> None:
     for struct in (*structs, tiles._Normalize, tiles._Finish):
         fields = [kind for _, kind in struct._fields_]
         assert ctypes.sizeof(struct) == sum(map(ctypes.sizeof, fields))
-
-
-def test_threads_survive_a_fork() -> None:
-    """A forked worker can call the library after its parent did."""
-    if native.reason() or not hasattr(os, "fork"):
-        pytest.skip(native.reason() or "no fork here")
-    code = (
-        "import os, torch\n"
-        "from selftaught.kernels.cpp.tiles import TILES as T\n"
-        "torch.set_num_threads(2)\n"
-        "x = T.prepare(torch.randn(400, 64), True, 'fp32')\n"
-        "one = T.log_sums(x, x, torch.tensor(0.5), None)[0]\n"
-        "child = os.fork()\n"
-        "two = T.log_sums(x, x, torch.tensor(0.5), None)[0]\n"
-        "os._exit(not torch.equal(one, two)) if not child else None\n"
-        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
