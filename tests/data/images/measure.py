@@ -27,20 +27,21 @@ from selftaught.data.images.decode import BadImage, check_header, read_grey
 
 PIL.Image.preinit()
 before = peak()
-for read in (check_header, read_grey):
-    try:
-        read(sys.argv[1])
-    except BadImage as error:
-        print(error)
+for path in sys.argv[1:]:
+    for read in (check_header, read_grey):
+        try:
+            read(path)
+        except BadImage as error:
+            print(error)
 print(peak() - before)
 """
 )
 
 
-def growth(path: Path) -> tuple[list[str], int]:
-    """Lines of the refusals by check_header and read_grey, and MB by which memory grew."""
+def growth(*paths: Path) -> tuple[list[str], int]:
+    """Lines of the refusals by check_header and read_grey, and MB by which memory grew in all."""
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(path)],
+        [sys.executable, "-c", SCRIPT, *map(str, paths)],
         capture_output=True,
         text=True,
         check=True,
