@@ -1,5 +1,6 @@
 """A job small enough for tests of whole runs: 48 textures of 32 px, seconds long."""
 
+import functools
 from pathlib import Path
 
 import cv2
@@ -10,19 +11,26 @@ import pandas as pd
 def write_images(folder: Path, count: int = 48, seed: int = 0) -> Path:
     """Blurred noise; every third image is abnormal: it has a bright bar. Returns the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files(count, seed).items():
+        (folder / name).write_bytes(content)
+    return folder / "manifest.csv"
+
+
+@functools.cache
+def files(count: int, seed: int) -> dict[str, bytes]:
+    """The images and their manifest, by name: hundreds of tests write the same ones."""
     generator = np.random.default_rng(seed)
-    rows = []
+    found, rows = {}, []
     for number in range(count):
         image = cv2.GaussianBlur(generator.random((48, 40)).astype(np.float32), (0, 0), 4)
         image = 60 + 100 * (image - image.min()) / (image.max() - image.min())
         if number % 3 == 0:
             image[20:26, 8:32] = 250
-        cv2.imwrite(str(folder / f"{number:03d}.png"), image.astype(np.uint8))
+        found[f"{number:03d}.png"] = cv2.imencode(".png", image.astype(np.uint8))[1].tobytes()
         rows.append(
             {"path": f"{number:03d}.png", "label": int(number % 3 == 0), "patient": f"p{number}"}
         )
-    pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
-    return folder / "manifest.csv"
+    return found | {"manifest.csv": pd.DataFrame(rows).to_csv(index=False).encode()}
 
 
 def options(manifest: Path, out: Path, **more: object) -> list[str]:
