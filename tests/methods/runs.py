@@ -71,7 +71,18 @@ def split_table():
 
 
 @contextmanager
-def opened(root, folder, name, *, frame=None, on_event=None, precision="fp32", data=None, **more):
+def opened(
+    root,
+    folder,
+    name,
+    *,
+    frame=None,
+    on_event=None,
+    precision="fp32",
+    data=None,
+    save_every=0,
+    **more,
+):
     """A run of a method on the images in `root`, whose stages have not begun."""
     data = DataConfig(image_size=SIZE, workers=0, **data or {})
     config = Config(
@@ -80,7 +91,7 @@ def opened(root, folder, name, *, frame=None, on_event=None, precision="fp32", d
         data=data,
         model=ModelConfig(weights=str(root / "weights.pt")),
         score=ScoreConfig(batch_size=8),
-        engine=EngineConfig(precision=precision, save_every=1),
+        engine=EngineConfig(precision=precision, save_every=save_every),
         **stages(name, **more),
     )
     folder.mkdir(parents=True, exist_ok=True)

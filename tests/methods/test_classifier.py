@@ -317,6 +317,6 @@ def test_a_killed_run_draws_the_same_reference_scores_and_batches(root, tmp_path
     options = {"lr": 0.1, **VARIANTS["devnet"]}
     whole = runs.train(root, tmp_path / "whole", "classifier", **options).weights
     with pytest.raises(Killed):
-        runs.train(root, tmp_path / "killed", "classifier", on_event=kill, **options)
+        runs.train(root, tmp_path / "killed", "classifier", on_event=kill, save_every=1, **options)
     again = runs.train(root, tmp_path / "killed", "classifier", **options).weights
     assert all(torch.equal(whole[key], again[key]) for key in whole)

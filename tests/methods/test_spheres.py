@@ -212,7 +212,7 @@ def test_a_resumed_run_keeps_pruned_centres_removed(tmp_path):
     with thin.patch():
         whole = runs.train(root, tmp_path / "whole", "spheres", **options)
         with pytest.raises(Killed):
-            runs.train(root, tmp_path / "killed", "spheres", on_event=kill, **options)
+            runs.train(root, tmp_path / "killed", "spheres", on_event=kill, save_every=1, **options)
         again = runs.train(root, tmp_path / "killed", "spheres", **options)
     assert 0 < int(whole.weights["active"].sum()) < 4
     assert torch.equal(again.weights["active"], whole.weights["active"])
