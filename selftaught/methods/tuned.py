@@ -103,7 +103,8 @@ class Tuned(Task):
     def embed(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """H (B, W) and z (B, D) of the first of a batch's views."""
         encoder, head = self.parts()
-        h = encoder.pooled(batch["views"][:, 0])
+        # In eval mode, as here with `all`, an encoder may be one of both sides.
+        h = (encoder.pooled if self.way == "all" else encoder)(batch["views"][:, 0])
         share = self.options.dropout
         if self.training and share:
             drawn = noise.uniform(self.network.seed, batch["epoch"], batch["ids"], h.shape[1:])

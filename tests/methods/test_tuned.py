@@ -77,6 +77,28 @@ def test_a_slow_encoder_has_a_tenth_of_the_heads_rate():
         torch.testing.assert_close(value.detach(), before[name] - rate * slopes[name])
 
 
+@pytest.mark.parametrize("way", ["full", "all"])
+def test_training_sees_one_side_of_an_image_whatever_evaluation_sees(way):
+    sides = EncoderConfig(mirror=True)
+    network = Network(encoder=sides, image_size=32, images=32, seed=5)
+    both = methods.load("classifier")(runs.small_options("classifier", encoder=way), network)
+    one, losses = task(encoder=way), []
+    for made in (one, both):
+        made.load_state_dict(one.state_dict())
+        torch.nn.init.ones_(made.net.weight)
+        losses.append(made(batch(made))["loss"])
+    assert torch.equal(*losses)
+
+
+def test_a_full_encoder_learns_by_its_forward_which_may_be_compiled():
+    made, calls = task("spheres", encoder="full"), []
+    made.begin(starts.Start(made, 32))
+    forward = made.backbone().forward
+    made.backbone().forward = lambda x: calls.append(len(x)) or forward(x)
+    made(batch(made))
+    assert calls == [8]
+
+
 def test_auto_holds_the_encoder_where_images_are_few():
     ways = [task(encoder="auto", images=images).way for images in (1999, 2000)]
     assert ways == ["head", "all"]
