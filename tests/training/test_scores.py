@@ -105,8 +105,16 @@ def test_both_sides_of_a_film_count_in_kept_features_as_in_a_detector(manifest, 
     words = ["--preset=eq2-quick", f"--data.manifest={manifest}", f"--out={tmp_path / 'run'}"]
     given |= {"data.image_size": 32, "pretext.method": "none", "data.workers": 0}
     words += [f"--{name}={value}" for name, value in given.items()]
+
+    def work(*more):
+        return run(read_config("run", "", [*words, *more]), PARTS[:-1], lambda event, **facts: None)
+
     with thin.patch():
-        folder = run(read_config("run", "", words), PARTS[:-1], lambda event, **facts: None)
+        folder = work()
+        if method != "knn":  # one side at a time is learnt from
+            one = work("--model.mirror=false", f"--out={tmp_path / 'one side'}")
+            same = [read_model(place / "model").state for place in (folder, one)]
+            assert all(torch.equal(value, same[1][key]) for key, value in same[0].items())
         table = pd.read_csv(folder / "scores.csv")
         score = Detector.load(folder, device="cpu").score(
             [manifest.parent / name for name in table["path"]]
