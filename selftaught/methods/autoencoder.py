@@ -4,7 +4,7 @@ Ruff et al. 2020, arXiv:1906.02694; the network as published with the paper.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -101,7 +101,9 @@ class Autoencoder(Task):
 
     def build(self, network: Network) -> None:
         """Embedder and decoder with fresh weights."""
-        self.embedder = network.embedder()
+        # A mean of both sides is the features of no image that could be reconstructed.
+        one_side = replace(network, encoder=replace(network.encoder, mirror=False))
+        self.embedder = one_side.embedder()
         widths = self.embedder.head.widths
         side = feature_side(network.image_size, network.encoder.stem)
         with fresh_weights(network.seed, "feature map"):

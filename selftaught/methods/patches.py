@@ -88,7 +88,7 @@ class Patches(nn.Module):
             for name in ("layer2", "layer3")
         ]
         try:
-            h = self.encoder(images)
+            h = self.encoder.pooled(images)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -13,6 +13,8 @@ import torch
 from selftaught import distributed, methods
 from selftaught.data.augment import Preset
 from selftaught.errors import InputError
+from selftaught.methods.task import score_images
+from selftaught.models.encoder import EncoderConfig
 from selftaught.models.network import Network
 from tests import thin
 from tests.methods import runs, starts
@@ -144,6 +146,39 @@ def test_micro_batches_have_the_batchs_loss_unless_the_method_says_otherwise(nam
     whole, *halves = (torch.stack(losses(rows)) for rows in (range(4), [0, 1], [2, 3]))
     same = torch.isclose(whole, torch.stack(halves).mean(0), rtol=1e-5, atol=0)
     assert not same.any() if task.whole_batch else same.all()
+
+
+# What looks at places of an image, and not at its pooled features alone.
+PLACES = {"ae", "arae", "gan", "joint", "joint-ae", "padim", "patchcore"}
+
+
+@pytest.mark.parametrize("name", [one for one in NAMES if runs.scores(one)])
+def test_both_sides_of_an_image_count_but_where_places_do(name):
+    size = 64 if name in PLACES else 32
+    made = []
+    for mirror in (False, True):
+        network = Network(encoder=EncoderConfig(mirror=mirror), image_size=size, images=32, seed=5)
+        made.append(methods.load(name)(runs.small_options(name), network).eval())
+    one, both = made
+    start = starts.Start(one, size)
+    one.begin(start)
+    for parameter in one.parameters():
+        if not parameter.any():  # a linear layer that begins at zero
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    both.load_state_dict(one.state_dict())
+    images, masks = start.images[:4].double(), start.masks[:4].double()
+    if name not in PLACES:
+        masks = None
+    with torch.no_grad():
+        plain, left, right = (
+            score_images(task.eval().double().scorer(), side, masks)["score"]
+            for task, side in ((one, images), (both, images), (both, images.flip(-1)))
+        )
+    if name in PLACES:
+        assert torch.equal(left, plain)
+    else:
+        torch.testing.assert_close(left, right)
+        assert not torch.allclose(left, plain, rtol=1e-6)
 
 
 def bad_values(kind):
