@@ -24,10 +24,10 @@ demo: $(STAMP)
 	$(BIN)/python -m selftaught.kernels.native
 	$(BIN)/selftaught demo --out demo
 
-# Processes of one thread, one more than cores as some wait, each file in one: fixtures are dear.
+# One process of one thread for every core, each file in one of them: its fixtures are dear.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" \
-		--numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder
+		--numprocesses logical --dist loadfile --no-loadscope-reorder
 
 # The tests on what PyPI gives today, then every package that is not the one in constraints.txt.
 newest:
