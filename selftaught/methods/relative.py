@@ -233,6 +233,7 @@ SYSTEMS = {
             "model.architecture": "efficientnet_lite0",
             "model.input_norm": "half",
             "model.mirror": True,
+            "finetune.centers": 1,
             "finetune.floor": 0.0,
             "finetune.encoder": "head",
             "finetune.dropout": 0.3,

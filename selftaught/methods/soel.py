@@ -182,6 +182,7 @@ SYSTEMS = {
         "SOEL, our pretext",
         pretext="ntxent",
         finetune="soel",
+        changes={"finetune.centers": 1},
         note="Li et al. 2023 with the pretext, network and steps of Uni-modal; images are ranked "
         "over the whole training set after each epoch in place of a batch, and alpha is estimated "
         "from the densities of the known images' scores, as labels here are drawn by kind.",

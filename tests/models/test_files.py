@@ -289,10 +289,7 @@ def test_weights_of_another_network_are_refused(folder, tmp_path):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (
-            {"encoder": {"architecture": "resnet50"}},
-            f"encoder has width 2048, the model's had {WIDTH}",
-        ),
+        ({"encoder": {"architecture": "resnet50"}}, f"width 2048, the model's had {WIDTH}"),
         ({"encoder": {"architecture": "resnet50"}, "measured": None}, "has shape|bytes"),
         ({"encoder": {"architecture": "vgg"}}, "architecture='vgg': must be one of"),
         ({"encoder": {"weights": "x"}}, "cannot be built"),
@@ -339,7 +336,6 @@ def test_other_options_in_the_facts_are_refused(folder, options, message):
         ("", "method is ''; allowed: .*spheres"),
         ("ntxent", "ntxent cannot be built: .*unexpected keyword"),
         ("circles", "method is 'circles'; allowed: .*spheres"),
-        ("os.system", "is no selftaught.methods.Task"),
         ("no_such_module.Mine", "cannot be imported"),
         ("builtins.eval", "is no selftaught.methods.Task"),
         ("...", "method is .*; allowed"),

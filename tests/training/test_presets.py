@@ -4,6 +4,7 @@ import pytest
 
 from selftaught.cli import options
 from selftaught.cli.options import read_config
+from selftaught.cli.table_rows import words_for
 from selftaught.errors import InputError
 from selftaught.methods import systems
 from selftaught.training.config import flatten, settings
@@ -20,6 +21,17 @@ def test_default_is_its_row_of_the_table():
     quick = settings(read("--preset", "quick"))
     differing = {name for name in config if config[name] != quick[name]}
     assert differing == {"preset", "data.image_size", "score.neighbours"}
+
+
+def test_the_paper_on_a_laptop_leaves_the_row_default_what_it_is():
+    """Options for all rows reach it too, but for those that define it."""
+    rows = systems()
+    words = words_for(
+        "default", rows["default"], rows, ["--config", "launch/configs/eq2-laptop.yaml"]
+    )
+    row, preset = settings(read(*words)), settings(read())
+    own = [name for name in preset if name.split(".")[0] in ("model", "finetune")]
+    assert {name: row[name] for name in own} == {name: preset[name] for name in own}
 
 
 def test_what_a_row_changes_in_its_method_stays_with_it():
