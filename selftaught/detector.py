@@ -22,7 +22,7 @@ from selftaught.methods.task import FEATURES, score_images
 from selftaught.models.bank import COLUMNS, Bank, By
 from selftaught.models.calibration import Calibration
 from selftaught.models.files import model_folder, read_model
-from selftaught.models.films import LEVELS, checked_tensor, levels, read_films
+from selftaught.models.films import checked_tensor, levels, read_films
 from selftaught.models.preprocessing import Preprocessing
 
 IMAGES = "a list of paths of image files, or a tensor (N, 1, S, S) that is network input already"
@@ -221,10 +221,10 @@ class Detector:
         """`explain` with its arguments, and h and `levels` of the same pass."""
         images, run, span = _listed(images), self._run, self.input_range
         out, problems = self._columns(
-            images, **how, make=lambda *one: {**run(*one), LEVELS: levels(one[0], span)}
+            images, **how, make=lambda *one: {**run(*one), "levels": levels(one[0], span)}
         )
         skipped = problems if how.get("bad_files") == "skip" else None
-        return self._table(images, out, skipped), out.get("h"), out[LEVELS]
+        return self._table(images, out, skipped), out.get("h"), out["levels"]
 
     def _table(
         self, images: Paths | Tensor, out: dict[str, Tensor], problems: dict[int, str] | None

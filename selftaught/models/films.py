@@ -26,7 +26,6 @@ from selftaught.models.preprocessing import Preprocessing
 ALLOWED = "allowed: raw films, which the model prepares itself, or a set of the same settings"
 
 
-LEVELS = "levels"  # name of the column of `levels`
 MASKS_GIVEN = "a list of paths of masks, None where there is none"
 SLACK = 1e-6  # of the input range: resampling in float32 may overshoot by rounding
 
@@ -133,8 +132,8 @@ def read_films(
 def levels(images: Tensor, span: tuple[float, float]) -> Tensor:
     """Mean and standard deviation of images (N, ...), as shares of `span`: (N, 2) on the CPU."""
     low, high = span
-    flat = (images.detach().to("cpu", torch.float32).flatten(1) - low) / (high - low)
-    return torch.stack([flat.mean(1), flat.std(1, correction=0)], dim=1)
+    flat = (images.detach().float().flatten(1) - low) / (high - low)
+    return torch.stack([flat.mean(1), flat.std(1, correction=0)], dim=1).cpu()
 
 
 class Films(NamedTuple):
