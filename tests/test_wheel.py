@@ -31,12 +31,15 @@ def words_of_setup(monkeypatch):
 
 
 def copied(place):
-    """The source tree as it is tracked, or would be, without what was built in it."""
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
-        shutil.copy(ROOT / name, place)
-    unbuilt = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
-    for name in ("selftaught", "csrc"):
-        shutil.copytree(ROOT / name, place / name, ignore=unbuilt)
+    """The source tree as .dockerignore lets it into the container's build."""
+    lines = (ROOT / ".dockerignore").read_text().split()
+    unbuilt = [one.removeprefix("**/") for one in lines if one.startswith("**/")]
+    assert lines == ["*", *(one for one in lines if one[0] == "!"), *map("**/{}".format, unbuilt)]
+    for name in (one[1:] for one in lines if one[0] == "!"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns(*unbuilt))
+        else:
+            shutil.copy(ROOT / name, place)
     return place
 
 
@@ -80,6 +83,21 @@ def test_a_wheel_without_the_library_is_pure_and_whole(source, tmp_path, environ
     there = {path.relative_to(source).as_posix() for path in (source / "selftaught").rglob("*.*")}
     assert names == there
     assert "Root-Is-Purelib: true" in tags and "Tag: py3-none-any" in tags
+
+
+def test_the_container_is_built_of_files_it_is_given(source, monkeypatch):
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
+    files = re.findall(r"^COPY (?!--from)(\S+)|--constraint (\S+)", text, re.M)
+    assert len(files) > 2 and all((source / max(pair)).exists() for pair in files)
+    words = words_of_setup(monkeypatch)
+    # timm is needed for models of the presets `default` and `quick`.
+    (extras,) = re.findall(r'"\.\[(.+)\]"', text)
+    assert (
+        {"train", "pretrained", "dicom"} <= set(extras.split(",")) <= set(words["extras_require"])
+    )
+    (native,) = words["ext_modules"]
+    assert native.sources and native.depends
+    assert all((source / name).is_file() for name in [*native.sources, *native.depends])
 
 
 def test_every_file_of_the_package_is_packed(monkeypatch):
