@@ -192,7 +192,8 @@ def guarded(name: str, arguments: list[str]) -> int:
             complain(f"{error.filename or 'disk'}: {error.strerror}; the last checkpoint is intact")
             return 3
         if error.errno in WRONG_PATH:
-            complain(f"{error.filename}: {error.strerror}; allowed: a path that can be used")
+            where = f"{error.filename}: " if error.filename else ""  # none: it names them itself
+            complain(f"{where}{error.strerror}; allowed: a path that can be used")
             return 2
         raise
     except ModuleNotFoundError as error:
