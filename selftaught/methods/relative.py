@@ -238,8 +238,9 @@ SYSTEMS = {
             "finetune.encoder": "head",
             "finetune.dropout": 0.3,
             "finetune.lr": 3e-4,
-            "finetune.epochs": 24,
-            "finetune.milestones": [16, 22],
+            "finetune.weight_decay": 0.03,
+            "finetune.epochs": 48,
+            "finetune.milestones": [32, 44],
         },
         note="EfficientNet-Lite0 with the weights that extra `pretrained` installs, or "
         "model.weights; what `selftaught run` does where nothing else is asked for.",
