@@ -92,6 +92,14 @@ def test_nothing_but_methods_names_a_method():
     assert not wrong
 
 
+def test_a_method_is_read_in_one_sitting():
+    """One file each, below 250 lines; what two of them need has a file of its own."""
+    for path in (PACKAGE / "methods").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if "\nTASKS = " in text:
+            assert text.count("\n") < 250, path.name
+
+
 def asks_for_a_method(node):
     """Whether a comparison is one of `something.method`, or of `method`, with a given name."""
     sides = [node.left, *node.comparators]

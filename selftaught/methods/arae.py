@@ -15,10 +15,11 @@ from torch import Tensor
 from selftaught.data.augment import finetune_augment
 from selftaught.errors import require
 from selftaught.methods import noise
-from selftaught.methods.joint import JointAutoencoder, JointAutoencoderOptions, MapEmbedder
+from selftaught.methods.joint_autoencoder import JointAutoencoder, JointAutoencoderOptions
 from selftaught.methods.perturbation import running_statistics
 from selftaught.methods.task import System
 from selftaught.models.decoder import masked_mse
+from selftaught.models.map_embedder import MapEmbedder
 from selftaught.semi_labels import KNOWN_ABNORMAL
 
 STEP = 1.25  # of the one ascent, in epsilons

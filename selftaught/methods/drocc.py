@@ -4,7 +4,7 @@ Goyal et al., "DROCC: Deep Robust One-Class Classification", ICML 2020, arXiv:20
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +17,12 @@ from selftaught.data.augment import finetune_augment
 from selftaught.errors import InputError, require
 from selftaught.methods import noise
 from selftaught.methods.begin import STATISTICS_IMAGES, sample, take_encoder
-from selftaught.methods.perturbation import Worst, running_statistics, search
+from selftaught.methods.perturbation import (
+    Worst,
+    masked_deviation,
+    running_statistics,
+    search,
+)
 from selftaught.methods.task import Options, Start, System, Task
 from selftaught.models.heads import Embedder
 from selftaught.models.network import Network
@@ -214,19 +219,6 @@ def cross_entropy(logits: Tensor, abnormal: Tensor, counted: Tensor) -> Tensor:
     """
     target, weight = abnormal.to(logits), counted.to(logits)
     return binary_cross_entropy_with_logits(logits, target, weight)
-
-
-def masked_deviation(batches: Iterator[tuple[Tensor, Tensor]]) -> float:
-    """Standard deviation of pixels inside masks, of views and masks of equal shapes.
-
-    NaN without any pixel.
-    """
-    sums = torch.zeros(3, dtype=torch.float64)
-    for views, masks in batches:
-        x, m = views.double(), masks.double()
-        sums += torch.stack([m.sum(), (m * x).sum(), (m * x * x).sum()]).cpu()
-    area, first, second = sums.tolist()
-    return math.sqrt(max(second / area - (first / area) ** 2, 0.0)) if area else math.nan
 
 
 TASKS = {"drocc": Drocc}

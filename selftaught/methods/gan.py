@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import Parameter
 from torch.nn.functional import adaptive_avg_pool2d, conv2d
 
 from selftaught.data.augment import finetune_augment
@@ -102,7 +101,7 @@ class Gan(Task):
         every = self.options.generator_every
         return ("generator",) if step % every == every - 1 else ("critic",)
 
-    def parameters_of(self, player: str) -> Iterable[Parameter]:
+    def parameters_of(self, player: str) -> Iterable[nn.Parameter]:
         """Of the critic; or of decoder and both encoders."""
         return (self.critic if player == "critic" else self.reconstruction).parameters()
 

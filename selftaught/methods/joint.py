@@ -14,12 +14,7 @@ from torch import Tensor, nn
 
 from selftaught.data.augment import finetune_augment
 from selftaught.errors import require
-from selftaught.methods.autoencoder import (
-    Autoencoder,
-    AutoencoderOptions,
-    check_decoder,
-    new_decoder,
-)
+from selftaught.methods.autoencoder import check_decoder, new_decoder
 from selftaught.methods.begin import (
     away_from_zero,
     fill_statistics,
@@ -28,104 +23,21 @@ from selftaught.methods.begin import (
     sample,
     take_encoder,
 )
-from selftaught.methods.subspace import BANK, EPSILON, principal_subspace, regularised_span
+from selftaught.methods.subspace import (
+    BANK,
+    EPSILON,
+    deep_sad,
+    principal_subspace,
+    regularised_span,
+)
 from selftaught.methods.task import Options, Start, System, Task
 from selftaught.models.decoder import feature_side, masked_mse, reconstruction_error
-from selftaught.models.encoder import Encoder
 from selftaught.models.fresh import fresh_weights
+from selftaught.models.map_embedder import MapEmbedder, new_branch
 from selftaught.models.network import Network
 from selftaught.semi_labels import KNOWN_ABNORMAL
 
 DISTANCES = ("center", "subspace", "span")
-
-
-class MapEmbedder(nn.Module):
-    """Encoder, and what makes an embedding of its feature map.
-
-    Args:
-        encoder: to the feature map.
-        branch: feature map (B, W, f, f) -> z (B, D); None: z is h.
-    """
-
-    def __init__(self, encoder: Encoder, branch: nn.Sequential | None = None) -> None:
-        super().__init__()
-        encoder.need_layers("of autoencoders")
-        self.encoder, self.branch = encoder, branch
-
-    def parts(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Feature map (B, W, f, f), its average h (B, W) and the embedding z (B, D) of images."""
-        features = self.encoder.feature_map(images)
-        h = self.encoder.pool(features).flatten(1)
-        return features, h, h if self.branch is None else self.branch(features)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """H and z of images (B, 1, S, S)."""
-        return self.parts(images)[1:]
-
-
-def new_branch(width: int, side: int, last_norm: str) -> nn.Sequential:
-    """Feature map (B, width, f, f) -> z, 2 x 2 places of width / 4 features; one place for f = 1.
-
-    A map of 16 x 16 or more is pooled as published (16 -> 7 -> 5 -> 2), a smaller one is padded.
-    """
-    if side >= 16:
-        first = [nn.AvgPool2d(3, 2), nn.Conv2d(width, width // 2, 3, bias=False)]
-        pools: list[nn.Module] = [nn.MaxPool2d(3, 2), nn.AdaptiveMaxPool2d(2)]
-    else:
-        first = [nn.Conv2d(width, width // 2, 3, padding=1, bias=False)]
-        pools = [nn.AdaptiveMaxPool2d(min(side, 2))]
-    branch = nn.Sequential(
-        *first,
-        nn.BatchNorm2d(width // 2, affine=False),
-        nn.ReLU(),
-        *pools,
-        nn.Conv2d(width // 2, width // 4, 1, bias=False),
-        nn.BatchNorm2d(width // 4, affine=False) if last_norm == "plain" else nn.Identity(),
-        nn.Flatten(),
-    )
-    for one in branch:
-        if isinstance(one, nn.Conv2d):
-            nn.init.kaiming_normal_(one.weight, mode="fan_out", nonlinearity="relu")
-    return branch
-
-
-@dataclass(frozen=True, kw_only=True)
-class JointAutoencoderOptions(AutoencoderOptions):
-    """The reconstruction that joint training begins with.
-
-    Args:
-        epochs: few, as published.
-        decoder: published = its output is a tanh; corrected = a sigmoid.
-    """
-
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": AutoencoderOptions.presets["paper"]
-    }
-
-    epochs: int = 5
-    milestones: list[int] = field(default_factory=list)
-
-
-class JointAutoencoder(Autoencoder):
-    """Encoder and decoder without a bottleneck between them: image -> feature map -> image."""
-
-    Options: ClassVar[type[AutoencoderOptions]] = JointAutoencoderOptions
-
-    def build(self, network: Network) -> None:
-        """Embedder and decoder with fresh weights."""
-        encoder = network.embedder().encoder
-        self.embedder = MapEmbedder(encoder)
-        self.decoder = new_decoder(network, encoder.width, self.options.decoder)
-
-    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstructions (B, 1, S, S), h and z of images."""
-        features, h, z = self.embedder.parts(images)
-        return self.decoder(features), h, z
-
-    def backbone(self) -> nn.Module:
-        """The layers up to the feature map."""
-        layers: nn.Module = self.embedder.encoder.layers
-        return layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,28 +222,11 @@ class JointScorer(nn.Module):
         }
 
 
-def deep_sad(squared: Tensor, known: Tensor, eta: float, epsilon: Tensor) -> Tensor:
-    """Deep SAD's loss of squared distances (B,), as `mad_loss` of points.
-
-    Its epsilon is a tensor here, which changes with the subspace and is not waited for.
-
-    Args:
-        squared: (B,) squared distances.
-        known: (B,) -1, 0, +1.
-        eta: weight of known images.
-        epsilon: 0-d, added to their squared distances.
-    """
-    raised = squared + epsilon
-    return torch.where(
-        known == 0, squared, eta * torch.where(known == KNOWN_ABNORMAL, 1 / raised, raised)
-    )
-
-
 PLAIN_NORM = (
     "The embedding ends in the published batch norm, which fixes its mean squared length, so that "
     "the known abnormal images alone teach the distance."
 )
-TASKS = {"joint-ae": JointAutoencoder, "joint": Joint}
+TASKS = {"joint": Joint}
 SYSTEMS = {
     "joint": System(
         "Joint training",

@@ -162,3 +162,16 @@ def project_weighted_shell(z: Tensor, weight: Tensor, inner: Tensor, outer: Tens
     missing = (target.square() - (scaled / stretch).square().sum(1)).clamp_min(0).sqrt() / top
     extra = torch.where(hard & (norm > 0), missing, 0)
     return h.scatter_add(1, where[:, None], extra[:, None]).view_as(z)
+
+
+def masked_deviation(batches: Iterator[tuple[Tensor, Tensor]]) -> float:
+    """Standard deviation of pixels inside masks, of views and masks of equal shapes.
+
+    NaN without any pixel.
+    """
+    sums = torch.zeros(3, dtype=torch.float64)
+    for views, masks in batches:
+        x, m = views.double(), masks.double()
+        sums += torch.stack([m.sum(), (m * x).sum(), (m * x * x).sum()]).cpu()
+    area, first, second = sums.tolist()
+    return math.sqrt(max(second / area - (first / area) ** 2, 0.0)) if area else math.nan

@@ -23,10 +23,10 @@ from torch.nn import functional
 from selftaught.errors import require
 from selftaught.losses.means import mean_above_zero
 from selftaught.methods.begin import take_encoder
-from selftaught.methods.classifier import ClassifierOptions, Probability, bce, odds
+from selftaught.methods.classifier import ClassifierOptions
+from selftaught.methods.kinds import Probability, bce, odds
 from selftaught.methods.task import Start, System
 from selftaught.methods.tuned import Tuned, TunedOptions
-from selftaught.models.encoder import Encoder
 from selftaught.models.heads import Embedder
 from selftaught.models.network import Network
 from selftaught.semi_labels import KNOWN_ABNORMAL
@@ -147,14 +147,6 @@ class Relative(Tuned):
     def prototypes(self, z: Tensor) -> "Prototypes":
         """Where embeddings (B, D) lie to the prototypes."""
         return Prototypes(z, self.centers, self.options)
-
-    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """H and z of images."""
-        return self.embedder(images)
-
-    def parts(self) -> tuple[Encoder, nn.Module]:
-        """Encoder and head of the embedder."""
-        return self.embedder.encoder, self.embedder.head
 
     def scorer(self) -> nn.Module:
         """The relative distance, and the probability that it stands for."""

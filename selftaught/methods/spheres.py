@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,9 @@ from selftaught.errors import InputError, require
 from selftaught.losses import mad_loss_with_assignment, nearest_center
 from selftaught.losses.spheres import Assignment
 from selftaught.methods.begin import away_from_zero, normal_rows, take_encoder
+from selftaught.methods.occupancy import count, occupancy, prune
 from selftaught.methods.task import Start
 from selftaught.methods.tuned import Tuned, TunedOptions
-from selftaught.models.encoder import Encoder
 from selftaught.models.heads import Embedder
 from selftaught.models.network import Network
 from selftaught.search import kmeans
@@ -93,10 +93,6 @@ class Spheres(Tuned):
         self.register_buffer("counts", torch.zeros(k, dtype=torch.int64))
         self.settle()
 
-    def parts(self) -> tuple[Encoder, nn.Module]:
-        """Encoder and head of the embedder."""
-        return self.embedder.encoder, self.embedder.head
-
     def check(self, labels: Tensor) -> None:
         """Refuse more centres than images that are not known to be abnormal."""
         images, k = int((labels != KNOWN_ABNORMAL).sum()), self.options.centers
@@ -148,10 +144,6 @@ class Spheres(Tuned):
     def loss(self, nearest: Assignment, batch: dict[str, Any]) -> Tensor:
         """Mean of a batch from the losses, distances and centres of its images."""
         return nearest.loss.mean()
-
-    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """H and z of images."""
-        return self.embedder(images)
 
     def scorer(self) -> nn.Module:
         """Distance to the nearest centre that is left."""
@@ -218,89 +210,6 @@ class NearestCenter(nn.Module):
         h, z = self.embedder(images)
         squared, center = nearest_center(z, self.centers)
         return {"score": squared.sqrt(), "center": center, "h": h, "z": z}
-
-
-class Occupancy(NamedTuple):
-    """How unevenly rows spread over the centres left.
-
-    Attributes:
-        total: rows counted.
-        active: centres left.
-        dead: centres left without a row.
-        largest: share of the rows at the fullest centre, 0 without rows.
-        smallest: rows at the least full centre left.
-        effective: exponential of the entropy of the shares: how many equally full centres would
-            be as uneven; 0 without rows.
-    """
-
-    total: int
-    active: int
-    dead: int
-    largest: float
-    smallest: int
-    effective: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.total} images at {self.active} centres, as uneven as "
-            f"{self.effective:.1f} equally full ones; the fullest has "
-            f"{self.largest:.1%}, the least full {self.smallest}, {self.dead} have none"
-        )
-
-
-def occupancy(counts: Tensor, active: Tensor) -> Occupancy:
-    """Figures of how rows spread over the centres left.
-
-    Args:
-        counts: (K,) rows of all ranks at each centre.
-        active: (K,) booleans, centres left.
-    """
-    held = counts[active].tolist()
-    total = sum(held)
-    shares = [number / total for number in held if number]
-    return Occupancy(
-        total=total,
-        active=len(held),
-        dead=held.count(0),
-        largest=max(shares, default=0.0),
-        smallest=min(held, default=0),
-        effective=math.exp(-sum(p * math.log(p) for p in shares)) if shares else 0.0,
-    )
-
-
-def count(index: Tensor, centers: int, counted: Tensor | None = None) -> Tensor:
-    """Rows at each centre.
-
-    Args:
-        index: (N,) int64, nearest centre of each row; -1 (no finite distance) is left out.
-        centers: K.
-        counted: (N,) booleans, rows that count; None: all do.
-
-    Returns:
-        (K,) int64, on the device of `index`, without waiting for it.
-    """
-    kept = index >= 0 if counted is None else (index >= 0) & counted
-    counts = torch.zeros(centers, dtype=torch.int64, device=index.device)
-    return counts.scatter_add_(0, index.clamp(min=0), kept.long())
-
-
-def prune(counts: Tensor, active: Tensor, gamma: float) -> Tensor:
-    """Centres that stay: those with at least gamma times the fullest centre's rows.
-
-    Where no active centre has a row, nothing is known and all stay. So at least one centre stays
-    wherever one was.
-
-    Args:
-        counts: (K,) rows of all ranks at each centre.
-        active: (K,) booleans, centres left so far; one removed never returns.
-        gamma: 0 to 1.
-
-    Returns:
-        (K,) booleans, on the device of `counts`, without waiting for it.
-    """
-    held = torch.where(active, counts, 0)
-    # float64 holds every count; float32 would move the threshold beyond 16.7 million rows.
-    return active & (held.double() >= gamma * held.max().double())
 
 
 TASKS = {"spheres": Spheres}

@@ -6,6 +6,8 @@ After Devos and Grossglauser 2019, arXiv:1905.13613, who have fewer embeddings t
 import torch
 from torch import Tensor
 
+from selftaught.semi_labels import KNOWN_ABNORMAL
+
 BANK = 10_000  # embeddings that a subspace is fitted to, at most
 VARIANCE = 0.95  # of the bank, held by the principal directions
 RIDGE = 1e-3
@@ -44,3 +46,20 @@ def regularised_span(z: Tensor) -> tuple[Tensor, Tensor, float]:
     gram = z.T @ z
     ridge = RIDGE * torch.eye(len(gram), dtype=z.dtype)
     return torch.zeros_like(gram[0]), RIDGE * torch.linalg.inv(gram + ridge), EPSILON
+
+
+def deep_sad(squared: Tensor, known: Tensor, eta: float, epsilon: Tensor) -> Tensor:
+    """Deep SAD's loss of squared distances (B,), as `mad_loss` of points.
+
+    Its epsilon is a tensor here, which changes with the subspace and is not waited for.
+
+    Args:
+        squared: (B,) squared distances.
+        known: (B,) -1, 0, +1.
+        eta: weight of known images.
+        epsilon: 0-d, added to their squared distances.
+    """
+    raised = squared + epsilon
+    return torch.where(
+        known == 0, squared, eta * torch.where(known == KNOWN_ABNORMAL, 1 / raised, raised)
+    )

@@ -12,6 +12,7 @@ from selftaught.errors import InputError, require
 from selftaught.methods import noise
 from selftaught.methods.task import Options, Task
 from selftaught.models.encoder import Encoder
+from selftaught.models.heads import Embedder
 from selftaught.models.network import Network
 
 FEW_IMAGES = 2000  # below them auto holds the encoder still
@@ -48,10 +49,12 @@ class TunedOptions(Options):
 class Tuned(Task):
     """Base of tasks that train a head on an encoder; `backbone()` is that encoder.
 
-    A task calls `settle` at the end of its `__init__`, and `embed` in its `forward`.
+    A task sets `embedder`, or has `parts` and `features` of its own; it calls `settle` at the end
+    of its `__init__`, and `embed` in its `forward`.
     """
 
     options: TunedOptions
+    embedder: Embedder
 
     def __init__(self, options: TunedOptions, network: Network) -> None:
         super().__init__(options, network)
@@ -62,11 +65,15 @@ class Tuned(Task):
 
     def parts(self) -> tuple[Encoder, nn.Module]:
         """The encoder, and the head that makes z of its features h."""
-        raise NotImplementedError
+        return self.embedder.encoder, self.embedder.head
 
     def backbone(self) -> Encoder:
         """The encoder."""
         return self.parts()[0]
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """H and z of images."""
+        return self.embedder(images)
 
     def settle(self) -> None:
         """Hold the encoder, or what of it does not move.

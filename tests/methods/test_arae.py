@@ -7,7 +7,7 @@ from torch import nn
 from selftaught import methods
 from selftaught.methods import noise
 from selftaught.methods.arae import Arae
-from selftaught.methods.joint import JointAutoencoder
+from selftaught.methods.joint_autoencoder import JointAutoencoder
 from selftaught.models.network import Network
 from tests import thin
 from tests.methods.starts import Start

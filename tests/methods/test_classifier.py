@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from selftaught import methods
 from selftaught.errors import InputError
 from selftaught.methods import noise
-from selftaught.methods.classifier import (
+from selftaught.methods.kinds import (
     bce,
     deviation,
     hypersphere,

@@ -8,7 +8,7 @@ from torch import nn
 
 from selftaught import methods
 from selftaught.losses import mad_loss, mad_loss_with_assignment
-from selftaught.methods import classifier
+from selftaught.methods import kinds
 from selftaught.models.network import Network
 from tests import thin
 from tests.methods import digits
@@ -41,16 +41,16 @@ def classified(cells, kind):
 
     def score(z):
         if kind == "hypersphere":
-            return classifier.radius(z.flatten(0, 1)).view(z.shape[:2])
+            return kinds.radius(z.flatten(0, 1)).view(z.shape[:2])
         return (z * layer[0]).sum(2) + layer[1]
 
     def loss(batch):
         scores, abnormal = score(cells.encoder(batch.images)), batch.labels == -1
         if kind == "hypersphere":
-            return classifier.hypersphere(scores, abnormal)
+            return kinds.hypersphere(scores, abnormal)
         if kind == "deviation":
-            return classifier.deviation(scores, abnormal, classifier.references(0, batch.step))
-        return classifier.bce(scores, abnormal) * torch.where(abnormal, ratio, 1.0)
+            return kinds.deviation(scores, abnormal, kinds.references(0, batch.step))
+        return kinds.bce(scores, abnormal) * torch.where(abnormal, ratio, 1.0)
 
     cells.fit([cells.encoder, *([] if kind == "hypersphere" else [layer])], loss, balanced=balanced)
     return cells.auroc(score)

@@ -13,8 +13,13 @@ from selftaught import methods
 from selftaught.errors import InputError
 from selftaught.evaluation.metrics import auroc
 from selftaught.methods import drocc, noise, perturbation
-from selftaught.methods.drocc import Drocc, cross_entropy, masked_deviation
-from selftaught.methods.perturbation import project_shell, project_weighted_shell, search
+from selftaught.methods.drocc import Drocc, cross_entropy
+from selftaught.methods.perturbation import (
+    masked_deviation,
+    project_shell,
+    project_weighted_shell,
+    search,
+)
 from selftaught.models.network import Network
 from tests import thin
 

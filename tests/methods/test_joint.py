@@ -9,10 +9,12 @@ from selftaught.detector import Detector
 from selftaught.evaluation.metrics import auroc
 from selftaught.losses import mad_loss
 from selftaught.methods.begin import sample
-from selftaught.methods.joint import Joint, JointAutoencoder, deep_sad, new_branch
-from selftaught.methods.subspace import principal_subspace, regularised_span
+from selftaught.methods.joint import Joint
+from selftaught.methods.joint_autoencoder import JointAutoencoder
+from selftaught.methods.subspace import deep_sad, principal_subspace, regularised_span
 from selftaught.models import Calibration, Preprocessing, save_model
 from selftaught.models.encoder import EncoderConfig
+from selftaught.models.map_embedder import new_branch
 from selftaught.models.network import Network
 from tests import thin
 from tests.methods import runs

@@ -8,7 +8,8 @@ import torch
 
 from selftaught import methods
 from selftaught.errors import InputError
-from selftaught.methods.spheres import Spheres, count, occupancy, prune
+from selftaught.methods.occupancy import count, occupancy, prune
+from selftaught.methods.spheres import Spheres
 from selftaught.models.network import Network
 from selftaught.training.config import DataConfig
 from selftaught.training.inputs import Images, open_plain

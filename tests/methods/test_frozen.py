@@ -13,8 +13,10 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from selftaught import methods
 from selftaught.errors import InputError
-from selftaught.methods.features import fit_gaussian, fit_logistic
-from selftaught.methods.patches import Patches, coreset
+from selftaught.methods.logistic import fit_logistic
+from selftaught.methods.mahalanobis import fit_gaussian
+from selftaught.methods.patchcore import coreset
+from selftaught.methods.patches import Patches
 from selftaught.models.encoder import EncoderConfig
 from selftaught.models.network import Network
 from tests import thin
