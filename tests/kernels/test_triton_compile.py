@@ -1,7 +1,9 @@
 """The contrastive kernels compile ahead of time for every GPU generation without a spill."""
 
+import ast
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,7 @@ from selftaught.kernels.triton import (  # noqa: E402
     log_sums,
     merging,
     rows,
+    spheres,
     tuning,
     views,
     weighted_sums,
@@ -48,7 +51,7 @@ def build(kernel, capability, constants, warps=4, stages=2, **dtypes):
         if name in types or name == "D" or "stride" in name:
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    options = {"num_warps": warps, "num_stages": stages}
+    options = {"num_warps": warps, "num_stages": stages, **tuning.FUSED}
     return triton.compile(source, GPUTarget("cuda", capability, 32), options)
 
 
@@ -149,3 +152,18 @@ def test_rows_below_their_maximum(split, width, capability, tmp_path):
     constants |= dict(SPLIT=split, EXCLUDE=2)
     compiled = build(merging.sum_rows, capability, constants, shape.warps, shape.stages)
     check(compiled, capability, tmp_path)
+
+
+def test_every_launch_says_whether_products_and_sums_are_fused():
+    """Triton 3.10 changes its default, and with it digits and speed."""
+    launches = 0
+    for path in Path(tuning.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            # kernel[grid](...), whose settings end in ** of a dict that holds FUSED.
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+                launches += 1
+                assert any(one.arg is None for one in node.keywords), ast.unparse(node.func)
+    assert launches >= 12
+    blocks = rows._block(8, 128)[1], views._block(128)
+    settings = spheres.shape_for(100, 128, True, 9).settings()
+    assert all(one.items() >= tuning.FUSED.items() for one in (*blocks, settings))

@@ -15,7 +15,7 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from selftaught.kernels.triton import spheres  # noqa: E402
+from selftaught.kernels.triton import spheres, tuning  # noqa: E402
 from selftaught.kernels.triton.spheres import gradients, kernels  # noqa: E402
 
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
@@ -44,7 +44,7 @@ def build(kernel, capability, constants, vectors=True, **dtypes):
             signature[name] = "fp32" if name in ("eta", "eps", "slack") else "i32"
         if name in types or name in aligned:
             attributes[(place,)] = [["tt.divisibility", 16]]
-    options = spheres.FUSED | {name: constants[name] for name in OPTIONS if name in constants}
+    options = tuning.FUSED | {name: constants[name] for name in OPTIONS if name in constants}
     constants = {name: value for name, value in constants.items() if name in signature}
     source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, GPUTarget("cuda", capability, 32), options)

@@ -23,6 +23,7 @@ from selftaught.kernels.triton.pieces import (
     power_of_two,
     scale_and_reach,
 )
+from selftaught.kernels.triton.tuning import FUSED
 
 # Largest weight as a power of two: float16 ends at 2 ** 16, and a softmax may round above 1.
 TOP = tl.constexpr(15)
@@ -191,6 +192,6 @@ def make_factors(
         *of_rows, positive, *of_columns, *pair.stats, pair.temperature, *factors,
         pair.rows, pair.columns, 0 if over else 1, float(over or 1),
         ROW=row is not None, COLUMN=column is not None, SAME=column is row, SHARE=share,
-        SLOPE=slope, BLOCK=BLOCK,
+        SLOPE=slope, BLOCK=BLOCK, **FUSED,
     )  # fmt: skip
     return factors

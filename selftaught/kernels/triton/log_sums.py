@@ -147,7 +147,7 @@ def _sum_tiles(
         WIDTH=pair.width, BX=shape.rows, BY=shape.columns, CHUNK=shape.chunk,
         SPLIT=pair.split, EXCLUDE=pair.mode, SYMMETRIC=symmetric, COLUMNS=columns,
         SAFE=pair.safe_sums, CLASSES=classes is not None,
-        num_warps=shape.warps, num_stages=shape.stages,
+        num_warps=shape.warps, num_stages=shape.stages, **tuning.FUSED,
     )  # fmt: skip
 
 

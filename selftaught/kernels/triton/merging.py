@@ -216,6 +216,7 @@ def _sum_rows(pair: Pair) -> tuple[Tensor, Tensor]:
         visits, each,
         WIDTH=pair.width, BX=shape.rows, BY=shape.columns, CHUNK=shape.chunk,
         SPLIT=pair.split, EXCLUDE=pair.mode, num_warps=shape.warps, num_stages=shape.stages,
+        **tuning.FUSED,
     )  # fmt: skip
     return maxima, sums
 
@@ -258,6 +259,6 @@ class Merge:
             *(self.running if vector is None else vector for vector in into),
             pair.rows, pair.bits, parts.shape[1], *more_range, len(self.maxima),
             FIRST=first, LAST=last, SAFE=pair.safe_sums, LOSS=self.losses is not None,
-            CLASSES=self.classes, BLOCK=MERGED,
+            CLASSES=self.classes, BLOCK=MERGED, **tuning.FUSED,
         )  # fmt: skip
         return self.result

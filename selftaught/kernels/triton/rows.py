@@ -16,7 +16,7 @@ from torch import Tensor
 from selftaught.kernels.tiles import Embeddings
 from selftaught.kernels.triton.pairs import on
 from selftaught.kernels.triton.pieces import clamped, exponent, power_of_two
-from selftaught.kernels.triton.tuning import padded
+from selftaught.kernels.triton.tuning import FUSED, padded
 
 # Rows of length 1 are multiplied by this power of two: far from float16's ends on both sides.
 UNIT_PLACES = tl.constexpr(8)
@@ -168,7 +168,7 @@ def _block(count: int, width: int) -> tuple[tuple[int], dict[str, int]]:
     """Grid and block of a kernel over rows."""
     wide = triton.next_power_of_2(width)
     block = max(1, ENTRIES // wide)
-    return (triton.cdiv(count, block),), {"BLOCK": block, "WIDE": wide}
+    return (triton.cdiv(count, block),), {"BLOCK": block, "WIDE": wide, **FUSED}
 
 
 def operand_kind(precision: str, dtype: torch.dtype) -> tuple[torch.dtype, bool]:

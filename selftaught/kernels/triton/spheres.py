@@ -15,12 +15,11 @@ from torch import Tensor
 from selftaught.kernels.spheres import Mad, Nearest
 from selftaught.kernels.triton import nearest_center as kernels
 from selftaught.kernels.triton import nearest_gradient as gradients
-from selftaught.kernels.triton.tuning import generation, processors
+from selftaught.kernels.triton.tuning import FUSED, generation, processors
 
 DIRECT_MEAN = 1024  # centres up to which every program of `prepare` sums all of them by itself
 SUMMED = 256  # centres summed by one program above that
 SPLITS = 4096  # programs that share the rows of all centres in the gradient by centers
-FUSED = {"enable_fp_fusion": True}  # said at every launch: Triton's default is about to change
 WHOLE_WIDTH = 128  # widest row that is read at once
 KEPT_CENTERS = 128  # most centres whose parts a program keeps in shared memory
 ERRORS = (0.0, 5 * 2.0**-20, 13 * 2.0**-20)  # of a product of vectors by PARTS, over their lengths

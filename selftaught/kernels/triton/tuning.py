@@ -21,6 +21,7 @@ from selftaught.files import write_atomic
 from selftaught.kernels.triton.pairs import Pair
 
 VARIABLE = "SELFTAUGHT_AUTOTUNE"
+FUSED = {"enable_fp_fusion": True}  # said at every launch: Triton's default is about to change
 # Widest embeddings whose tiles are held whole; wider ones are read in chunks.
 HELD = 256
 CHUNK = 64

@@ -35,7 +35,7 @@ from selftaught.kernels.triton.rows import (
     store_operands,
     unit_rows,
 )
-from selftaught.kernels.triton.tuning import padded
+from selftaught.kernels.triton.tuning import FUSED, padded
 from selftaught.kernels.triton.weighted_sums import weighted_parts
 
 # Entries of a view that one program of these kernels holds, and images counted at a time.
@@ -209,7 +209,8 @@ def _split(vectors: Tensor, count: int, classes: bool) -> _Vectors:
 
 def _block(width: int) -> dict[str, int]:
     wide = triton.next_power_of_2(width)
-    return {"BLOCK": max(1, ENTRIES // wide), "WIDE": wide, "num_warps": 8 if wide > 2048 else 4}
+    rows, warps = max(1, ENTRIES // wide), 8 if wide > 2048 else 4
+    return {"BLOCK": rows, "WIDE": wide, "num_warps": warps, **FUSED}
 
 
 def _pair(operands: Tensor, kept: _Vectors, reach: float) -> Pair:

@@ -215,6 +215,7 @@ def weighted_parts(
             SPLIT=pair.split, HALF=tl.bfloat16 if bf16 else tl.float16, EXCLUDE=pair.mode,
             ROW=row is not None, COLUMN=column is not None, CLASSES=classes is not None,
             SLOPE=slope, SAFE=pair.safe_gradient, num_warps=shape.warps, num_stages=shape.stages,
+            **tuning.FUSED,
         )  # fmt: skip
         return sums, slopes
 
