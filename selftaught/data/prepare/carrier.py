@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selftaught.data.prepare.edges import refined
-from selftaught.data.prepare.geometry import Quad, ordered, working_picture
+from selftaught.data.prepare.geometry import Quad, ordered, row_ends, working_picture
 from selftaught.data.prepare.sides import completed
 
 WORKING_SIZE, EDGE_SIZE = 384, 1024
@@ -218,9 +218,8 @@ def _dense_extent(raw: Mask, turn: Turned) -> Quad:
 
 def _extent(content: Mask, angle: float) -> Quad:
     """The smallest rectangle of a given angle around all content."""
-    rows, columns = np.nonzero(content)
     turn = cv2.getRotationMatrix2D((0.0, 0.0), angle, 1.0)[:, :2]
-    places = np.stack([columns, rows], axis=1) @ turn.T
+    places = row_ends(content) @ turn.T
     (left, top), (right, bottom) = places.min(axis=0), places.max(axis=0)
     corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
     return ordered(corners @ turn)

@@ -31,6 +31,14 @@ def side_lengths(quad: Quad) -> tuple[float, float]:
     return float(length[0] + length[2]) / 2, float(length[1] + length[3]) / 2
 
 
+def row_ends(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+    """(N, 2) places, x then y, of the first and last set pixel of each row: they have its hull."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    chosen = mask[rows]
+    first, last = chosen.argmax(axis=1), mask.shape[1] - 1 - chosen[:, ::-1].argmax(axis=1)
+    return np.stack([np.concatenate([first, last]), np.concatenate([rows, rows])], axis=1)
+
+
 def overlap(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     """Intersection over union of two convex quadrilaterals, (4, 2) corners each."""
     first, second = ordered(a).astype(np.float32), ordered(b).astype(np.float32)

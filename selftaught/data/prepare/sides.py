@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selftaught.data.prepare.edges import SHARP, Floats, Map, edge_along, sampled
-from selftaught.data.prepare.geometry import Quad, ordered
+from selftaught.data.prepare.geometry import Quad, ordered, row_ends
 
 # Levels that one piece of content steps up by within two pixels where it is cut.
 STEP = 12.0
@@ -94,10 +94,8 @@ def _pieces(content: npt.NDArray[np.bool_], above: npt.NDArray[np.bool_]) -> tup
 
 def _hull(mask: npt.NDArray[np.bool_]) -> Floats:
     """(N, 2) corners of the convex hull of the set pixels."""
-    points = cv2.findNonZero(mask.astype(np.uint8))
-    if points is None:
-        return np.zeros((0, 2))
-    return np.asarray(cv2.convexHull(points)[:, 0], np.float64)
+    points = row_ends(mask).astype(np.int32)
+    return np.asarray(cv2.convexHull(points)[:, 0], np.float64) if len(points) else np.zeros((0, 2))
 
 
 def _extent(hull: Floats, turn: float) -> Floats:

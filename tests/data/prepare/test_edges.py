@@ -6,7 +6,7 @@ import pytest
 
 from selftaught.data.prepare.carrier import find_carrier
 from selftaught.data.prepare.edges import refined
-from selftaught.data.prepare.geometry import ordered, overlap, whole_frame
+from selftaught.data.prepare.geometry import ordered, overlap, row_ends, whole_frame
 from selftaught.data.prepare.mask import find_mask, without_bar
 
 
@@ -22,6 +22,15 @@ def legs(width: int, *, soft: float) -> np.ndarray:
         thick = np.maximum(thick, 1 - ((x - middle) / (0.2 * width)) ** 2)
     profile = 200 * np.maximum(thick, 0) ** soft
     return np.rint(np.tile(profile, (162, 1))).astype(np.uint8)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.002, 0.1, 1.0])
+def test_the_ends_of_rows_have_the_hull_of_all_places(share: float) -> None:
+    mask = np.random.default_rng(1).random((61, 83)) < share
+    ends, places = row_ends(mask), np.argwhere(mask)[:, ::-1]
+    assert {*map(tuple, ends)} <= {*map(tuple, places)} and bool(len(ends)) == bool(share)
+    hulls = [cv2.convexHull(of.astype(np.int32))[:, 0] for of in (ends, places) if share]
+    assert not share or {*map(tuple, hulls[0])} == {*map(tuple, hulls[1])}
 
 
 @pytest.mark.parametrize("width", [300, 640])
