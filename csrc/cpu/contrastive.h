@@ -44,6 +44,18 @@ struct Finish {
   int64_t rows, width, threads;
 };
 
+// NT-Xent of two views: what the forward takes and fills, then what the backward takes and fills.
+struct Views {
+  const void *z1, *z2, *temperature;
+  void *unit, *inverse;  // of 2B rows; inverse may be null: not normalised
+  void *positive, *losses;
+  const void* grad;               // of each row, or with grad_step 0 one number
+  void *gradient1, *gradient2;    // may be null
+  void* of_temperature;           // may be null
+  double over;                    // that the gradient by a row's loss is divided by
+  int64_t images, width, grad_step, threads, row_threads;
+};
+
 struct Dots {
   const void *x, *y;
   int64_t rows, width;

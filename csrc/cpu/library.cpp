@@ -78,7 +78,7 @@ SELFTAUGHT_EXPORT void selftaught_use_team(void* entry) {
 }
 
 // Raised whenever a struct or a kernel changes, so that a stale library is noticed.
-SELFTAUGHT_EXPORT int selftaught_version() { return 4; }
+SELFTAUGHT_EXPORT int selftaught_version() { return 5; }
 
 // Instruction sets built and usable here: 1 baseline, 2 avx2, 4 avx512, added up.
 SELFTAUGHT_EXPORT int selftaught_variants() {

@@ -71,6 +71,22 @@ inline void multiply(int64_t steps, const T* __restrict a, const T* __restrict b
   }
 }
 
+// Product of two rows, as a double.
+template <class T>
+double product(const T* x, const T* y, int64_t width) {
+  constexpr int kTogether = 8;
+  double parts[kTogether] = {}, result = 0;
+  int64_t k = 0;
+  for (; k + kTogether <= width; k += kTogether) {
+    for (int lane = 0; lane < kTogether; ++lane) {
+      parts[lane] += static_cast<double>(x[k + lane]) * static_cast<double>(y[k + lane]);
+    }
+  }
+  for (; k < width; ++k) result += static_cast<double>(x[k]) * static_cast<double>(y[k]);
+  for (const double part : parts) result += part;
+  return result;
+}
+
 // Rows packed for `similarities`: per block of kBlock rows, per panel of kPanel rows, the panel's
 // values side by side for each position of the width; zeros behind the last row. Also finds the
 // largest row length of each block.
@@ -106,14 +122,13 @@ class Packed {
       const int64_t index = block * kBlock + row;
       T* to = data_.get() + block * kBlock * width_ + row / kPanel<T> * kPanel<T> * width_ +
               row % kPanel<T>;
-      const T* from = rows + index * width_;
-      double square = 0;
-      for (int64_t k = 0; k < width_; ++k) {
-        const T value = index < count ? from[k] : T(0);
-        to[k * kPanel<T>] = value;
-        square += static_cast<double>(value) * static_cast<double>(value);
+      if (index >= count) {
+        for (int64_t k = 0; k < width_; ++k) to[k * kPanel<T>] = 0;
+        continue;
       }
-      longest = longer(longest, square);
+      const T* from = rows + index * width_;
+      for (int64_t k = 0; k < width_; ++k) to[k * kPanel<T>] = from[k];
+      longest = longer(longest, product(from, from, width_));
     }
     squares_[block] = longest;
   }

@@ -11,6 +11,9 @@ namespace {
 // Tasks to aim at where there are few rows. Part of the result's definition, so a constant.
 constexpr int64_t kTasks = 32;
 
+// Up to as many blocks pairs of them leave threads idle, and every tile is made for its rows alone.
+constexpr int64_t kFew = 5;
+
 // Blocks that meet other blocks together, to be read from far memory less often: as many as leave
 // enough teams to share out.
 constexpr int64_t team_size(int64_t blocks) {
@@ -130,7 +133,7 @@ class Gradient {
         column_blocks_(ceil_div(m_.columns, kBlock)),
         splits_(smaller_of(ceil_div(kTasks, row_blocks_), column_blocks_)),
         // With equal sides a tile and its mirror image are one.
-        mirrored_(m_.symmetric && same(arguments)),
+        mirrored_(m_.symmetric && same(arguments) && row_blocks_ > kFew),
         team_(team_size(row_blocks_)),
         output_(mirrored_ ? 1 : splits_, row_blocks_, values.block_size()),
         tiles_(m_.threads * kBlock * kBlock) {

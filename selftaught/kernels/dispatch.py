@@ -122,13 +122,13 @@ def implementation(request: Request, backend: str | None = None) -> Backend:
     return loaded
 
 
-def widest_views(device: torch.device, dtype: torch.dtype, backend: str) -> int:
-    """Widest embeddings that `ops.views` takes of the backend that would be chosen; 0: none."""
+def widest_views(op: str, device: torch.device, dtype: torch.dtype, backend: str) -> int:
+    """Widest embeddings that `ops.views` takes of an op and the backend of its choice; 0: none."""
     try:
-        loaded = implementation(Request(op="ntxent", device=device, dtype=dtype, width=1), backend)
+        loaded = implementation(Request(op=op, device=device, dtype=dtype, width=1), backend)
     except InputError:  # the op that is then called says so
         return 0
-    return getattr(loaded.losses, "widest_views", 0)
+    return int(getattr(loaded.losses, "widest_views", {}).get(op, 0))
 
 
 # As torch.compiler.assume_constant_result marks it, which would import torch._dynamo here.

@@ -21,7 +21,7 @@ from selftaught.errors import InputError
 
 VARIABLE = "SELFTAUGHT_CPU"
 VARIANTS = ("baseline", "avx2", "avx512")
-VERSION = 4
+VERSION = 5
 OPENMP = re.compile(r"/lib(g|i)omp[^/]*\.so[^/]*$")
 LIBRARY = Path(__file__).with_name("_native.so")
 

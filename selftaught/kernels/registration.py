@@ -13,6 +13,7 @@ because that of `torch.library.register_autograd` refuses torch.func (pytorch is
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from selftaught.kernels.tiles import Tiles
 _library = torch.library.Library("selftaught", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 OVER_RANKS = "_over_ranks"
+_NOTHING = nullcontext()
 Functions = tuple[Callable[..., Any], Callable[..., Sequence[Tensor]]]
 
 
@@ -76,7 +78,9 @@ def _implementation(family: Family, backward: bool) -> Callable[..., Any]:
         embeddings = passed[1] if backward else passed[0]
         chosen = dispatch.implementation(family.request(embeddings), backend)
         function = family.functions(chosen)[backward]
-        with torch.autocast(embeddings.device.type, enabled=False):
+        kind = embeddings.device.type
+        # To enter a context costs as much as a small batch's kernel.
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _NOTHING:
             return tuple(function(*passed)) if backward else function(*passed)
 
     return run

@@ -5,6 +5,7 @@ Averaged over ranks, as DDP averages gradients, a mean is the mean over the glob
 and in gradient; a sum is 1 / ranks of the global sum.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from selftaught.losses.checks import (
     check_same_rows,
     reduce,
     split_temperature,
+    values_readable,
 )
 from selftaught.losses.group import Arguments, agree, peers_of
 from selftaught.losses.module import LossModule
@@ -65,8 +67,8 @@ def _evaluate(
         check_matrix(*first)
         check_matrix(*second, first)
         check_same_rows(*second, *first)
-        check_content(*first, values)
-        check_content(*second, values)
+        check_content(*first, values and peers.ranks > 1)
+        check_content(*second, values and peers.ranks > 1)
         scale, fixed = split_temperature(temperature, first, values)
         dtype = torch.promote_types(first[1].dtype, second[1].dtype)
         pair = first[1].to(dtype), second[1].to(dtype)
@@ -75,22 +77,28 @@ def _evaluate(
     agreed = {"normalize": normalize, "exchange": exchange, "check_values": values, **flags}
     words = ", ".join(f"{name}={value}" for name, value in agreed.items())
     a, b, other, scale, fixed, backend = agree(peers, loss.name, words, check)
-    if peers.ranks == 1 and loss is not formulas.INFO_NCE:
-        if a.shape[1] <= dispatch.widest_views(a.device, a.dtype, backend):
-            options = [fixed, normalize, reduction, precision]
-            return ops.views(a, b, other, scale, *options, backend)[0]
-    tensors: list[Tensor | None] = [a, b, other, scale]
-    if loss is not formulas.INFO_NCE:
-        classes = [] if other is None else [_classes(other, peers.rank)]
-        tensors = [torch.cat([a, b]), *classes, scale]
-    options = [fixed, *(flags[name] for name in loss.flags), normalize, precision]
-    if peers.ranks == 1:
-        rows = getattr(ops, loss.name)(*tensors, *options, backend)
+    alone = peers.ranks == 1
+    if alone and a.shape[1] <= dispatch.widest_views(loss.name, a.device, a.dtype, backend):
+        options = [fixed, normalize, reduction, precision]
+        result = ops.views(a, b, other, scale, *options, backend)[0]
     else:
-        over_ranks = getattr(ops, f"{loss.name}_over_ranks")
-        name = ranks.group_name(peers.group)
-        rows, *_ = over_ranks(*tensors, *options, exchange == "ring", name, backend)
-    return reduce(rows, reduction)
+        tensors: list[Tensor | None] = [a, b, other, scale]
+        if loss is not formulas.INFO_NCE:
+            classes = [] if other is None else [_classes(other, peers.rank)]
+            tensors = [torch.cat([a, b]), *classes, scale]
+        options = [fixed, *(flags[name] for name in loss.flags), normalize, precision]
+        if alone:
+            rows = getattr(ops, loss.name)(*tensors, *options, backend)
+        else:
+            over_ranks = getattr(ops, f"{loss.name}_over_ranks")
+            name = ranks.group_name(peers.group)
+            rows, *_ = over_ranks(*tensors, *options, exchange == "ring", name, backend)
+        result = reduce(rows, reduction)
+    # An entry that is not finite shows in the loss: where that is finite none is looked for.
+    if alone and values and values_readable(result) and not math.isfinite(result.detach().sum()):
+        check_content(*first)
+        check_content(*second)
+    return result
 
 
 def ntxent_loss(

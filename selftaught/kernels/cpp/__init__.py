@@ -2,9 +2,9 @@
 
 from selftaught.kernels import native
 from selftaught.kernels.backend import Backend, Request
-from selftaught.kernels.contrastive import Contrastive
 from selftaught.kernels.cpp.spheres import CppSpheres
 from selftaught.kernels.cpp.tiles import TILES
+from selftaught.kernels.cpp.views import CppLosses
 
 
 def refusal(request: Request) -> str:
@@ -12,4 +12,4 @@ def refusal(request: Request) -> str:
     return native.reason() if request.device.type == "cpu" else "runs on cpu only"
 
 
-BACKEND = Backend(tiles=TILES, losses=Contrastive(TILES), spheres=CppSpheres(), refusal=refusal)
+BACKEND = Backend(tiles=TILES, losses=CppLosses(TILES), spheres=CppSpheres(), refusal=refusal)

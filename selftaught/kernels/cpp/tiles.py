@@ -69,7 +69,8 @@ class _Dots(ctypes.Structure):
     ]
 
 
-def _threads(work: int) -> int:
+def threads(work: int) -> int:
+    """Threads for so many multiplications."""
     return 1 if work < SMALL else torch.get_num_threads()
 
 
@@ -90,7 +91,7 @@ def _matrix(
         offset=offset,
         half=half,
         symmetric=y is x and offset == 0 and half * 2 in (0, rows),
-        threads=_threads(rows * columns * width),
+        threads=threads(rows * columns * width),
     )
 
 
@@ -118,7 +119,7 @@ class CppTiles:
             inverse=native.pointer(inverse),
             rows=z.shape[0],
             width=z.shape[1],
-            threads=_threads(z.numel()),
+            threads=threads(z.numel()),
         )
         native.run("normalize", z.dtype, arguments)
         return Embeddings(unit=unit, inverse=inverse)
@@ -211,7 +212,7 @@ class CppTiles:
             gradient=native.pointer(gradient),
             rows=sums.shape[0],
             width=sums.shape[1],
-            threads=_threads(sums.numel()),
+            threads=threads(sums.numel()),
         )
         native.run("finish", sums.dtype, arguments)
         return gradient

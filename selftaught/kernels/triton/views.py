@@ -330,7 +330,7 @@ def backward(
 class ViewLosses(Contrastive):
     """The contrastive ops in Triton, those of one process's views with kernels of their own."""
 
-    widest_views = WIDEST
+    widest_views = dict.fromkeys(("ntxent", "supcon"), WIDEST)
     keep_views = staticmethod(keep)
     views = staticmethod(forward)
     views_backward = staticmethod(backward)
