@@ -24,10 +24,12 @@ demo: $(STAMP)
 	$(BIN)/python -m selftaught.kernels.native
 	$(BIN)/selftaught demo --out demo
 
-# One process of one thread for every core, each file in one of them: its fixtures are dear.
+# Three processes of one thread for two cores, as a third of the time they wait for others of their
+# own; each file in one of them: its fixtures are dear.
+JOBS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() * 3 // 2)")
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" \
-		--numprocesses logical --dist loadfile --no-loadscope-reorder
+		--numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # The tests on what PyPI gives today, then every package that is not the one in constraints.txt.
 newest:

@@ -204,7 +204,8 @@ def main() -> None:
         plan += [("ntxent", 262144, 128, 3), ("ntxent", 1048576, 128, 1)]
         plan += [("clip", n, 128, 7) for n in (4096, 16384)]
     else:
-        plan = [("ntxent", n, 128, 7) for n in (512, 2048, 4096)]
+        plan = [("ntxent", n, 128, 101) for n in (128, 256, 512)]
+        plan += [("ntxent", n, 128, 7) for n in (2048, 4096)]
         plan += [("ntxent", 8192, 128, 5), ("ntxent", 16384, 128, 3), ("ntxent", 32768, 128, 1)]
         plan += [("ntxent", 2048, 512, 5), ("clip", 4096, 128, 5)]
     results = []
