@@ -65,21 +65,28 @@ class Film:
     source_bits: int
 
 
+class Found(NamedTuple):
+    """Where a film lies on its page; fields as of `Film`."""
+
+    quad: Quad
+    carrier: Literal["cropped", "whole", "unsure"]
+    score: float
+
+
 class _Cut(NamedTuple):
     """A file's picture and its bits, and what lies on its film at the prepared size."""
 
     grey: np.ndarray
     bits: int
     image: np.ndarray
-    quad: Quad
+    found: Found
     portrait: bool
-    carrier: Literal["cropped", "whole", "unsure"]
-    score: float
 
 
-def look_at_film(path: Path, body_part: str, config: PrepareConfig) -> Look:
-    """See which way round a file's film is; arguments and errors as of `prepare_film`."""
-    return look_at(_cut(path, body_part, config).image)
+def look_at_film(path: Path, body_part: str, config: PrepareConfig) -> tuple[Look, Found]:
+    """Which way round a file's film is, and where; arguments and errors as of `prepare_film`."""
+    cut = _cut(path, body_part, config)
+    return look_at(cut.image), cut.found
 
 
 def prepare_film(
@@ -88,6 +95,7 @@ def prepare_film(
     body_part: str,
     config: PrepareConfig,
     reference: Reference = NO_REFERENCE,
+    found: Found | None = None,
 ) -> Film:
     """Prepare one file.
 
@@ -97,11 +105,12 @@ def prepare_film(
         body_part: lower case, "" where unknown.
         config: rules and size.
         reference: films of its set, which its polarity is judged against.
+        found: where the film lies, where `look_at_film` has seen that already.
 
     Raises:
         BadImage: the image or its mask cannot be used.
     """
-    grey, bits, image, quad, portrait, state, score = _cut(path, body_part, config)
+    grey, bits, image, (quad, state, score), portrait = _cut(path, body_part, config, found)
     low_contrast = is_low_contrast(image, config.low_contrast)
     inverted, polarity = _polarity(path, image, body_part, config, reference)
     positive = invert(image) if inverted else image
@@ -138,6 +147,7 @@ def usable_film(
     body_part: str,
     config: PrepareConfig,
     reference: Reference = NO_REFERENCE,
+    found: Found | None = None,
 ) -> Film:
     """`prepare_film` of a film that is to go on; arguments as there.
 
@@ -145,7 +155,7 @@ def usable_film(
         BadImage: it cannot be prepared, whatever the reason, or its low contrast leaves it out.
     """
     try:
-        film = prepare_film(path, given, body_part, config, reference)
+        film = prepare_film(path, given, body_part, config, reference, found)
     except MemoryError:
         raise BadImage(path, "needs more memory than there is") from None
     except (cv2.error, ValueError, ArithmeticError) as error:
@@ -173,33 +183,31 @@ def _bits(path: Path, grey: np.ndarray, config: PrepareConfig) -> int:
     return used_bits(grey, stated, config.low_contrast)
 
 
-def _carrier(
-    grey: np.ndarray, body_part: str, config: PrepareConfig
-) -> tuple[Quad, Literal["cropped", "whole", "unsure"], float]:
+def _carrier(grey: np.ndarray, body_part: str, config: PrepareConfig) -> Found:
     frame = whole_frame(grey.shape)
     if config.carrier == "none" or min(grey.shape) < 8:
-        return frame, "whole", 0.0
+        return Found(frame, "whole", 0.0)
     if config.carrier == "paper":
         page = published.find_carrier(grey, body_part)
     else:
         page = carrier.find_carrier(grey)
     if page is None:
-        return frame, "unsure", 0.0
+        return Found(frame, "unsure", 0.0)
     if config.carrier == "default" and overlap(page.quad, frame) >= WHOLE:
-        return frame, "whole", page.score
-    return page.quad, "cropped", page.score
+        return Found(frame, "whole", page.score)
+    return Found(page.quad, "cropped", page.score)
 
 
-def _cut(path: Path, body_part: str, config: PrepareConfig) -> _Cut:
+def _cut(path: Path, body_part: str, config: PrepareConfig, found: Found | None = None) -> _Cut:
     grey = read_grey(path)
     bits = _bits(path, grey, config)
     grey = grey << np.uint16(16 - bits) if 8 < bits < 16 else grey
-    quad, state, score = _carrier(grey, body_part, config)
-    portrait = config.carrier == "paper" and state == "cropped"
-    image = shrink(upright(grey, quad, portrait=portrait), config.size)
+    found = found or _carrier(grey, body_part, config)
+    portrait = config.carrier == "paper" and found.carrier == "cropped"
+    image = shrink(upright(grey, found.quad, portrait=portrait), config.size)
     if config.bits == "8" and image.dtype == np.uint16:
         image = np.rint(image.astype(np.float32) * np.float32(255 / 65535)).astype(np.uint8)
-    return _Cut(grey, bits, image, quad, portrait, state, score)
+    return _Cut(grey, bits, image, found, portrait)
 
 
 def _polarity(

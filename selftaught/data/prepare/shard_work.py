@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
+import numpy as np
 
 from selftaught.data.images.decode import is_dicom
 from selftaught.data.images.limits import BadImage
 from selftaught.data.images.pack_writer import Packable, shard_bytes
 from selftaught.data.images.stamps import Stamp, stamp
 from selftaught.data.prepare.config import PrepareConfig
-from selftaught.data.prepare.film import Film, look_at_film, usable_film
+from selftaught.data.prepare.film import Film, Found, look_at_film, usable_film
 from selftaught.data.prepare.polarity import Look
 from selftaught.data.prepare.reference import NO_REFERENCE, Reference, read_reference
 from selftaught.errors import MachineError
@@ -38,11 +39,13 @@ class Seen(NamedTuple):
     Attributes:
         files: as they were before it was read.
         stated: the file states its polarity.
+        found: where it lies on its page.
     """
 
     files: dict[str, Stamp]
     look: Look | None
     stated: bool
+    found: Found | None = None
 
 
 class Places(NamedTuple):
@@ -60,6 +63,11 @@ class Places(NamedTuple):
     def shard(self, number: int) -> Path:
         """The pixels of a shard."""
         return self.shards / f"{number:05d}.bin"
+
+    @property
+    def carriers(self) -> Path:
+        """Where the films lie that were looked at before any was prepared."""
+        return self.work / "carriers.json"
 
     def notes(self, number: int) -> Path:
         """What happened to the rows of a shard; written last."""
@@ -81,10 +89,14 @@ def work_shard(places: Places, number: int, rows: list[Row], config: PrepareConf
     notes: list[Note] = []
     packed: list[Packable] = []
     reference = read_reference(places.out) if config.polarity == "default" else NO_REFERENCE
+    carriers = read_carriers(places)
     for row in rows:
         files = _files(places.root, row, config)
+        stamped, found = carriers.get(row.path, (None, None))
+        if files.get(row.path) != stamped:
+            found = None
         try:
-            film = _film(places.root, row, config, reference)
+            film = _film(places.root, row, config, reference, found)
         except BadImage as error:
             notes.append({"row": row.row, "files": files, "reason": _reason(error, row)})
             continue
@@ -111,12 +123,36 @@ def see_films(root: Path, rows: list[Row], config: PrepareConfig) -> list[Seen]:
         files, path = _files(root, row, config), root / row.path
         try:
             _check_inside(root, row, config)
-            seen.append(Seen(files, look_at_film(path, row.body_part, config), is_dicom(path)))
+            look, found = look_at_film(path, row.body_part, config)
+            seen.append(Seen(files, look, is_dicom(path), found))
         except (BadImage, cv2.error, ValueError, ArithmeticError, MemoryError):
             seen.append(Seen(files, None, False))  # It is refused, and named, when it is prepared.
     if any(one.look is None for one in seen):
         _check_source(root)
     return seen
+
+
+def write_carriers(places: Places, seen: list[Seen]) -> None:
+    """Keep where films lie, for `work_shard` not to look again."""
+    kept = [
+        (name, stamp, one.found.quad.tolist(), *one.found[1:])
+        for one in seen
+        if one.found is not None
+        for name, stamp in one.files.items()
+    ]
+    write_atomic(places.carriers, json.dumps(kept))
+
+
+def read_carriers(places: Places) -> dict[str, tuple[Stamp, Found]]:
+    """What `write_carriers` kept, by the path of the image; nothing where there is nothing."""
+    try:
+        kept = json.loads(places.carriers.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {
+        name: (Stamp(*was), Found(np.array(quad), carrier, score))
+        for name, was, quad, carrier, score in kept
+    }
 
 
 def _check_source(root: Path) -> None:
@@ -170,10 +206,12 @@ def _files(root: Path, row: Row, config: PrepareConfig) -> dict[str, Stamp]:
     }
 
 
-def _film(root: Path, row: Row, config: PrepareConfig, reference: Reference) -> Film:
+def _film(
+    root: Path, row: Row, config: PrepareConfig, reference: Reference, found: Found | None
+) -> Film:
     _check_inside(root, row, config)
     given = root / row.mask if row.mask else None
-    return usable_film(root / row.path, given, row.body_part, config, reference)
+    return usable_film(root / row.path, given, row.body_part, config, reference, found)
 
 
 def _check_inside(root: Path, row: Row, config: PrepareConfig) -> None:

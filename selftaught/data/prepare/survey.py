@@ -10,7 +10,7 @@ from selftaught.data.images.stamps import Stamp, changes, first_of
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.polarity import kind_of
 from selftaught.data.prepare.reference import NAME, settle
-from selftaught.data.prepare.shard_work import Places, Row, Seen, see_films
+from selftaught.data.prepare.shard_work import Places, Row, Seen, see_films, write_carriers
 from selftaught.files import write_atomic
 from selftaught.workers import work_side_by_side, worker_count
 
@@ -53,6 +53,7 @@ def survey(places: Places, rows: list[Row], config: PrepareConfig) -> None:
     if before is None or any(content[name] != before[name] for name in ("reference", "unsettled")):
         for note in places.work.glob("[0-9]*.json"):
             note.unlink()
+    write_carriers(places, seen)
     write_atomic(places.out / NAME, json.dumps(content) + "\n")
 
 

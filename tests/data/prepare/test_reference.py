@@ -11,7 +11,7 @@ import pytest
 from films import chest, stop_after
 
 from selftaught.data.images.pack import Pack
-from selftaught.data.prepare import job, survey
+from selftaught.data.prepare import carrier, job, survey
 from selftaught.data.prepare.config import PrepareConfig
 from selftaught.data.prepare.film import prepare_film
 from selftaught.data.prepare.job import prepare
@@ -337,6 +337,29 @@ def test_films_that_changed_before_the_job_went_on_are_compared_again(
     prepare(raw, tmp_path / "whole", CONFIG)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     assert rows(tmp_path / "out")[20]["inverted"] == "1"
+
+
+def test_a_film_is_looked_for_on_its_page_once_unless_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = write(tmp_path / "raw", [np.pad(chest(n), 20, constant_values=9) for n in range(6)])
+    config = PrepareConfig(**{**vars(CONFIG), "carrier": "default"})
+    looked, find = [], carrier.find_carrier
+    monkeypatch.setattr(carrier, "find_carrier", lambda grey: looked.append(1) or find(grey))
+    prepare(raw, tmp_path / "out", config)
+    assert len(looked) == 6
+    assert {row["carrier"] for row in rows(tmp_path / "out")} == {"cropped"}
+    real_work = job.work_shard
+
+    def another(*given: object) -> None:
+        cv2.imwrite(str(raw / "03.png"), np.pad(chest(3), 40, constant_values=9))
+        real_work(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(job, "work_shard", another)
+    prepare(raw, tmp_path / "changed", config)
+    assert len(looked) == 6 + 6 + 1
+    quads = [rows(tmp_path / name)[3]["quad"] for name in ("out", "changed")]
+    assert quads[0] != quads[1]
 
 
 def test_a_film_alone_is_judged_by_the_sets_reference_as_in_the_set(
