@@ -1,5 +1,6 @@
 """Contrastive losses and their gradients against float64 formulas, and what they promise."""
 
+import itertools
 import math
 
 import pytest
@@ -334,6 +335,22 @@ def test_large_finite_entries_are_not_mistaken_for_infinities():
     assert torch.isfinite(ntxent_loss(z, z))
     half = torch.full((4, 8), 65504.0, dtype=torch.float16)
     assert torch.isfinite(ntxent_loss(half, half))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_row_of_which_nothing_is_finite_is_named(loss, value):
+    """It is looked for where the loss is not finite, which has to show it then."""
+    for place, normalize, images in itertools.product((0, 1), (True, False), (1, 5)):
+        inputs = [z.float() for z in views(images, 16, 0.5)]
+        inputs[place][-1] = float(value)
+        # The bank of the tests is made of the views, and so names a row of its own.
+        row = images - 1 if loss != "queue" else r"\d"
+        with pytest.raises(ValueError, match=f"row {row} holds"):
+            ours(loss, *inputs, 0.2, normalize=normalize)
+        for reduction in ("mean", "sum") if loss == "ntxent" else ():
+            with pytest.raises(ValueError, match=f"row {images - 1} holds"):
+                ntxent_loss(*inputs, 0.2, normalize=normalize, reduction=reduction)
 
 
 @pytest.mark.parametrize("images", [1, 5])
