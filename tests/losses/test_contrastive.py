@@ -135,8 +135,15 @@ def test_half_precision_computes_in_float32(loss, dtype, precision, every_backen
     assert values[1].dtype == dtype
     rounded = every_backend == "triton" and precision == "auto"  # products of fp16 rows
     assert relative_error(values[0], truth[0]) < (2.0**-10 if rounded else 1e-5)
-    for value, expected in zip(values[1:], truth[1:], strict=True):
-        assert relative_error(value, expected) < torch.finfo(dtype).eps
+    allowed = [torch.finfo(dtype).eps] * len(values)
+    if rounded:
+        # The gradient by temperature is a difference of like terms, which exact arithmetic on
+        # rounded rows has wrong by more: 1.6e-3 with supcon, PyTorch's own in float16 by 1.1e-2.
+        units = [nn.functional.normalize(z, dim=1).half().double() for z in (z1, z2)]
+        there = evaluate(theirs, loss, *units, 0.25, torch.float64)
+        allowed[-1] += relative_error(there[-1], truth[-1])
+    for value, expected, most in zip(values[1:], truth[1:], allowed[1:], strict=True):
+        assert relative_error(value, expected) < most
 
 
 @pytest.mark.parametrize("loss", LOSSES)
