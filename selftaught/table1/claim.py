@@ -65,7 +65,12 @@ class Claim:
             return False
         except OSError:  # a file system without locks
             locked = False
-        if not (self._make() or (self._take_over(locked) and self._make())):
+        try:
+            taken = self._make() or (self._take_over(locked) and self._make())
+        except OSError:
+            self._handle.close()  # else the lock stays for as long as this object
+            raise
+        if not taken:
             self._handle.close()
             return False
         self.lost = False

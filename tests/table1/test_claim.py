@@ -113,11 +113,11 @@ def test_a_full_disk_leaves_no_claim_that_is_nobodys(path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    failed, mine = Claim(path), Claim(path)
     with monkeypatch.context() as patch:
         patch.setattr(claim.json, "dump", full)
         with pytest.raises(MachineError, match="disk full"):
-            Claim(path).take()
-    mine = Claim(path)
+            failed.take()
     assert mine.take()
     mine.release()
 
