@@ -92,9 +92,7 @@ def work_shard(places: Places, number: int, rows: list[Row], config: PrepareConf
     carriers = read_carriers(places)
     for row in rows:
         files = _files(places.root, row, config)
-        stamped, found = carriers.get(row.path, (None, None))
-        if files.get(row.path) != stamped:
-            found = None
+        found = carriers.get((row.path, files.get(row.path)))
         try:
             film = _film(places.root, row, config, reference, found)
         except BadImage as error:
@@ -143,14 +141,14 @@ def write_carriers(places: Places, seen: list[Seen]) -> None:
     write_atomic(places.carriers, json.dumps(kept))
 
 
-def read_carriers(places: Places) -> dict[str, tuple[Stamp, Found]]:
-    """What `write_carriers` kept, by the path of the image; nothing where there is nothing."""
+def read_carriers(places: Places) -> dict[tuple[str, Stamp | None], Found]:
+    """What `write_carriers` kept, by path and stamp; nothing where it did not or it is damaged."""
     try:
         kept = json.loads(places.carriers.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
     return {
-        name: (Stamp(*was), Found(np.array(quad), carrier, score))
+        (name, Stamp(*was)): Found(np.array(quad), carrier, score)
         for name, was, quad, carrier, score in kept
     }
 

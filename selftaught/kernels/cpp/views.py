@@ -76,7 +76,7 @@ def forward(
     precision: str,
 ) -> Results:
     """The loss and what the backward keeps; see `keep`."""
-    loss, unit, vectors, classes = keep(z1, labels, reduction, precision)
+    _, unit, vectors, classes = keep(z1, labels, reduction, precision)
     arguments, _tau = _arguments(unit, vectors, temperature, fixed, normalize)
     views = [z.detach().to(unit.dtype).contiguous() for z in (z1, z2)]
     arguments.z1, arguments.z2 = (native.pointer(view) for view in views)
